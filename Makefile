@@ -1,0 +1,37 @@
+# The commands of this repository. They are the same on a laptop and in CI, and need nothing but
+# make and Python 3.11: the first one builds the environment (see tools/environment.py).
+#   make PYTHON=/path/to/python3.11 test     another Python
+#   make test ARGS="tests/runtime -x"        a part of the tests
+
+PYTHON ?= python3
+RUN := $(PYTHON) tools/run.py
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint types format check clean
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' $(MAKEFILE_LIST) | expand -t 16
+
+demo:  ## segment a picture: checkpoint, export, bundle, result
+	@$(RUN) python tools/demo.py $(ARGS)
+
+test:  ## run the tests
+	@$(RUN) python -m pytest -q $(ARGS)
+
+lint:  ## check style and formatting
+	@$(RUN) ruff check .
+	@$(RUN) ruff format --check .
+
+types:  ## check the types
+	@$(RUN) python -m mypy
+
+format:  ## format the code and sort its imports
+	@$(RUN) ruff check --select I --fix .
+	@$(RUN) ruff format .
+
+check: test lint types  ## tests, style and types
+
+clean:  ## remove caches and build outputs of this checkout (not the shared environment)
+	@rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist out
+	@find . -name .git -prune -o -type d -name __pycache__ -exec rm -rf {} +

@@ -1,0 +1,174 @@
+"""Vision-language fusion: refine the correlation with the image, then with all the categories.
+
+Paper: arXiv 2411.14723, section 3.3. Image guidance is a pair of Swin layers, one category at a
+time; text guidance is linear attention over the categories at each pixel. Linear attention needs
+of the other categories only two sums (Katharopoulos et al., arXiv 2006.16236, equation 5), which is
+why a chunk of categories can be worked on alone and the sums be added up between chunks.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .swin import GuidedSwinLayer, Mlp
+
+__all__ = ["CategoryAttention", "ImageGuidance", "ImageGuided", "TextGuidance"]
+
+
+class ImageGuided(NamedTuple):
+    """What ``esc{i}_image`` gives: the embedding, and this chunk's part of the two sums."""
+
+    embedding: Tensor
+    kv_sum: Tensor
+    k_sum: Tensor
+
+
+def _tokens(x: Tensor) -> Tensor:
+    """[n, c, h, w] → [n, h, w, c]."""
+    return x.permute(0, 2, 3, 1)
+
+
+def _maps(x: Tensor) -> Tensor:
+    """[n, h, w, c] → [n, c, h, w]."""
+    return x.permute(0, 3, 1, 2)
+
+
+class CategoryAttention(nn.Module):
+    """Linear attention over the categories, one pixel at a time; φ(x) = elu(x) + 1.
+
+    Query and key are linear maps of [x ; t], t the category's text feature, which is the same at
+    every pixel; the value is a linear map of x. No positional embedding: N is free.
+    """
+
+    def __init__(self, query: nn.Linear, key: nn.Linear, value: nn.Linear, heads: int) -> None:
+        super().__init__()
+        self.query, self.key, self.value, self.heads = query, key, value, heads
+
+    def sums(self, x: Tensor, text: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Σ_n w_n φ(k_n) v_nᵀ and Σ_n w_n φ(k_n), in float32.
+
+        Args:
+            x: [n, P, C]; text: [n, C]; weight: float32 [n].
+
+        Returns:
+            [P, H, d, d] and [P, H, d].
+        """
+        key = self._split(_feature(_guided(self.key, x, text).float()))
+        value = self._split(self.value(x).float())
+        key = key * weight[None, None, :, None]
+        return key.transpose(-2, -1) @ value, key.sum(dim=2)
+
+    def read(self, x: Tensor, text: Tensor, kv_mean: Tensor, k_mean: Tensor) -> Tensor:
+        """φ(q)·kv / φ(q)·k for each category and pixel: [n, P, C] → [n, P, C]."""
+        query = self._split(_feature(_guided(self.query, x, text).float()))
+        below = query @ k_mean[..., None]
+        mixed = (query @ kv_mean) / (below + 1e-6)
+        return mixed.permute(2, 0, 1, 3).flatten(2).to(x.dtype)
+
+    def _split(self, x: Tensor) -> Tensor:
+        """[n, P, C] → [P, H, n, d]."""
+        return x.unflatten(-1, (self.heads, -1)).permute(1, 2, 0, 3)
+
+
+def _feature(x: Tensor) -> Tensor:
+    return F.elu(x) + 1.0
+
+
+def _guided(linear: nn.Linear, x: Tensor, text: Tensor) -> Tensor:
+    """``linear([x ; text])`` with the text's half computed once a category."""
+    width = x.shape[-1]
+    shared = F.linear(text, linear.weight[:, width:], linear.bias)
+    return F.linear(x, linear.weight[:, :width]) + shared[:, None]
+
+
+class ImageGuidance(nn.Module):
+    """``esc{i}_image``: two guided Swin layers, then this chunk's sums for the text guidance."""
+
+    def __init__(
+        self, layers: nn.ModuleList, guidance_norm: nn.LayerNorm, grid: tuple[int, int]
+    ) -> None:
+        super().__init__()
+        self.layers, self.guidance_norm, self.grid = layers, guidance_norm, grid
+
+    def forward(self, embedding: Tensor, guidance: Tensor, *, plain: bool = False) -> Tensor:
+        """[n, C, h, w] and [1, G, h, w] → [n, C, h, w]."""
+        x, guide = _tokens(embedding), self.guidance_norm(_tokens(guidance))
+        for layer in self.layers:
+            assert isinstance(layer, GuidedSwinLayer)
+            x = layer.forward_plain(x, guide) if plain else layer(x, guide)
+        return _maps(x)
+
+
+class TextGuidance(nn.Module):
+    """``esc{i}_text``: attention over the categories, an MLP, and the scalar read-out C'."""
+
+    def __init__(
+        self,
+        *,
+        attention: CategoryAttention,
+        project_text: nn.Linear,
+        text_norm: nn.LayerNorm,
+        norm1: nn.LayerNorm,
+        norm2: nn.LayerNorm,
+        mlp: Mlp,
+        read_norm: nn.LayerNorm,
+        read_out: nn.Linear,
+    ) -> None:
+        super().__init__()
+        self.attention, self.mlp = attention, mlp
+        self.project_text, self.text_norm = project_text, text_norm
+        self.norm1, self.norm2 = norm1, norm2
+        self.read_norm, self.read_out = read_norm, read_out
+
+    def sums(self, embedding: Tensor, text: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """See :meth:`CategoryAttention.sums`; embedding is [n, C, h, w], text float32 [n, D]."""
+        x = self.norm1(_tokens(embedding).flatten(1, 2))
+        return self.attention.sums(x, self._text(text), weight)
+
+    def forward(
+        self, embedding: Tensor, text: Tensor, scores: Tensor, kv_mean: Tensor, k_mean: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Refined embedding [n, C, h, w] and scores float32 [n, h, w].
+
+        Args:
+            embedding: [n, C, h, w] of this chunk.
+            text: float32 [n, D].
+            scores: float32 [n, h, w]; the read-out is added to them.
+            kv_mean, k_mean: the sums over all categories, float32.
+        """
+        height, width = embedding.shape[2:]
+        x = _tokens(embedding).flatten(1, 2)
+        x = x + self.attention.read(self.norm1(x), self._text(text), kv_mean, k_mean)
+        return self._finish(x, scores, height, width)
+
+    def forward_plain(
+        self, embedding: Tensor, text: Tensor, scores: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """All N categories at once through the concatenations themselves: the reference."""
+        height, width = embedding.shape[2:]
+        x = _tokens(embedding).flatten(1, 2)
+        normed, attention = self.norm1(x), self.attention
+        guide = self._text(text)[:, None].expand(-1, x.shape[1], -1)
+        both = torch.cat([normed, guide], dim=-1)
+        heads = attention.heads
+        query = _feature(attention.query(both)).unflatten(-1, (heads, -1))
+        key = _feature(attention.key(both)).unflatten(-1, (heads, -1))
+        value = attention.value(normed).unflatten(-1, (heads, -1)) / x.shape[0]
+        kv = torch.einsum("nphd,nphe->phde", key, value)
+        below = torch.einsum("nphd,phd->nph", query, key.mean(dim=0)) + 1e-6
+        mixed = torch.einsum("nphd,phde->nphe", query, kv) / below[..., None]
+        return self._finish(x + mixed.flatten(2), scores, height, width)
+
+    def _text(self, text: Tensor) -> Tensor:
+        out: Tensor = self.text_norm(self.project_text(text.to(self.project_text.weight.dtype)))
+        return out
+
+    def _finish(
+        self, x: Tensor, scores: Tensor, height: int, width: int
+    ) -> tuple[Tensor, Tensor]:
+        x = x + self.mlp(self.norm2(x))
+        change = self.read_out(self.read_norm(x)).float()
+        embedding = _maps(x.unflatten(1, (height, width)))
+        return embedding, scores + change.reshape(-1, height, width)

@@ -1,0 +1,152 @@
+"""ESC-Net: open-vocabulary semantic segmentation (CVPR 2025, arXiv 2411.14723).
+
+The methods of :class:`EscNet` are the graphs that are exported; ``forward`` strings them together in
+one batch of all categories, ``forward_plain`` does the same without sharing anything.
+"""
+
+from typing import NamedTuple
+
+import torch
+from open_clip.model import CLIP
+from torch import Tensor, nn
+
+from .block import EscBlock
+from .clip import dense_features, encode_text, unit_norm
+from .config import EscNetConfig
+from .decoder import Decoder, SkipProjection
+from .ppg import TorchPrompts, pseudo_prompts
+
+__all__ = ["EscNet", "ImageFeatures", "Trace"]
+
+
+class ImageFeatures(NamedTuple):
+    """What the image encoder gives for b images.
+
+    ``features`` float32 [b, D, h, w] has unit norm over D; ``block_features`` is [b, C, h, w];
+    ``skip0`` and ``skip1`` are at 2 and 4 times the grid.
+    """
+
+    features: Tensor
+    block_features: Tensor
+    skip0: Tensor
+    skip1: Tensor
+
+
+class Trace(NamedTuple):
+    """What a forward pass went through: scores and prompts entering each block, and the logits."""
+
+    scores: list[Tensor]
+    prompts: list[TorchPrompts]
+    logits: Tensor
+
+
+class EscNet(nn.Module):
+    """The whole model. Submodules are built elsewhere (``build.py``) and handed in.
+
+    Args:
+        config: the sizes the submodules were built with; carried for export and checkpoints.
+        clip: open_clip's CLIP.
+        block_projection: 1×1 convolution D → C of the dense features, for the SAM blocks.
+        skips: projections of two earlier CLIP blocks, for the decoder.
+        correlation_embedding: 1×1 convolution of the correlation map, 1 → E channels.
+        blocks: the ESC blocks.
+        decoder: the decoder.
+    """
+
+    def __init__(
+        self,
+        config: EscNetConfig,
+        *,
+        clip: CLIP,
+        block_projection: nn.Conv2d,
+        skips: tuple[SkipProjection, SkipProjection],
+        correlation_embedding: nn.Conv2d,
+        blocks: list[EscBlock],
+        decoder: Decoder,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.clip = clip
+        self.block_projection = block_projection
+        self.skip0, self.skip1 = skips
+        self.correlation_embedding = correlation_embedding
+        self.blocks = nn.ModuleList(blocks)
+        self.decoder = decoder
+
+    @property
+    def esc_blocks(self) -> list[EscBlock]:
+        """The ESC blocks, typed."""
+        return [block for block in self.blocks if isinstance(block, EscBlock)]
+
+    def encode_image(self, image: Tensor) -> ImageFeatures:
+        """``image_encoder``: normalised image [b, 3, S, S] → :class:`ImageFeatures`."""
+        grid = (self.config.grid, self.config.grid)
+        dense = dense_features(self.clip.visual, image, self.config.clip.skip_layers)
+        maps = dense.projected.transpose(1, 2).unflatten(2, grid)
+        return ImageFeatures(
+            features=unit_norm(dense.projected).transpose(1, 2).unflatten(2, grid),
+            block_features=self.block_projection(maps),
+            skip0=self.skip0(dense.skips[0]),
+            skip1=self.skip1(dense.skips[1]),
+        )
+
+    def encode_text(self, tokens: Tensor) -> Tensor:
+        """``text_encoder``: int32 tokens [t, l] → unit-norm embeddings, float32 [t, D]."""
+        return encode_text(self.clip, tokens)
+
+    def correlate(self, features: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
+        """``correlation``: cosine of every pixel with every category, and its embedding.
+
+        Args:
+            features: float32 [1, D, h, w], unit norm.
+            text: float32 [n, D], unit norm.
+
+        Returns:
+            scores float32 [n, h, w] and embedding [n, E, h, w]. Prompts are decided on the
+            scores, so they stay in float32 at every precision.
+        """
+        scores = (text @ features[0].flatten(1)).unflatten(1, features.shape[2:])
+        weight = self.correlation_embedding.weight
+        return scores, self.correlation_embedding(scores[:, None].to(weight.dtype))
+
+    def decode(self, embedding: Tensor, skip0: Tensor, skip1: Tensor) -> Tensor:
+        """``decoder``: embedding [n, E, h, w] and skips → logits float32 [n, 4h, 4w]."""
+        logits: Tensor = self.decoder(embedding, skip0, skip1)
+        return logits
+
+    def forward(self, image: Tensor, text: Tensor) -> Tensor:
+        """Logits float32 [N, 4h, 4w] of one image [1, 3, S, S] and N text embeddings [N, D]."""
+        return self.trace(image, text).logits
+
+    def forward_plain(self, image: Tensor, text: Tensor) -> Tensor:
+        """The same with nothing shared between categories: the reference for tests and counts."""
+        return self.trace(image, text, plain=True).logits
+
+    def trace(self, image: Tensor, text: Tensor, *, plain: bool = False) -> Trace:
+        """A forward pass that keeps the scores and prompts of each block."""
+        encoded = self.encode_image(image)
+        features, skips = encoded.block_features, (encoded.skip0, encoded.skip1)
+        scores, embedding = self.correlate(encoded.features, text)
+        weight = torch.full((len(text),), 1.0 / len(text), device=text.device)
+        all_scores, all_prompts = [scores], []
+        for block in self.esc_blocks:
+            prompts = pseudo_prompts(scores, self.config.ppg)
+            all_prompts.append(prompts)
+            sam = block.sam.forward_plain if plain else block.sam.forward
+            enhanced = sam(
+                features,
+                prompts.points,
+                prompts.point_labels,
+                prompts.regions,
+                prompts.probabilities,
+                weight,
+            )
+            features, guidance = block.fuse(features, enhanced)
+            if plain:
+                embedding, scores = block.refine_plain(embedding, guidance, text, scores)
+            else:
+                embedding, kv, k = block.refine_image(embedding, guidance, text, weight)
+                embedding, scores = block.refine_text(embedding, text, scores, kv, k)
+            all_scores.append(scores)
+        logits: Tensor = self.decoder(embedding, *skips, plain=plain)
+        return Trace(all_scores, all_prompts, logits)

@@ -1,0 +1,135 @@
+"""One graph from torch to a checked, typed ONNX file."""
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+import onnx
+import torch
+from escnet.config import EscNetConfig
+from escnet_runtime.manifest import Precision
+from torch import Tensor
+
+from .errors import ExportError
+from .graphs import Graph, Port
+from .precision import DTYPES
+
+__all__ = ["example_inputs", "export_graph"]
+
+# 20 is the newest opset that TensorRT 10, 11 and RTX and ONNX Runtime all read whole; bf16
+# convolutions need 22.
+_OPSET: Final = {Precision.FP32: 20, Precision.FP16: 20, Precision.BF16: 22}
+_LARGEST: Final = 65536
+# Not 1: torch.export would take a dynamic axis of 1 for a constant.
+_EXAMPLE: Final = 3
+
+
+def example_inputs(
+    graph: Graph,
+    config: EscNetConfig,
+    *,
+    categories: int,
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+) -> tuple[Tensor, ...]:
+    """Random inputs of the kind each port takes, for ``categories`` categories.
+
+    Unit-norm features, grid pixels, label and region indices as the prompt generator makes them,
+    weights 1/N; anything else is normal. One image; texts of nine tokens.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    axes = {"n": categories, "t": categories, "b": 1, "l": 9}
+    return tuple(_example(port, config, axes, dtype, generator) for port in graph.inputs)
+
+
+def _example(
+    port: Port,
+    config: EscNetConfig,
+    axes: dict[str, int],
+    dtype: torch.dtype,
+    generator: torch.Generator,
+) -> Tensor:
+    shape = [axes[axis] if isinstance(axis, str) else axis for axis in port.shape]
+
+    def integers(low: int, high: int) -> Tensor:
+        return torch.randint(low, high, shape, generator=generator, dtype=torch.int32)
+
+    match port.name:
+        case "tokens":
+            tokens = integers(1, config.clip.vocab_size - 2)
+            tokens[:, 0], tokens[:, -1] = config.clip.vocab_size - 2, config.clip.vocab_size - 1
+            return tokens
+        case "regions":
+            return integers(-1, config.ppg.regions)
+        case "point_labels":
+            labels = 2 * integers(0, 2) - 1
+            labels[:, 0] = 1  # the peak is always a point
+            return labels
+        case "points":
+            return integers(0, config.grid).float()
+        case "weight":
+            return torch.full(shape, 1.0 / axes["n"])
+        case "probabilities" | "kv_mean" | "k_mean":
+            return torch.rand(shape, generator=generator)
+    values = torch.randn(shape, generator=generator)
+    if port.name in ("features", "text"):
+        values = torch.nn.functional.normalize(values, dim=1)
+    return values.to(port.dtype(dtype))
+
+
+def export_graph(graph: Graph, config: EscNetConfig, precision: Precision, path: Path) -> None:
+    """Write ``graph`` to ``path``, its category axis dynamic, weights inside.
+
+    The file is checked by onnx; its numbers are compared by :mod:`escnet_export.check`.
+
+    Raises:
+        ExportError: torch or onnx refused; the message names the graph.
+    """
+    args = example_inputs(graph, config, categories=_EXAMPLE, dtype=DTYPES[precision])
+    largest = {"l": config.clip.context_length}
+    shapes = tuple(
+        {
+            index: torch.export.Dim(axis, min=1, max=largest.get(axis, _LARGEST))
+            for index, axis in enumerate(port.shape)
+            if isinstance(axis, str)
+        }
+        for port in graph.inputs
+    )
+    try:
+        with torch.no_grad(), _quiet():
+            program = torch.onnx.export(
+                graph.module.eval(),
+                args,
+                dynamo=True,
+                opset_version=_OPSET[precision],
+                input_names=[port.name for port in graph.inputs],
+                output_names=[port.name for port in graph.outputs],
+                dynamic_shapes=(shapes,),
+                verbose=False,
+            )
+        assert program is not None
+        program.save(str(path), external_data=False)
+        onnx.checker.check_model(str(path), full_check=True)
+    except OSError:
+        raise  # a full disk is not the graph's fault
+    except Exception as error:
+        raise ExportError(f"graph {graph.name!r} could not be exported: {error}") from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """torch's exporter talks to its own developers on every channel; errors still raise."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -1,0 +1,197 @@
+"""The graphs a model is split into: names, inputs and outputs are part of the bundle format.
+
+Every graph is a method of the model itself, so nothing is written twice. What the runtime computes
+with (scores, prompts, weights, sums, logits, embeddings of text) is float32 or int32 at every
+precision; what only travels from graph to graph has the graphs' own type.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from escnet.model import EscNet
+from torch import Tensor, nn
+
+__all__ = ["Graph", "GraphModule", "Port", "model_graphs"]
+
+Axis = int | str
+Kind = Literal["float32", "int32", "graph"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Port:
+    """One input or output of a graph. A string in ``shape`` names a dynamic axis.
+
+    An output that refines an input of the same name ends in ``_out``: a graph has one namespace.
+    """
+
+    name: str
+    kind: Kind
+    shape: tuple[Axis, ...]
+
+    def dtype(self, graph_dtype: torch.dtype) -> torch.dtype:
+        """The torch type at a graph precision."""
+        fixed = {"float32": torch.float32, "int32": torch.int32}
+        return fixed.get(self.kind, graph_dtype)
+
+
+class GraphModule(nn.Module):
+    """A module whose forward is one method of ``owner``, which it holds so weights are found."""
+
+    def __init__(self, owner: nn.Module, method: Callable[..., Tensor | tuple[Tensor, ...]]) -> None:
+        super().__init__()
+        self.owner = owner
+        self._method = method
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """Outputs in the order of the graph's ports."""
+        result = self._method(*inputs)
+        return (result,) if isinstance(result, Tensor) else tuple(result)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Graph:
+    """One graph: its ports and the module that computes it."""
+
+    name: str
+    module: GraphModule
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+
+
+def model_graphs(model: EscNet) -> list[Graph]:
+    """All graphs of ``model`` in the order they run."""
+    first = [_image_encoder(model), _text_encoder(model), _correlation(model)]
+    blocks = [graph for index in range(len(model.blocks)) for graph in _block(model, index)]
+    return [*first, *blocks, _decoder(model)]
+
+
+def _float(name: str, *shape: Axis) -> Port:
+    return Port(name=name, kind="float32", shape=shape)
+
+
+def _int(name: str, *shape: Axis) -> Port:
+    return Port(name=name, kind="int32", shape=shape)
+
+
+def _own(name: str, *shape: Axis) -> Port:
+    return Port(name=name, kind="graph", shape=shape)
+
+
+def _out(port: Port) -> Port:
+    return replace(port, name=f"{port.name}_out")
+
+
+def _features(model: EscNet, batch: Axis) -> tuple[Port, Port, Port, Port]:
+    config, grid = model.config, model.config.grid
+    skip0, skip1 = config.decoder.skip_channels
+    return (
+        _float("features", batch, config.clip.embed_dim, grid, grid),
+        _own("block_features", batch, config.sam.embed_dim, grid, grid),
+        _own("skip0", batch, skip0, 2 * grid, 2 * grid),
+        _own("skip1", batch, skip1, 4 * grid, 4 * grid),
+    )
+
+
+def _image_encoder(model: EscNet) -> Graph:
+    size = model.config.clip.image_size
+    return Graph(
+        name="image_encoder",
+        module=GraphModule(model, model.encode_image),
+        inputs=(_float("image", "b", 3, size, size),),
+        outputs=_features(model, "b"),
+    )
+
+
+def _text_encoder(model: EscNet) -> Graph:
+    return Graph(
+        name="text_encoder",
+        module=GraphModule(model, model.encode_text),
+        inputs=(_int("tokens", "t", "l"),),
+        outputs=(_float("embeddings", "t", model.config.clip.embed_dim),),
+    )
+
+
+def _text(model: EscNet) -> Port:
+    return _float("text", "n", model.config.clip.embed_dim)
+
+
+def _scores(model: EscNet) -> Port:
+    return _float("scores", "n", model.config.grid, model.config.grid)
+
+
+def _embedding(model: EscNet) -> Port:
+    grid = model.config.grid
+    return _own("embedding", "n", model.config.fusion.hidden_dim, grid, grid)
+
+
+def _correlation(model: EscNet) -> Graph:
+    return Graph(
+        name="correlation",
+        module=GraphModule(model, model.correlate),
+        inputs=(_features(model, 1)[0], _text(model)),
+        outputs=(_scores(model), _embedding(model)),
+    )
+
+
+def _block(model: EscNet, index: int) -> list[Graph]:
+    block, config, grid = model.esc_blocks[index], model.config, model.config.grid
+    regions, heads = config.ppg.regions, config.fusion.heads
+    width = config.fusion.hidden_dim // heads
+    maps = ("n", grid, grid)
+    features = _features(model, 1)[1]
+    guidance = _own("guidance", 1, config.fusion.hidden_dim, grid, grid)
+    kv_shape, k_shape = (grid * grid, heads, width, width), (grid * grid, heads, width)
+    sam = Graph(
+        name=f"esc{index}_sam",
+        module=GraphModule(block.sam, block.sam.forward),
+        inputs=(
+            features,
+            _float("points", "n", regions, 2),
+            _int("point_labels", "n", regions),
+            _int("regions", *maps),
+            _float("probabilities", *maps),
+            _float("weight", "n"),
+        ),
+        outputs=(_float("enhanced_sum", *features.shape),),
+    )
+    fuse = Graph(
+        name=f"esc{index}_fuse",
+        module=GraphModule(block, block.fuse),
+        inputs=(features, _float("enhanced_mean", *features.shape)),
+        outputs=(_out(features), guidance),
+    )
+    image = Graph(
+        name=f"esc{index}_image",
+        module=GraphModule(block, block.refine_image),
+        inputs=(_embedding(model), guidance, _text(model), _float("weight", "n")),
+        outputs=(
+            _out(_embedding(model)),
+            _float("kv_sum", *kv_shape),
+            _float("k_sum", *k_shape),
+        ),
+    )
+    text = Graph(
+        name=f"esc{index}_text",
+        module=GraphModule(block, block.refine_text),
+        inputs=(
+            _embedding(model),
+            _text(model),
+            _scores(model),
+            _float("kv_mean", *kv_shape),
+            _float("k_mean", *k_shape),
+        ),
+        outputs=(_out(_embedding(model)), _out(_scores(model))),
+    )
+    return [sam, fuse, image, text]
+
+
+def _decoder(model: EscNet) -> Graph:
+    cells = model.config.logits
+    return Graph(
+        name="decoder",
+        module=GraphModule(model, model.decode),
+        inputs=(_embedding(model), *_features(model, 1)[2:]),
+        outputs=(_float("logits", "n", cells, cells),),
+    )

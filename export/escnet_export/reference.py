@@ -1,0 +1,86 @@
+"""The model itself as a backend: the same pipeline, with torch computing the graphs in float32."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from escnet.model import EscNet
+from escnet_runtime.backends.base import Array, Tensor
+
+from .graphs import model_graphs
+
+__all__ = ["Call", "RecordingBackend", "TorchBackend"]
+
+
+class TorchBackend:
+    """Runs the graphs of ``model`` in torch, on the model's device.
+
+    The runtime's pipeline over this backend is what the typed graphs are compared with; that it
+    gives what ``EscNet.forward`` gives is a test.
+    """
+
+    name = "torch"
+
+    def __init__(self, model: EscNet) -> None:
+        self._graphs = {graph.name: graph for graph in model_graphs(model)}
+        self._device = next(model.parameters()).device
+
+    @property
+    def description(self) -> str:
+        """Library, version and device."""
+        return f"torch {torch.__version__} on {self._device}"
+
+    def run(self, graph: str, inputs: Mapping[str, Tensor | Array]) -> dict[str, Tensor]:
+        """See :class:`escnet_runtime.backends.base.Backend`."""
+        spec = self._graphs[graph]
+        args = [self._tensor(inputs[port.name]) for port in spec.inputs]
+        with torch.inference_mode():
+            results = spec.module(*args)
+        names = [port.name for port in spec.outputs]
+        return dict(zip(names, results, strict=True))
+
+    def to_host(self, tensor: Tensor) -> Array:
+        """See :class:`escnet_runtime.backends.base.Backend`."""
+        array: Array = tensor.cpu().numpy() if isinstance(tensor, torch.Tensor) else tensor
+        return array
+
+    def release(self, graph: str) -> None:
+        """Nothing to free: the weights are the model's."""
+
+    def close(self) -> None:
+        """Nothing to free."""
+
+    def _tensor(self, value: Any) -> torch.Tensor:
+        made = torch.from_numpy(value) if isinstance(value, np.ndarray) else value
+        return made.to(self._device)
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One run of a graph, as NumPy arrays."""
+
+    graph: str
+    inputs: dict[str, Array]
+    outputs: dict[str, Array]
+
+
+class RecordingBackend(TorchBackend):
+    """A reference that keeps every call, so that each graph can be fed what torch fed it."""
+
+    def __init__(self, model: EscNet) -> None:
+        super().__init__(model)
+        self.calls: list[Call] = []
+
+    def run(self, graph: str, inputs: Mapping[str, Tensor | Array]) -> dict[str, Tensor]:
+        """As the base class, and remember."""
+        outputs = super().run(graph, inputs)
+        self.calls.append(
+            Call(
+                graph,
+                {name: self.to_host(value) for name, value in inputs.items()},
+                {name: self.to_host(value) for name, value in outputs.items()},
+            )
+        )
+        return outputs

@@ -1,0 +1,246 @@
+"""Files and folders that appear whole or not at all.
+
+The content is written under a hidden temporary name next to the target, forced to disk, then
+swapped in with one system call. A reader sees the old content or the new one, never a mixture.
+Temporary names are ``.NAME.tmp-PID-RANDOM``; those whose process is gone are removed by the next
+writer of the same target.
+"""
+
+import contextlib
+import ctypes
+import errno
+import os
+import re
+import secrets
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from .errors import InputError
+
+if sys.platform != "win32":
+    import fcntl
+
+__all__ = ["atomic_directory", "atomic_file"]
+
+_MARKER = "bundle.json"
+_AT_FDCWD = -100  # linux/fcntl.h: paths are relative to the working directory
+_RENAME_EXCHANGE = 2  # linux/fs.h: swap the two names in one step
+_NO_EXCHANGE = {errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EPERM}
+_TAKEN = {errno.ENOTEMPTY, errno.EEXIST}
+
+
+@contextmanager
+def atomic_directory(target: Path) -> Iterator[Path]:
+    """Yield an empty temporary folder that becomes ``target`` when the block ends without error.
+
+    An existing target is replaced in one step if it is empty or holds ``bundle.json``. Whatever the
+    block raises, the temporary folder is removed and the target is left as it was. Of several
+    processes that write the same target at once, the last to finish wins, whole.
+
+    Raises:
+        InputError: the target is something else than a bundle, or its place is not writable.
+        OSError: the disk is full, or a similar failure while writing.
+    """
+    target = Path(os.path.realpath(target))
+    _require_replaceable(target)
+    with _as_input_error(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(target)
+        temporary = _temporary_name(target)
+        temporary.mkdir()
+    try:
+        with _held(temporary):
+            yield temporary
+            _sync_tree(temporary)
+            _require_replaceable(target)  # the block may have taken minutes
+            _swap(temporary, target)
+            _sync(target.parent)
+    finally:
+        # After a swap this name holds what was at the target before.
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """Yield a temporary path to write; it becomes ``path`` when the block ends without error.
+
+    The temporary name ends with the suffix of ``path``, because writers of images and arrays choose
+    the format by it.
+
+    Raises:
+        InputError: ``path`` is a folder, or its place is not writable.
+        OSError: the disk is full, or a similar failure while writing.
+    """
+    path = Path(os.path.realpath(path))
+    if path.is_dir():
+        raise InputError(f"Cannot write the file {path}: it is a folder.")
+    with _as_input_error(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(path)
+        temporary = _temporary_name(path, path.suffix)
+        temporary.touch(exist_ok=False)
+    try:
+        yield temporary
+        _sync(temporary)
+        os.replace(temporary, path)
+        _sync(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _require_replaceable(target: Path) -> None:
+    if not target.name:
+        raise InputError(f"Cannot write a bundle at {target}: name a folder inside it.")
+    if not target.exists():
+        return
+    if not target.is_dir():
+        raise InputError(f"Cannot write a bundle at {target}: it exists and is not a folder.")
+    if target.is_mount():
+        raise InputError(
+            f"Cannot write a bundle at {target}: it is a mount point, which cannot be replaced in "
+            "one step. Name a folder inside it."
+        )
+    if not (target / _MARKER).is_file() and any(target.iterdir()):
+        raise InputError(
+            f"Will not replace {target}: it is neither empty nor a bundle (no {_MARKER} in it). "
+            "Name another folder, or remove this one yourself."
+        )
+
+
+@contextmanager
+def _as_input_error(target: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise
+        raise InputError(
+            f"Cannot write at {target}: {error.strerror or error} ({error.filename})."
+        ) from error
+
+
+def _temporary_name(target: Path, suffix: str = "") -> Path:
+    return target.with_name(f".{target.name}.tmp-{os.getpid()}-{secrets.token_hex(4)}{suffix}")
+
+
+def _remove_leftovers(target: Path) -> None:
+    """Remove temporaries of this target whose process was killed."""
+    if sys.platform == "win32":
+        return  # there, os.kill(pid, 0) would end the process instead of asking for it
+    pattern = re.compile(
+        rf"\.{re.escape(target.name)}\.tmp-(\d+)-[0-9a-f]+({re.escape(target.suffix)})?"
+    )
+    for entry in target.parent.iterdir():
+        match = pattern.fullmatch(entry.name)
+        if match is None or _is_alive(int(match[1])):
+            continue
+        if entry.is_dir() and not entry.is_symlink():
+            _remove_unless_held(entry)
+        else:
+            entry.unlink(missing_ok=True)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _remove_unless_held(folder: Path) -> None:
+    # A process of another container is invisible here, but its lock on a shared folder is not.
+    with contextlib.suppress(OSError), _held(folder):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    """Hold an exclusive lock on a folder; OSError if another process holds it."""
+    if sys.platform == "win32":
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in {errno.ENOTSUP, errno.ENOLCK, errno.ENOSYS}:
+                raise  # some network file systems have no locks; the process id must do there
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _sync_tree(folder: Path) -> None:
+    for where, _, files in os.walk(folder):
+        for name in files:
+            _sync(Path(where, name))
+        _sync(Path(where))
+
+
+def _sync(path: Path) -> None:
+    """Force a file or a folder to disk. A power cut then cannot leave an empty new file."""
+    if path.is_dir() and sys.platform == "win32":
+        return  # folders cannot be opened there
+    descriptor = os.open(path, os.O_RDWR if sys.platform == "win32" else os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _swap(temporary: Path, target: Path) -> None:
+    """Put ``temporary`` at ``target``; what was there is at ``temporary`` afterwards."""
+    while True:
+        if not target.exists():
+            try:
+                os.rename(temporary, target)
+            except OSError as error:
+                if error.errno not in _TAKEN:
+                    raise
+                continue  # another writer was first
+            return
+        try:
+            if not _exchange(temporary, target):
+                _rename_aside(temporary, target)
+        except FileNotFoundError:
+            if not temporary.exists():
+                raise
+            continue  # another writer has just moved the target
+        return
+
+
+def _exchange(first: Path, second: Path) -> bool:
+    """Swap two names in one step (Linux renameat2). False where that does not exist."""
+    if sys.platform != "linux":
+        return False
+    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if renameat2 is None:
+        return False  # a C library older than glibc 2.28, or musl
+    paths = os.fsencode(first), os.fsencode(second)
+    if renameat2(_AT_FDCWD, paths[0], _AT_FDCWD, paths[1], ctypes.c_uint(_RENAME_EXCHANGE)) == 0:
+        return True
+    code = ctypes.get_errno()
+    if code in _NO_EXCHANGE:
+        return False
+    raise OSError(code, os.strerror(code), str(second))
+
+
+def _rename_aside(temporary: Path, target: Path) -> None:
+    """Without an exchange: the target is missing for an instant, and comes back on failure."""
+    aside = _temporary_name(target)
+    os.rename(target, aside)
+    try:
+        os.rename(temporary, target)
+    except BaseException:
+        with contextlib.suppress(OSError):  # another writer has put its own there: keep that
+            os.rename(aside, target)
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+    shutil.rmtree(aside, ignore_errors=True)

@@ -1,0 +1,56 @@
+"""What the pipeline asks of a backend.
+
+A tensor is whatever the backend makes of one: the pipeline hands outputs of one graph to the next
+without looking inside, and asks for a NumPy array only where it computes itself.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from ..manifest import Precision
+
+__all__ = ["Array", "Backend", "GraphFile", "Tensor"]
+
+Tensor: TypeAlias = Any
+Array: TypeAlias = npt.NDArray[np.generic]
+
+
+@dataclass(frozen=True, slots=True)
+class GraphFile:
+    """Where a graph's ONNX lies and what precision it is typed in."""
+
+    path: Path
+    precision: Precision
+
+
+class Backend(Protocol):
+    """Runs graphs by name."""
+
+    @property
+    def name(self) -> str:
+        """The name it is chosen by, for instance ``"onnxruntime"``."""
+
+    @property
+    def description(self) -> str:
+        """One line for people: library, version, device."""
+
+    def run(self, graph: str, inputs: Mapping[str, Tensor | Array]) -> dict[str, Tensor]:
+        """Run ``graph``; NumPy arrays and tensors of this backend may be mixed as inputs.
+
+        Raises:
+            BackendError: the graph failed; the message names it.
+        """
+
+    def to_host(self, tensor: Tensor) -> Array:
+        """The tensor's values as a NumPy array."""
+
+    def release(self, graph: str) -> None:
+        """Free what ``graph`` holds; a later run loads it again."""
+
+    def close(self) -> None:
+        """Free everything. Running afterwards is an error."""

@@ -1,0 +1,161 @@
+"""ONNX Runtime. On the CPU here; the CUDA provider is chosen by name and never silently replaced.
+
+All sessions of a process share one thread pool and one memory arena: a bundle is some twenty graphs
+that run one after the other, and a pool and an arena each would hold twenty times the memory.
+"""
+
+import logging
+import threading
+from collections.abc import Mapping
+from typing import Any, Final
+
+import numpy as np
+import onnxruntime as ort
+
+from ..errors import BackendError
+from ..manifest import Precision
+from .base import Array, GraphFile, Tensor
+
+__all__ = ["OnnxRuntimeBackend"]
+
+_LOG = logging.getLogger("escnet_runtime")
+_PROVIDERS: Final = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+_QUIET: Final = 3  # errors only: ONNX Runtime's warnings are for its developers
+_environment = threading.Lock()
+_shared = False
+
+
+class OnnxRuntimeBackend:
+    """Sessions of a bundle's graphs, loaded when first used.
+
+    Args:
+        graphs: the graphs by name.
+        provider: ``"cpu"`` or ``"cuda"``.
+
+    Raises:
+        BackendError: the provider is not in the installed ONNX Runtime.
+    """
+
+    name = "onnxruntime"
+
+    def __init__(self, graphs: Mapping[str, GraphFile], *, provider: str = "cpu") -> None:
+        if provider not in _PROVIDERS:
+            raise BackendError(
+                f"ONNX Runtime provider {provider!r} is unknown; expected one of "
+                f"{', '.join(_PROVIDERS)}"
+            )
+        available = ort.get_available_providers()
+        if _PROVIDERS[provider] not in available:
+            raise BackendError(
+                f"ONNX Runtime {ort.__version__} here has no {_PROVIDERS[provider]} (it has "
+                f"{', '.join(available)}); install escnet-runtime[onnxruntime-gpu] in place of "
+                "[onnxruntime], or choose backend='onnxruntime'"
+            )
+        _share_environment()
+        self._graphs = dict(graphs)
+        self._provider = provider
+        self._sessions: dict[str, ort.InferenceSession] = {}
+        self._closed = False
+
+    @property
+    def description(self) -> str:
+        """Library, version and device."""
+        return f"ONNX Runtime {ort.__version__} on {self._provider.upper()}"
+
+    def run(self, graph: str, inputs: Mapping[str, Tensor | Array]) -> dict[str, Tensor]:
+        """See :class:`Backend`."""
+        session = self._session(graph)
+        outputs = [output.name for output in session.get_outputs()]
+        feeds = {name: _value(value) for name, value in inputs.items()}
+        try:
+            results = session.run_with_ort_values(outputs, feeds)
+        except Exception as error:  # ONNX Runtime's errors share no base below Exception
+            raise BackendError(f"graph {graph!r} failed in ONNX Runtime: {error}") from error
+        return dict(zip(outputs, results, strict=True))
+
+    def to_host(self, tensor: Tensor) -> Array:
+        """See :class:`Backend`."""
+        array: Array = tensor if isinstance(tensor, np.ndarray) else tensor.numpy()
+        return array
+
+    def release(self, graph: str) -> None:
+        """See :class:`Backend`."""
+        self._sessions.pop(graph, None)
+
+    def close(self) -> None:
+        """See :class:`Backend`."""
+        self._sessions.clear()
+        self._closed = True
+
+    def _session(self, graph: str) -> ort.InferenceSession:
+        if self._closed:
+            raise BackendError("the backend is closed; make a new Segmenter")
+        if graph not in self._sessions:
+            self._sessions[graph] = self._load(graph)
+        return self._sessions[graph]
+
+    def _load(self, graph: str) -> ort.InferenceSession:
+        if graph not in self._graphs:
+            raise BackendError(f"there is no graph {graph!r}; there are {', '.join(self._graphs)}")
+        file = self._graphs[graph]
+        source: str | bytes = str(file.path)
+        if file.precision is Precision.BF16 and self._provider == "cpu":
+            source = _emulated_bf16(file.path.read_bytes())
+        try:
+            return ort.InferenceSession(
+                source, _options(), providers=[_PROVIDERS[self._provider]]
+            )
+        except Exception as error:
+            raise BackendError(
+                f"ONNX Runtime {ort.__version__} cannot load graph {graph!r} "
+                f"({file.precision} from {file.path}): {error}"
+            ) from error
+
+
+def _value(value: Any) -> ort.OrtValue:
+    if isinstance(value, np.ndarray):
+        return ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(value))
+    return value
+
+
+def _options() -> ort.SessionOptions:
+    options = ort.SessionOptions()
+    options.log_severity_level = _QUIET
+    if _shared:
+        options.use_per_session_threads = False
+        options.add_session_config_entry("session.use_env_allocators", "1")
+    return options
+
+
+def _share_environment() -> None:
+    """Create the process-wide thread pool and arena, once.
+
+    A process that made sessions of its own before us has an environment already; then ONNX
+    Runtime refuses, our sessions get pools and arenas of their own, and a log line says so.
+    """
+    global _shared  # noqa: PLW0603: ONNX Runtime's environment is global to the process
+    with _environment:
+        if _shared:
+            return
+        try:
+            ort.set_global_thread_pool_sizes(0, 1)
+            memory = ort.OrtMemoryInfo(
+                "Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT
+            )
+            # Extend by what is asked for, not by the next power of two.
+            ort.create_and_register_allocator(memory, ort.OrtArenaCfg({"arena_extend_strategy": 1}))
+        except Exception as error:
+            _LOG.info("ONNX Runtime's sessions do not share threads and memory: %s", error)
+        else:
+            _shared = True
+
+
+def _emulated_bf16(model: bytes) -> bytes:
+    try:
+        from .bf16 import emulate_bf16  # noqa: PLC0415: needs the optional onnx package
+    except ModuleNotFoundError as error:
+        raise BackendError(
+            "ONNX Runtime has no bf16 kernels on the CPU; emulating them needs the onnx package: "
+            "install escnet-runtime[bf16], or export at fp16 or fp32"
+        ) from error
+    return emulate_bf16(model)

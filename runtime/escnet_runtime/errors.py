@@ -1,0 +1,58 @@
+"""Every error this package raises on purpose.
+
+::
+
+    EscNetError                    base; a command exits 1
+    ├── InputError                 what the caller gave cannot be used; a command exits 2
+    │   ├── ImageError             an image cannot be read or has an unusable shape or type
+    │   ├── VocabularyError        a category list or a template cannot be used
+    │   └── BundleError            a bundle cannot be used
+    │       ├── BundleFormatError  its description is malformed, unsafe or from a newer format
+    │       └── BundleIntegrityError  a file is missing or is not the one that was written
+    └── BackendError               a backend is missing, or failed while running a graph
+
+Messages say what was got, what was expected and what to do.
+"""
+
+__all__ = [
+    "BackendError",
+    "BundleError",
+    "BundleFormatError",
+    "BundleIntegrityError",
+    "EscNetError",
+    "ImageError",
+    "InputError",
+    "VocabularyError",
+]
+
+
+class EscNetError(Exception):
+    """Base of all errors of the ESC-Net toolkit."""
+
+
+class InputError(EscNetError):
+    """The caller's input cannot be used."""
+
+
+class ImageError(InputError):
+    """An image cannot be read, or its shape or type is unusable."""
+
+
+class VocabularyError(InputError):
+    """A list of categories or a template cannot be used."""
+
+
+class BundleError(InputError):
+    """A bundle cannot be used."""
+
+
+class BundleFormatError(BundleError):
+    """A bundle's description is malformed, unsafe, or of a newer format than this package reads."""
+
+
+class BundleIntegrityError(BundleError):
+    """A file of a bundle is missing or is not the one that was written."""
+
+
+class BackendError(EscNetError):
+    """A backend is not installed, cannot run a graph, or failed while running one."""

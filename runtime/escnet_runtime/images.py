@@ -1,0 +1,218 @@
+"""Reading images: everything becomes uint8 [H,W,3] RGB, or an ImageError that says why not.
+
+Decisions: transparent pixels are laid over white; 16 bits per channel are scaled by 255/65535 and
+rounded; a float picture must lie in [0, 1]; EXIF rotation is applied; of an animation the current
+frame is taken (the first one of a file); colour profiles are not applied.
+"""
+
+import glob
+import os
+import threading
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+
+from escnet_runtime.errors import ImageError
+
+__all__ = ["IMAGE_SUFFIXES", "ImageArray", "find_images", "load_image"]
+
+ImageArray = NDArray[np.uint8]
+
+# What find_images takes from a folder or a pattern. A file named outright may have any suffix.
+IMAGE_SUFFIXES = frozenset(
+    {".avif", ".bmp", ".dib", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg"}
+    | {".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp"}
+)
+
+# warnings.catch_warnings changes the filters of the whole process.
+_WARNING_FILTERS = threading.Lock()
+
+
+def load_image(
+    source: str | os.PathLike[str] | Image.Image | NDArray[np.uint8] | NDArray[np.uint16],
+) -> ImageArray:
+    """Read an image as uint8 [H,W,3], C-contiguous, RGB.
+
+    ``source`` is a file that Pillow reads, a Pillow image, or an array: uint8 or uint16, [H,W] or
+    [H,W,1] grey, [H,W,3] RGB or [H,W,4] RGBA. An array that already has the result's form is
+    returned as it is, not copied.
+
+    Raises ImageError, naming the file, if it is missing, empty, cut off, damaged, or larger than
+    Pillow's limit against decompression bombs (179 million pixels), and for arrays of another type
+    or shape.
+    """
+    if isinstance(source, np.ndarray):
+        return _from_array(source)
+    if isinstance(source, Image.Image):
+        return _from_pillow(source, "the Pillow image")
+    if isinstance(source, str | os.PathLike):
+        return _from_file(Path(source))
+    raise ImageError(
+        f"got {type(source).__name__}; expected a path, a Pillow image or a NumPy array"
+    )
+
+
+def find_images(inputs: Sequence[str]) -> list[Path]:
+    """The image files that files, folders and glob patterns (``**`` included) stand for.
+
+    Folders are not searched recursively; folders and patterns give files with a suffix of
+    IMAGE_SUFFIXES, sorted. A file found twice is returned once. Raises ImageError for an input
+    which gives nothing.
+    """
+    found: dict[Path, None] = {}
+    for name in inputs:
+        found.update(dict.fromkeys(_find(name)))
+    return list(found)
+
+
+def _find(name: str) -> list[Path]:
+    path = Path(name)
+    if path.is_file():
+        return [path]
+    if path.is_dir():
+        candidates = [entry for entry in path.iterdir() if entry.is_file()]
+        where = f"no image directly in the folder {name!r}"
+    elif glob.has_magic(name):
+        candidates = [Path(match) for match in glob.glob(name, recursive=True)]
+        candidates = [entry for entry in candidates if entry.is_file()]
+        where = f"no image matches the pattern {name!r}"
+    else:
+        raise ImageError(f"{name!r} is neither a file, a folder nor a pattern that matches images")
+    images = sorted(entry for entry in candidates if entry.suffix.lower() in IMAGE_SUFFIXES)
+    if not images:
+        suffixes = " ".join(sorted(IMAGE_SUFFIXES))
+        raise ImageError(
+            f"{where}; looked for the suffixes {suffixes} (name a file to read it whatever it is)"
+        )
+    return images
+
+
+def _from_file(path: Path) -> ImageArray:
+    try:
+        if path.is_dir():
+            raise ImageError(f"{path} is a folder; expected an image file")
+        if path.stat().st_size == 0:
+            raise ImageError(f"{path} is empty; expected an image file")
+        # Pillow warns at half the size that it refuses; between the two the image is just large.
+        with _WARNING_FILTERS, warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            opened = Image.open(path)
+    except FileNotFoundError:
+        raise ImageError(f"{path} does not exist; expected an image file") from None
+    except UnidentifiedImageError:
+        raise ImageError(
+            f"{path} is not an image that Pillow can read, or its start is damaged"
+        ) from None
+    except ImageError:
+        raise
+    except Exception as error:  # whatever a decoder makes of a damaged header
+        raise ImageError(f"cannot read {path}: {_reason(error)}") from error
+    with opened:
+        return _from_pillow(opened, str(path))
+
+
+def _from_pillow(image: Image.Image, name: str) -> ImageArray:
+    try:
+        image.load()
+        return np.ascontiguousarray(_to_rgb(ImageOps.exif_transpose(image)))
+    except ImageError as error:
+        raise ImageError(f"cannot use {name}: {error}") from None
+    except Exception as error:  # decoders raise nearly anything for damaged pixel data
+        raise ImageError(f"cannot read {name}: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    return str(error) or type(error).__name__
+
+
+def _to_rgb(image: Image.Image) -> ImageArray:
+    """Any mode of Pillow to uint8 [H,W,3]."""
+    if 0 in image.size:
+        raise ImageError(f"it has {image.width}×{image.height} pixels")
+    if image.mode.startswith("I"):
+        return _grey_to_rgb(_from_integers(np.asarray(image), image.info.get("transparency")))
+    if image.mode == "F":
+        return _grey_to_rgb(_from_floats(np.asarray(image)))
+    if image.mode == "La":  # premultiplied; Pillow goes to RGBA only by way of LA
+        image = image.convert("LA")
+    if image.has_transparency_data:
+        return _over_white(np.asarray(image.convert("RGBA")))
+    if image.mode == "LAB":  # the one mode that Pillow converts through a colour profile alone
+        lab, rgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+        converted = ImageCms.profileToProfile(image, lab, rgb, outputMode="RGB")
+        return np.array(converted)
+    return np.array(image.convert("RGB"))
+
+
+def _from_integers(grey: NDArray[np.generic], transparent: object) -> ImageArray:
+    """16-bit grey [H,W], perhaps held in 32 bits, to uint8; one value may mean "transparent"."""
+    if grey.min() < 0 or grey.max() > 65535:
+        raise ImageError(
+            f"got 32-bit integers from {grey.min()} to {grey.max()}; expected 0 to 65535, scale "
+            "the picture to that range first"
+        )
+    scaled = _from_16_bits(grey.astype(np.uint16))
+    if isinstance(transparent, int):
+        scaled[grey == transparent] = 255
+    return scaled
+
+
+def _from_16_bits(values: NDArray[np.uint16]) -> ImageArray:
+    # round(v * 255 / 65535) is round(v / 257); 257 is odd, so no value falls on a half.
+    return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
+
+
+def _from_floats(grey: NDArray[np.generic]) -> ImageArray:
+    low, high = float(grey.min()), float(grey.max())
+    if not (low >= 0 and high <= 1):  # NaN fails too
+        raise ImageError(
+            f"got 32-bit floats from {low:g} to {high:g}; expected 0 to 1, scale the picture to "
+            "that range first"
+        )
+    return np.rint(grey.astype(np.float32) * 255).astype(np.uint8)
+
+
+def _grey_to_rgb(grey: ImageArray) -> ImageArray:
+    return np.repeat(grey[:, :, None], 3, axis=2)
+
+
+def _over_white(rgba: ImageArray) -> ImageArray:
+    """Lay uint8 [H,W,4] over white, the page most cut-out pictures are meant for."""
+    alpha = rgba[:, :, 3:].astype(np.uint16)
+    mixed = rgba[:, :, :3] * alpha + 255 * (255 - alpha)
+    return ((mixed + 127) // 255).astype(np.uint8)
+
+
+def _from_array(array: NDArray[np.generic]) -> ImageArray:
+    expected = "expected uint8 [H,W,3] RGB (or grey [H,W], [H,W,1], RGBA [H,W,4], or uint16)"
+    got = f"got an array {array.dtype} {list(array.shape)}"
+    if array.dtype.kind == "f":
+        raise ImageError(f"{got}; {expected}: if it is in [0, 1], pass (255 * a).astype('uint8')")
+    if array.dtype.kind != "u" or array.dtype.itemsize > 2:
+        raise ImageError(f"{got}; {expected}: convert it to uint8 first")
+    pixels = array[:, :, None] if array.ndim == 2 else array
+    if pixels.ndim != 3 or pixels.shape[2] not in (1, 3, 4):
+        raise ImageError(f"{got}; {expected}{_shape_hint(array.shape)}")
+    if pixels.size == 0:
+        raise ImageError(f"{got}, without a pixel; {expected}")
+    if pixels.dtype.itemsize == 2:
+        values = _from_16_bits(pixels.astype(np.uint16))
+    else:
+        values = pixels.astype(np.uint8, copy=False)
+    if values.shape[2] == 4:
+        values = _over_white(values)
+    if values.shape[2] == 1:
+        values = _grey_to_rgb(values[:, :, 0])
+    return np.ascontiguousarray(values)
+
+
+def _shape_hint(shape: tuple[int, ...]) -> str:
+    if len(shape) == 4:
+        return ": pass the images of a batch one by one"
+    if len(shape) == 3 and shape[0] in (1, 3, 4):
+        return ": channels come last, pass numpy.moveaxis(a, 0, -1)"
+    return ""

@@ -1,0 +1,315 @@
+"""``bundle.json``: the description of a bundle, as frozen dataclasses.
+
+Reading is strict and goes in this order: JSON, schema version, keys and types, plausible sizes,
+safe paths, digest. Anything unexpected is a `BundleFormatError` that names the place.
+"""
+
+import dataclasses
+import enum
+import hashlib
+import json
+import math
+import re
+import unicodedata
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from .errors import BundleFormatError
+from .strict_json import parse_object, typed
+
+__all__ = [
+    "SCHEMA_VERSION",
+    "Constants",
+    "DType",
+    "FileRef",
+    "Golden",
+    "Manifest",
+    "ModelInfo",
+    "Parity",
+    "Postprocessing",
+    "PpgConstants",
+    "Precision",
+    "Preprocessing",
+    "Stage",
+    "TensorSpec",
+    "TokenizerRef",
+    "check_relative_path",
+]
+
+SCHEMA_VERSION = "1.0"
+DType = Literal["float32", "float16", "bfloat16", "int32", "int8", "uint8"]
+
+_MAX_DIMENSION = 2**20
+_MAX_ELEMENTS = 2**31
+_MAX_FILE_BYTES = 2**40
+
+
+class Precision(enum.StrEnum):
+    """What a graph computes in."""
+
+    FP32 = "fp32"
+    FP16 = "fp16"
+    BF16 = "bf16"
+    INT8 = "int8"
+    FP8 = "fp8"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FileRef:
+    """A file of the bundle: POSIX path relative to its root, digest, size in bytes."""
+
+    file: str
+    sha256: str
+    bytes: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TensorSpec:
+    """An input or output of a graph; a dimension is a size or the name of a dynamic axis."""
+
+    name: str
+    dtype: DType
+    shape: tuple[int | str, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Stage(FileRef):
+    """A graph."""
+
+    precision: Precision
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelInfo:
+    """Which model it is, and its sizes: image in pixels, grids as (height, width), channels."""
+
+    name: str
+    trained: bool
+    weights: str
+    image_size: int
+    grid: tuple[int, int]
+    logits: tuple[int, int]
+    embed_dim: int
+    hidden_dim: int
+    sam_dim: int
+    blocks: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PpgConstants:
+    """The pseudo prompt generator's tau, alpha, N_o and number of Lloyd iterations."""
+
+    temperature: float
+    alpha: float
+    regions: int
+    iterations: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Preprocessing:
+    """Resize to ``size`` squared pixels, then (rgb / 255 - mean) / std."""
+
+    size: int
+    resize: Literal["pillow-bilinear"]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Postprocessing:
+    """Resize of the logits to the image, and what confidence means."""
+
+    resize: Literal["bilinear"]
+    align_corners: bool
+    confidence: Literal["softmax"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Constants:
+    """What the runtime computes between the graphs; ``chunk`` is in categories."""
+
+    ppg: PpgConstants
+    preprocessing: Preprocessing
+    postprocessing: Postprocessing
+    templates: tuple[str, ...]
+    chunk: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TokenizerRef(FileRef):
+    """The tokenizer; longer texts are cut to ``context_length`` tokens."""
+
+    context_length: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Golden:
+    """Inputs and outputs of the fp32 PyTorch model."""
+
+    categories: tuple[str, ...]
+    files: tuple[FileRef, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Parity:
+    """How near the graphs come to the fp32 PyTorch model; agreement is a fraction of pixels."""
+
+    passed: bool
+    gate: Literal["pixels", "stages"]
+    allowed_failure: bool
+    pixel_agreement: float
+    prompt_flips: int
+    files: tuple[FileRef, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Manifest:
+    """The whole of ``bundle.json``, less the digest, which follows from the rest."""
+
+    schema_version: str = SCHEMA_VERSION
+    model: ModelInfo
+    precision: Precision
+    constants: Constants
+    stages: dict[str, Stage]
+    tokenizer: TokenizerRef
+    golden: Golden
+    parity: Parity
+    producer: dict[str, str]
+
+    @classmethod
+    def from_json(cls, text: str) -> "Manifest":
+        """Read and check a ``bundle.json``.
+
+        Raises:
+            BundleFormatError: it is malformed, implausible, unsafe or of another format version.
+        """
+        document = parse_object(text, "bundle.json")
+        hint = _check_version(document)
+        if "digest" not in document:
+            raise BundleFormatError("$: missing digest.")
+        stored = document.pop("digest")
+        manifest = typed(document, cls, hint=hint)
+        _check_sizes(manifest)
+        for reference in manifest.files():
+            check_relative_path(reference.file)
+        if stored != _digest(document):
+            raise BundleFormatError(
+                f"The digest of bundle.json is {stored!r:.80}; its content gives "
+                f"{_digest(document)!r}. It was changed after it was written: copy or export the "
+                "bundle again."
+            )
+        return manifest
+
+    def to_json(self) -> str:
+        """Write ``bundle.json``; the same manifest always gives the same text.
+
+        Raises:
+            BundleFormatError: `from_json` would refuse it.
+        """
+        document = dataclasses.asdict(self)
+        version = document.pop("schema_version")
+        digest = _digest({"schema_version": version, **document})
+        document = {"schema_version": version, "digest": digest, **document}
+        text = json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+        Manifest.from_json(text)
+        return text
+
+    def files(self) -> Iterator[FileRef]:
+        """Every file the manifest refers to."""
+        yield from self.stages.values()
+        yield self.tokenizer
+        yield from self.golden.files
+        yield from self.parity.files
+
+
+def check_relative_path(path: str) -> None:
+    """Refuse a path that could lead out of a bundle, or that is not the same on every system.
+
+    Raises:
+        BundleFormatError: absolute, with "..", a backslash, a drive, an empty part, or with control
+            or invisible characters.
+    """
+    parts = path.split("/")
+    unsafe = (
+        any(part in {"", ".", ".."} for part in parts)
+        or any(character in "\\:" for character in path)
+        or any(unicodedata.category(character).startswith("C") for character in path)
+    )
+    if unsafe:
+        raise BundleFormatError(
+            f"Unsafe path in the bundle: {path!r:.120}. Expected a relative path with plain parts "
+            'between slashes, such as "graphs/decoder.onnx". Do not use this bundle.'
+        )
+
+
+def _check_version(document: dict[str, Any]) -> str:
+    """Refuse another major version; return what to say about unknown keys of a newer minor one."""
+    version = document.get("schema_version")
+    if not isinstance(version, str) or not re.fullmatch(r"[0-9]{1,6}\.[0-9]{1,6}", version):
+        raise BundleFormatError(
+            f'$.schema_version: expected "major.minor", got {version!r:.80}. Is this the '
+            "bundle.json of an ESC-Net bundle?"
+        )
+    major, minor = (int(part) for part in version.split("."))
+    own_major, own_minor = (int(part) for part in SCHEMA_VERSION.split("."))
+    if major != own_major:
+        advice = "Update escnet-runtime." if major > own_major else "Export the bundle again."
+        raise BundleFormatError(
+            f"The bundle has format {version}; this escnet-runtime reads {own_major}.x. {advice}"
+        )
+    if minor > own_minor:
+        return (
+            f" The bundle has the newer format {version}, this escnet-runtime knows "
+            f"{SCHEMA_VERSION}: update escnet-runtime."
+        )
+    return ""
+
+
+def _digest(document: dict[str, Any]) -> str:
+    canonical = json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def _check_sizes(manifest: Manifest) -> None:
+    """Refuse sizes no bundle has, before anything is allocated for them."""
+    for name, stage in manifest.stages.items():
+        if not name.isidentifier():
+            raise BundleFormatError(f"$.stages: the name {name!r:.80} is not an identifier.")
+        for tensor in (*stage.inputs, *stage.outputs):
+            _check_shape(tensor, f"$.stages.{name}")
+    for reference in manifest.files():
+        if not re.fullmatch(r"[0-9a-f]{64}", reference.sha256):
+            raise BundleFormatError(
+                f"{reference.file!r:.120}: expected a sha256 of 64 hexadecimal digits, got "
+                f"{reference.sha256!r:.80}."
+            )
+        _in_range(reference.bytes, 0, _MAX_FILE_BYTES, f"size of {reference.file!r:.120}")
+    for part in (manifest.model, manifest.constants.ppg, manifest.constants.preprocessing):
+        for field in dataclasses.fields(part):
+            value = getattr(part, field.name)
+            for number in value if isinstance(value, tuple) else (value,):
+                if type(number) is int:
+                    _in_range(number, 1, _MAX_DIMENSION, field.name)
+    _in_range(manifest.constants.chunk, 1, _MAX_DIMENSION, "chunk")
+    _in_range(manifest.tokenizer.context_length, 1, _MAX_DIMENSION, "context_length")
+    _in_range(manifest.parity.prompt_flips, 0, _MAX_FILE_BYTES, "prompt_flips")
+
+
+def _check_shape(tensor: TensorSpec, where: str) -> None:
+    what = f"{where}, tensor {tensor.name!r:.80}, shape {list(tensor.shape)!r:.120}"
+    sizes = [size for size in tensor.shape if isinstance(size, int)]
+    for axis in tensor.shape:
+        if isinstance(axis, str) and not axis.isidentifier():
+            raise BundleFormatError(f"{what}: the axis {axis!r:.80} is not an identifier.")
+    for size in sizes:
+        _in_range(size, 1, _MAX_DIMENSION, what)
+    if math.prod(sizes) > _MAX_ELEMENTS:
+        raise BundleFormatError(f"{what}: more than {_MAX_ELEMENTS:,} elements.")
+
+
+def _in_range(value: int, least: int, most: int, what: str) -> None:
+    if not least <= value <= most:
+        raise BundleFormatError(f"{what}: expected {least} to {most:,}, got {value!r:.80}.")

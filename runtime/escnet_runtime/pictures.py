@@ -1,0 +1,351 @@
+"""Pictures of a segmentation: the overlay with its legend, and label maps as PNG files."""
+
+import json
+import math
+import os
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
+
+from escnet_runtime.atomic import atomic_file
+from escnet_runtime.errors import ImageError, InputError
+from escnet_runtime.images import ImageArray
+from escnet_runtime.palette import PERIOD, palette
+
+__all__ = [
+    "Labels",
+    "areas",
+    "check_labels",
+    "draw_overlay",
+    "label_image",
+    "read_label_png",
+    "save_label_png",
+    "save_picture",
+]
+
+Labels = NDArray[np.uint8] | NDArray[np.uint16]
+
+CLASSES_KEY = "escnet:classes"
+
+_SMALLEST_SIDE = 320  # a picture whose longer side is shorter is enlarged for the legend's sake
+_FONT_SIZES = (14, 64)  # px; between them it grows with the picture
+_LONGEST_NAME = 15  # in font sizes
+_NARROWEST_NOTE = 16  # in font sizes
+_MOST_COLUMNS = 8
+_OUTLINE = 0.3  # what is left of the light of a pixel on an outline
+_MOST_EDGES = 0.25  # where more of a picture would be outline, regions are too small for it
+_PAPER, _INK, _WARNING = (255, 255, 255), (24, 24, 24), (176, 0, 32)
+_FONT_FILES = ("DejaVuSans.ttf", "NotoSansCJK-Regular.ttc", "NotoSansCJKsc-Regular.otf")
+_NO_CHARACTER = "\U0010ffff"  # never assigned, so a font draws its box for "missing"
+
+
+def check_labels(labels: Labels, names: Sequence[str]) -> None:
+    """Raise InputError unless labels are uint8 or uint16 [H,W], each with a name."""
+    if labels.dtype not in (np.uint8, np.uint16) or labels.ndim != 2 or labels.size == 0:
+        raise InputError(
+            f"got labels {labels.dtype} {list(labels.shape)}; expected uint8 or uint16 [H,W]"
+        )
+    if labels.max() >= len(names):
+        raise InputError(f"got label {labels.max()}, but {len(names)} names; labels start at 0")
+
+
+def areas(labels: Labels, names: Sequence[str]) -> dict[str, float]:
+    """The fraction of pixels of each category that is present, largest first."""
+    counts = np.bincount(labels.ravel(), minlength=len(names))
+    result: dict[str, float] = {}
+    for index in np.argsort(-counts, kind="stable")[: np.count_nonzero(counts)].tolist():
+        result[names[index]] = result.get(names[index], 0.0) + counts[index] / labels.size
+    return dict(sorted(result.items(), key=lambda item: -item[1]))
+
+
+# --- The overlay ---------------------------------------------------------------------------------
+
+
+def draw_overlay(
+    image: ImageArray,
+    labels: Labels,
+    names: Sequence[str],
+    *,
+    alpha: float = 0.5,
+    legend: bool = True,
+    largest: int = 30,
+    note: str | None = None,
+) -> Image.Image:
+    """Lay the colours of ``palette(len(names))`` over an image, with dark lines between regions
+    (unless these are so small that the lines would hide them).
+
+    ``alpha`` is the share of the colour, 0 to 1. The legend names the ``largest`` categories and
+    sums up the rest; it stands to the right of the picture, or below a picture more than twice as
+    wide as high. With a legend, pictures smaller than 320 px are enlarged by a whole number.
+    Without one the size is the image's and ``note`` is not shown.
+
+    Raises InputError for labels without a name, other shapes, and options out of range.
+    """
+    check_labels(labels, names)
+    if image.dtype != np.uint8 or image.shape != (*labels.shape, 3):
+        raise InputError(
+            f"got an image {image.dtype} {list(image.shape)} with labels {list(labels.shape)}; "
+            "expected uint8 [H,W,3] of the labels' height and width"
+        )
+    if not 0 <= alpha <= 1 or largest < 1:
+        raise InputError(f"got alpha {alpha}, largest {largest}; expected 0 to 1, and at least 1")
+    if not legend:
+        return Image.fromarray(_blend(image, labels, len(names), alpha))
+    factor = math.ceil(_SMALLEST_SIDE / max(labels.shape))
+    if factor > 1:
+        height, width = (side * factor for side in labels.shape)
+        enlarged = Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC)
+        image, labels = np.asarray(enlarged), labels.repeat(factor, 0).repeat(factor, 1)
+    picture = Image.fromarray(_blend(image, labels, len(names), alpha))
+    return _with_legend(picture, _entries(labels, names, largest), note)
+
+
+def _blend(image: ImageArray, labels: Labels, classes: int, alpha: float) -> ImageArray:
+    share = round(alpha * 256)
+    mixed = palette(classes)[labels].astype(np.uint16)
+    mixed *= share
+    mixed += image * np.uint16(256 - share)
+    mixed += 128
+    mixed >>= 8
+    result = mixed.astype(np.uint8)
+    edges = _edges(labels, thickness=max(1, round(math.sqrt(labels.size) / 800)))
+    if edges.mean() <= _MOST_EDGES:
+        result[edges] = (result[edges] * _OUTLINE).astype(np.uint8)
+    return result
+
+
+def _edges(labels: Labels, *, thickness: int) -> NDArray[np.bool_]:
+    """The pixels less than ``thickness`` right of or below a pixel of another label."""
+    edges = np.zeros(labels.shape, bool)
+    for d in range(1, thickness + 1):
+        edges[:, d:] |= labels[:, d:] != labels[:, :-d]
+        edges[d:] |= labels[d:] != labels[:-d]
+    return edges
+
+
+# --- The legend ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Entry:
+    """A line of the legend; ``colour`` is None for the line that sums up the rest."""
+
+    name: str
+    share: str
+    colour: tuple[int, ...] | None
+
+
+def _entries(labels: Labels, names: Sequence[str], largest: int) -> list[_Entry]:
+    fractions = np.bincount(labels.ravel(), minlength=len(names)) / labels.size
+    order = np.argsort(-fractions, kind="stable")[: np.count_nonzero(fractions)]
+    colours = palette(len(names)).tolist()
+    entries = [
+        _Entry(name=names[i], share=_percent(fractions[i]), colour=tuple(colours[i]))
+        for i in order[:largest].tolist()
+    ]
+    rest = order[largest:]
+    if len(rest):
+        share = _percent(fractions[rest].sum())
+        entries.append(_Entry(name=f"{len(rest)} more", share=share, colour=None))
+    return entries
+
+
+def _percent(fraction: float) -> str:
+    return f"{100 * fraction:.1f} %" if fraction >= 0.0005 else "< 0.1 %"
+
+
+def _with_legend(picture: Image.Image, entries: list[_Entry], note: str | None) -> Image.Image:
+    """Picture and legend on one sheet."""
+    smallest, largest = _FONT_SIZES
+    size = min(max(round(math.sqrt(picture.width * picture.height) / 45), smallest), largest)
+    below = picture.width > 2 * picture.height
+    panel = _draw_panel(
+        entries,
+        note,
+        size=size,
+        width=picture.width if below else None,
+        height=None if below else picture.height,
+    )
+    corner = (0, picture.height) if below else (picture.width, 0)
+    width = max(picture.width, corner[0] + panel.width)
+    height = max(picture.height, corner[1] + panel.height)
+    sheet = Image.new("RGB", (width, height), _PAPER)
+    sheet.paste(picture, (0, 0))
+    sheet.paste(panel, corner)
+    return sheet
+
+
+def _draw_panel(
+    entries: list[_Entry], note: str | None, *, size: int, width: int | None, height: int | None
+) -> Image.Image:
+    """The legend in letters of ``size`` px, in columns that suit a given width or height in px."""
+    names = [_fit(entry.name, _LONGEST_NAME * size, size) for entry in entries]
+    shares = [_fit(entry.share, _LONGEST_NAME * size, size) for entry in entries]
+    line, gap = round(1.5 * size), size // 2
+    name_width = max(text.width for text in names)
+    column = size + gap + name_width + 2 * gap + max(text.width for text in shares)
+    if width is not None:
+        columns = min(max(1, (width - size) // (column + size)), _MOST_COLUMNS)
+    else:
+        columns = 1 if (len(entries) + 1) * line <= (height or 0) else 2
+    rows = math.ceil(len(entries) / columns)
+    columns = math.ceil(len(entries) / rows)
+    content = max(columns * (column + size) - size, _NARROWEST_NOTE * size if note else 0)
+    lines = _wrap(note, content, size) if note else []
+    heading = len(lines) * line + (gap if lines else 0)
+    panel = Image.new("RGB", (content + 2 * size, heading + rows * line + size), _PAPER)
+    draw = ImageDraw.Draw(panel)
+    for number, text in enumerate(lines):
+        text.draw(draw, size, gap + number * line + line // 2, _WARNING)
+    for number, (entry, name, share) in enumerate(zip(entries, names, shares, strict=True)):
+        x = size + number // rows * (column + size)
+        y = gap + heading + number % rows * line + line // 2
+        if entry.colour is not None:
+            box = (x, y - size // 2, x + size - 1, y - size // 2 + size - 1)
+            draw.rectangle(box, fill=entry.colour, outline=_INK)
+        name.draw(draw, x + size + gap, y, _INK)
+        share.draw(draw, x + column - share.width, y, _INK)
+    return panel
+
+
+# --- Lettering -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Text:
+    """Characters and a font that can draw them all."""
+
+    characters: str
+    font: ImageFont.FreeTypeFont
+
+    @property
+    def width(self) -> int:
+        return math.ceil(self.font.getlength(self.characters))
+
+    def draw(self, draw: ImageDraw.ImageDraw, x: int, y: int, colour: tuple[int, ...]) -> None:
+        draw.text((x, y), self.characters, fill=colour, font=self.font, anchor="lm")
+
+
+def _fit(text: str, width: int, size: int) -> _Text:
+    """The text in the first font that draws all of it, cut to a width in px."""
+    text = text[:width]  # no letter is narrower than a pixel
+    fonts = _fonts(size)
+    font = min(fonts, key=lambda font: sum(not _draws(font, character) for character in text))
+    characters = [c if _draws(font, c) else c.encode("unicode_escape").decode() for c in text]
+    whole = _Text(characters="".join(characters), font=font)
+    if whole.width <= width:
+        return whole
+    while characters and font.getlength("".join(characters) + "...") > width:
+        characters.pop()
+    return _Text(characters="".join(characters) + "...", font=font)
+
+
+def _wrap(text: str, width: int, size: int) -> list[_Text]:
+    """The words of a text in lines of at most a width in px."""
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if lines[-1] and _fit(longer, 10 * width, size).width > width:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    return [_fit(line, width, size) for line in lines]
+
+
+@lru_cache(maxsize=32)
+def _fonts(size: int) -> tuple[ImageFont.FreeTypeFont, ...]:
+    """Pillow's own font (Latin letters without accents), then what this machine has of others."""
+    own = ImageFont.load_default(size)
+    if not isinstance(own, ImageFont.FreeTypeFont):
+        raise ImageError(
+            "this Pillow was built without FreeType, which draws the legend; install Pillow from "
+            "its wheels, or ask for legend=False"
+        )
+    fonts = [own]
+    for file in _FONT_FILES:
+        try:
+            fonts.append(ImageFont.truetype(file, size))
+        except OSError:  # not on this machine: what it would draw is shown as escapes
+            continue
+    return tuple(fonts)
+
+
+@lru_cache(maxsize=8192)
+def _draws(font: ImageFont.FreeTypeFont, character: str) -> bool:
+    """Whether the font has a glyph for a character that is not a control character."""
+    if unicodedata.category(character) in {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}:
+        return False
+    return bytes(font.getmask(character)) != bytes(font.getmask(_NO_CHARACTER))
+
+
+# --- Label maps and files ------------------------------------------------------------------------
+
+
+def label_image(labels: Labels, classes: int) -> Image.Image:
+    """Labels [H,W] as a palette image (mode P) for up to 256 classes, else 16-bit grey (I;16)."""
+    if classes > PERIOD:
+        return Image.fromarray(labels.astype(np.uint16))
+    image = Image.fromarray(labels.astype(np.uint8)).convert("L")
+    image.putpalette(palette(PERIOD).tobytes())  # all 256, or Pillow writes fewer bits a pixel
+    return image
+
+
+def save_label_png(path: str | os.PathLike[str], labels: Labels, names: Sequence[str]) -> None:
+    """Write a label map: label_image() as PNG, with the names as JSON in an iTXt chunk.
+
+    The chunk's keyword is "escnet:classes". Raises InputError if a label has no name or the file
+    cannot be written.
+    """
+    check_labels(labels, names)
+    # Uncompressed: Pillow reads at most a megabyte of compressed text.
+    chunks = PngImagePlugin.PngInfo()
+    chunks.add_itxt(CLASSES_KEY, json.dumps(list(names)))
+    image = label_image(labels, len(names))
+    with atomic_file(Path(path)) as temporary:
+        image.save(temporary, "PNG", pnginfo=chunks)
+
+
+def read_label_png(path: str | os.PathLike[str]) -> tuple[Labels, list[str] | None]:
+    """Read a label map, uint8 or uint16 [H,W], and its names, None where the file has none.
+
+    Any PNG of 8-bit indices or grey, or 16-bit grey, is a label map. Raises ImageError otherwise.
+    """
+    try:
+        with Image.open(path, formats=["PNG"]) as image:
+            image.load()
+            mode, labels = image.mode, np.array(image)
+            text = getattr(image, "text", {}).get(CLASSES_KEY)
+        names = None if text is None else json.loads(text)
+    except Exception as error:  # decoders raise nearly anything for damaged files
+        raise ImageError(f"cannot read the label map {path}: {error}") from error
+    if mode not in ("P", "L", "I;16"):
+        raise ImageError(
+            f"{path} has mode {mode}; a label map is an 8-bit palette or grey PNG, or 16-bit grey"
+        )
+    if names is not None and not (
+        isinstance(names, list) and all(isinstance(name, str) for name in names)
+    ):
+        raise ImageError(f"{path}: its chunk {CLASSES_KEY!r} is not a JSON list of names")
+    return labels, names
+
+
+def save_picture(image: Image.Image, path: str | os.PathLike[str]) -> None:
+    """Write a picture in the format of the path's suffix.
+
+    Raises InputError if Pillow knows no such format or the file cannot be written.
+    """
+    target = Path(path)
+    form = Image.registered_extensions().get(target.suffix.lower())
+    if form not in Image.SAVE:
+        raise InputError(f"cannot write {target}: the suffix is no image format, use .png or .jpg")
+    try:
+        with atomic_file(target) as temporary:
+            image.save(temporary, form)
+    except (OSError, ValueError) as error:  # a full disk, or a size the format does not have
+        raise InputError(f"cannot write {target}: {error}") from error

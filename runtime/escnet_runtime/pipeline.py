@@ -1,0 +1,237 @@
+"""The order of the graphs for one image, chunk by chunk of categories.
+
+What joins categories is a sum, so sums are added up between chunks and the result is that of one
+big batch. Between the graphs run the prompt generator (:mod:`escnet_runtime.ppg`) and the sums.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .backends.base import Array, Backend, Tensor
+from .ppg import PpgConstants, Prompts, pseudo_prompts
+
+__all__ = ["EncodedImage", "Observer", "Pipeline", "PromptSource", "StageClock", "category_chunks"]
+
+_Floats = npt.NDArray[np.float32]
+
+#: Called with the stage ("esc0_sam", "esc0_prompts", …), the chunk and its outputs by name.
+Observer = Callable[[str, slice, Mapping[str, Any]], None]
+#: (block, chunk, scores float32 [n, h, w]) → prompts of the chunk.
+PromptSource = Callable[[int, slice, _Floats], Prompts]
+
+
+def category_chunks(categories: int, chunk: int) -> list[slice]:
+    """``categories`` cut into chunks of at most ``chunk``, as equal as can be."""
+    count = -(-categories // chunk)
+    edges = [round(index * categories / count) for index in range(count + 1)]
+    return [slice(start, stop) for start, stop in zip(edges, edges[1:], strict=False)]
+
+
+@dataclass(slots=True)
+class StageClock:
+    """Seconds spent in each stage, added up over calls."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def add(self, stage: str, start: float) -> None:
+        """Add the time since ``start`` (of ``time.perf_counter``) to ``stage``."""
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedImage:
+    """Outputs of the image encoder for one image."""
+
+    features: Tensor
+    block_features: Tensor
+    skip0: Tensor
+    skip1: Tensor
+
+
+@dataclass(slots=True)
+class _State:
+    """What is known of one chunk of categories between graphs."""
+
+    where: slice
+    text: _Floats
+    weight: _Floats
+    embedding: Tensor
+    scores: _Floats
+
+
+class Pipeline:
+    """Runs an ESC-Net's graphs on a backend.
+
+    Args:
+        backend: runs the graphs.
+        blocks: number of ESC blocks.
+        ppg: constants of the prompt generator.
+    """
+
+    def __init__(self, backend: Backend, *, blocks: int, ppg: PpgConstants) -> None:
+        self.backend, self.blocks, self.ppg = backend, blocks, ppg
+        self.clock = StageClock()
+
+    def encode_text(self, tokens: npt.NDArray[np.int32]) -> _Floats:
+        """Unit-norm embeddings float32 [t, D] of int32 tokens [t, l]."""
+        return self._floats(self._run("text_encoder", {"tokens": tokens})["embeddings"])
+
+    def encode_image(self, image: _Floats, observer: Observer | None = None) -> EncodedImage:
+        """Encode one normalised image [1, 3, S, S]."""
+        out = self._run("image_encoder", {"image": image})
+        if observer:
+            observer("image_encoder", slice(0, 1), out)
+        return EncodedImage(out["features"], out["block_features"], out["skip0"], out["skip1"])
+
+    def logits(
+        self,
+        encoded: EncodedImage,
+        text: _Floats,
+        *,
+        chunk: int,
+        observer: Observer | None = None,
+        prompts: PromptSource | None = None,
+    ) -> Iterator[tuple[slice, _Floats]]:
+        """Logits float32 [n, l, l], chunk by chunk in order.
+
+        Args:
+            encoded: from :meth:`encode_image`.
+            text: float32 [N, D] unit-norm embeddings.
+            chunk: categories at a time; bounds the memory, does not change the result.
+            observer: sees every stage's outputs.
+            prompts: replaces the prompt generator: (block, chunk, scores) → prompts.
+        """
+        states = self._correlate(encoded, text, chunk, observer)
+        features = encoded.block_features
+        for block in range(self.blocks):
+            features = self._block(block, features, states, observer, prompts)
+        for state in states:
+            out = self._run(
+                "decoder",
+                {"embedding": state.embedding, "skip0": encoded.skip0, "skip1": encoded.skip1},
+            )
+            state.embedding = None  # its memory is not needed any more
+            if observer:
+                observer("decoder", state.where, out)
+            yield state.where, self._floats(out["logits"])
+
+    def _correlate(
+        self, encoded: EncodedImage, text: _Floats, chunk: int, observer: Observer | None
+    ) -> list[_State]:
+        states = []
+        for where in category_chunks(len(text), chunk):
+            part = np.ascontiguousarray(text[where])
+            out = self._run("correlation", {"features": encoded.features, "text": part})
+            if observer:
+                observer("correlation", where, out)
+            weight = np.full(len(part), 1.0 / len(text), np.float32)
+            states.append(
+                _State(where, part, weight, out["embedding"], self._floats(out["scores"]))
+            )
+        return states
+
+    def _block(
+        self,
+        block: int,
+        features: Tensor,
+        states: list[_State],
+        observer: Observer | None,
+        prompts: PromptSource | None,
+    ) -> Tensor:
+        enhanced = _Sums()
+        for state in states:
+            start = time.perf_counter()
+            if prompts:
+                prompt = prompts(block, state.where, state.scores)
+            else:
+                prompt = pseudo_prompts(state.scores, self.ppg)
+            self.clock.add("prompts", start)
+            if observer:
+                observer(f"esc{block}_prompts", state.where, {"prompts": prompt})
+            inputs = {
+                "block_features": features,
+                "points": prompt.points,
+                "point_labels": prompt.point_labels,
+                "regions": prompt.regions,
+                "probabilities": prompt.probabilities,
+                "weight": state.weight,
+            }
+            self._add(enhanced, f"esc{block}_sam", inputs, state.where, observer)
+        out = self._run(
+            f"esc{block}_fuse",
+            {"block_features": features, "enhanced_mean": enhanced["enhanced_sum"]},
+        )
+        if observer:
+            observer(f"esc{block}_fuse", slice(0, 1), out)
+        self._refine(block, out["guidance"], states, observer)
+        return out["block_features_out"]
+
+    def _refine(
+        self, block: int, guidance: Tensor, states: list[_State], observer: Observer | None
+    ) -> None:
+        sums = _Sums()
+        for state in states:
+            inputs = {
+                "embedding": state.embedding,
+                "guidance": guidance,
+                "text": state.text,
+                "weight": state.weight,
+            }
+            out = self._add(sums, f"esc{block}_image", inputs, state.where, observer)
+            state.embedding = out["embedding_out"]
+        for state in states:
+            inputs = {
+                "embedding": state.embedding,
+                "text": state.text,
+                "scores": state.scores,
+                "kv_mean": sums["kv_sum"],
+                "k_mean": sums["k_sum"],
+            }
+            out = self._run(f"esc{block}_text", inputs)
+            if observer:
+                observer(f"esc{block}_text", state.where, out)
+            state.embedding = out["embedding_out"]
+            state.scores = self._floats(out["scores_out"])
+
+    def _add(
+        self,
+        sums: "_Sums",
+        graph: str,
+        inputs: Mapping[str, Tensor | Array],
+        where: slice,
+        observer: Observer | None,
+    ) -> dict[str, Tensor]:
+        """Run ``graph`` and add its ``*_sum`` outputs up."""
+        out = self._run(graph, inputs)
+        if observer:
+            observer(graph, where, out)
+        start = time.perf_counter()
+        for name, tensor in out.items():
+            if name.endswith("_sum"):
+                sums.add(name, self._floats(tensor))
+        self.clock.add("sums", start)
+        return out
+
+    def _run(self, graph: str, inputs: Mapping[str, Tensor | Array]) -> dict[str, Tensor]:
+        start = time.perf_counter()
+        out = self.backend.run(graph, inputs)
+        self.clock.add(graph, start)
+        return out
+
+    def _floats(self, tensor: Tensor) -> _Floats:
+        return np.asarray(self.backend.to_host(tensor), np.float32)
+
+
+class _Sums(dict[str, _Floats]):
+    """Sums by name, added up in float32."""
+
+    def add(self, name: str, part: _Floats) -> None:
+        if name in self:
+            self[name] = self[name] + part
+        else:
+            self[name] = part

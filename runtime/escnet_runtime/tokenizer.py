@@ -1,0 +1,103 @@
+"""Text to the token ids of CLIP, from a bundle's ``tokenizer.json``.
+
+The cleaning is the one of open_clip's tokenizer, step by step: repair of wrongly decoded text,
+HTML entities, white space, lower case.
+"""
+
+import html
+from collections.abc import Sequence
+from pathlib import Path
+
+import ftfy
+import numpy as np
+import tokenizers
+from numpy.typing import NDArray
+
+from .errors import BundleFormatError, BundleIntegrityError, VocabularyError
+
+__all__ = ["END", "START", "Tokenizer", "clean_text"]
+
+START = "<start_of_text>"
+END = "<end_of_text>"
+
+
+def clean_text(text: str) -> str:
+    """Clean a text as open_clip does before it tokenises.
+
+    Texts that are equal after cleaning have the same token ids.
+    """
+    if not (text.isascii() and text.isprintable() and "&" not in text):
+        # Printable ASCII without an ampersand is a fixed point of these two, and most names are.
+        text = html.unescape(html.unescape(ftfy.fix_text(text)))
+    return " ".join(text.split()).lower()
+
+
+class Tokenizer:
+    """The tokenizer of a bundle; safe to use from several threads."""
+
+    def __init__(self, tokenizer: tokenizers.Tokenizer, context_length: int) -> None:
+        """Take over ``tokenizer``; prefer `Tokenizer.open`."""
+        # The file carries as much of the cleaning as the format can; here `clean_text` does all of
+        # it, and a second lower-casing with newer Unicode tables must not follow.
+        tokenizer.normalizer = None
+        tokenizer.no_padding()
+        tokenizer.enable_truncation(context_length)
+        self._tokenizer = tokenizer
+        self.context_length = context_length
+
+    @classmethod
+    def open(cls, path: Path, context_length: int) -> "Tokenizer":
+        """Read a tokenizer in the Hugging Face tokenizers format.
+
+        Raises:
+            BundleIntegrityError: the file cannot be read.
+            BundleFormatError: it is not a tokenizer, or lacks the start and end tokens of CLIP.
+        """
+        if context_length <= len((START, END)):
+            raise BundleFormatError(f"The context length must be 3 or more; got {context_length}.")
+        try:
+            text = path.read_text(encoding="utf-8")
+        except OSError as error:
+            raise BundleIntegrityError(
+                f"Cannot read the tokenizer {path}: {error.strerror}."
+            ) from error
+        except UnicodeDecodeError as error:
+            raise BundleFormatError(f"The tokenizer {path} is not UTF-8 text: {error}.") from error
+        try:
+            tokenizer = tokenizers.Tokenizer.from_str(text)
+        except Exception as error:  # the library raises plain Exception
+            raise BundleFormatError(
+                f"{path} is not a tokenizer in the Hugging Face tokenizers format: {error}."
+            ) from error
+        probe = tokenizer.encode("").tokens
+        if probe[:1] != [START] or END not in probe:
+            raise BundleFormatError(
+                f"The tokenizer {path} frames a text as {probe[:4]}; expected {[START, END]}, as "
+                "CLIP's text encoder needs."
+            )
+        return cls(tokenizer, context_length)
+
+    def encode(self, texts: Sequence[str], *, cleaned: bool = False) -> NDArray[np.int32]:
+        """Clean and tokenise texts.
+
+        Args:
+            texts: t texts, in any language and of any length.
+            cleaned: they have already been through `clean_text` (a second cleaning could resolve
+                HTML entities once too often).
+
+        Returns:
+            int32 [t, L]: start token, text, end token, zeros; L is the longest of the batch, at
+            most ``context_length``. A longer text is cut and still ends with the end token. Zeros
+            behind the end token do not matter to CLIP, whose text encoder is causal.
+
+        Raises:
+            VocabularyError: something else than a list of texts.
+        """
+        if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
+            raise VocabularyError(f"Expected a list of texts to tokenise; got {texts!r:.80}.")
+        batch = list(texts) if cleaned else [clean_text(text) for text in texts]
+        rows = [encoding.ids for encoding in self._tokenizer.encode_batch(batch)]
+        tokens = np.zeros((len(rows), max(map(len, rows), default=0)), dtype=np.int32)
+        for row, ids in zip(tokens, rows, strict=True):
+            row[: len(ids)] = ids
+        return tokens

@@ -1,0 +1,301 @@
+"""Categories: reading them, planning which texts to encode, and their embeddings."""
+
+import json
+import logging
+import re
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import VocabularyError
+from .tokenizer import clean_text
+
+__all__ = [
+    "MAX_CATEGORIES",
+    "TextPlan",
+    "Vocabulary",
+    "assemble",
+    "parse_classes",
+    "plan_texts",
+    "read_classes_file",
+]
+
+MAX_CATEGORIES = 65_535
+"""Label maps are uint16 at most, and 65535 means "not labelled"."""
+
+_MAX_FILE_BYTES = 16 * 2**20
+_SYNONYMS = re.compile(r",(?:\s+|$)")  # not "1,000 yen note"
+_GATHER_ROWS = 8192  # of embeddings held a second time while averaging: 16 MiB at D = 512
+_Scalar = TypeVar("_Scalar", bound=np.generic)
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class TextPlan:
+    """Which prompts to encode for a list of categories, and how they are averaged.
+
+    Attributes:
+        names: the N categories as given, stripped.
+        templates: texts with one "{}".
+        label_of: uint16 [U], for each distinct category the index in ``names`` of its first
+            occurrence.
+        prompts: the P distinct texts to encode, cleaned.
+        members: int64 [K], indices into ``prompts``, category after category.
+        starts: int64 [U], where the members of each category begin.
+    """
+
+    names: tuple[str, ...]
+    templates: tuple[str, ...]
+    label_of: NDArray[np.uint16]
+    prompts: tuple[str, ...]
+    members: NDArray[np.int64]
+    starts: NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Vocabulary:
+    """Categories with their text embeddings, encoded once and reusable. The arrays are read-only.
+
+    Attributes:
+        names: the N categories as given, stripped; label maps are indices into them.
+        embeddings: float32 [U, D], unit norm, of the distinct categories; U <= N.
+        label_of: uint16 [U], the index in ``names`` of each row's first occurrence. A category that
+            is a duplicate of an earlier one has no row and never appears in a label map.
+        templates: the templates the embeddings are averaged over.
+    """
+
+    names: tuple[str, ...]
+    embeddings: NDArray[np.float32]
+    label_of: NDArray[np.uint16]
+    templates: tuple[str, ...]
+
+
+def parse_classes(text: str) -> list[str]:
+    """Split the categories of a command line.
+
+    Commas separate categories: "cat, sofa". If the text holds a semicolon or a line break, those
+    do, and commas separate synonyms: "cat; sofa, couch". Blank entries are dropped.
+
+    Returns:
+        Category names, synonyms separated by ", ".
+
+    Raises:
+        VocabularyError: no category is in it.
+    """
+    if re.search(r"[;\n]", text):
+        entries = [
+            ", ".join(part.strip() for part in entry.split(",") if part.strip())
+            for entry in re.split(r"[;\n]", text)
+        ]
+    else:
+        entries = [entry.strip() for entry in text.split(",")]
+    names = [entry for entry in entries if entry]
+    if not names:
+        raise VocabularyError(f'No category in {text!r}; expected for example "cat, sofa".')
+    return names
+
+
+def read_classes_file(path: Path) -> list[str]:
+    """Read categories from a file: a JSON list, or text with one category a line.
+
+    Synonyms are separated by ", ". In text, blank lines and lines that begin with "#" are skipped.
+    Text that begins with "[" is taken for JSON.
+
+    Raises:
+        VocabularyError: with file and line, if it cannot be read as such a list.
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(_MAX_FILE_BYTES + 1)
+    except OSError as error:
+        raise VocabularyError(f"Cannot read the categories {path}: {error.strerror}.") from error
+    if len(data) > _MAX_FILE_BYTES:
+        raise VocabularyError(f"{path} is larger than 16 MiB: is it a list of categories?")
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise VocabularyError(f"{path}, line {line}: not UTF-8 text; save it as UTF-8.") from error
+    is_json = path.suffix.lower() == ".json" or text.lstrip().startswith("[")
+    names = _json_names(path, text) if is_json else _text_names(path, text)
+    if not names:
+        raise VocabularyError(f"{path}, line 1: no category in the file; expected at least one.")
+    return names
+
+
+def plan_texts(names: Sequence[str], templates: Sequence[str]) -> TextPlan:
+    """Plan which prompts to encode: every template with every synonym of every category.
+
+    Categories whose sets of synonyms are equal after cleaning and case folding are duplicates: they
+    are encoded once, and a warning names them.
+
+    Args:
+        names: 1 to 65,535 categories; synonyms separated by ", ".
+        templates: texts with exactly one "{}", where the synonym goes.
+
+    Raises:
+        VocabularyError: if there are too few or too many, or one cannot be used.
+    """
+    given = _checked_names(names)
+    templates = _checked_templates(templates)
+    prompts: dict[str, int] = {}
+    members: list[int] = []
+    starts: list[int] = []
+    first_of: dict[frozenset[str], int] = {}
+    duplicates: list[str] = []
+    for index, name in enumerate(given):
+        synonyms = _synonyms(name, index)
+        key = frozenset(synonym.casefold() for synonym in synonyms)
+        if key in first_of:
+            duplicates.append(f"{name!r} ({index}, as {first_of[key]})")
+            continue
+        first_of[key] = index
+        starts.append(len(members))
+        for template in templates:
+            for synonym in synonyms.values():
+                prompt = clean_text(template.replace("{}", synonym))
+                members.append(prompts.setdefault(prompt, len(prompts)))
+    if duplicates:
+        _log.warning("Duplicate categories, which no label map will show: %s", _listed(duplicates))
+    return TextPlan(
+        names=given,
+        templates=templates,
+        label_of=_read_only(np.fromiter(first_of.values(), dtype=np.uint16)),
+        prompts=tuple(prompts),
+        members=_read_only(np.array(members, dtype=np.int64)),
+        starts=_read_only(np.array(starts, dtype=np.int64)),
+    )
+
+
+def assemble(plan: TextPlan, prompt_embeddings: NDArray[np.float32]) -> Vocabulary:
+    """Average the prompts' embeddings for each category and bring the mean to unit norm.
+
+    Args:
+        plan: from `plan_texts`.
+        prompt_embeddings: float32 [P, D], unit norm, in the order of ``plan.prompts``.
+
+    Raises:
+        VocabularyError: the embeddings do not fit the plan, or are not finite unit vectors.
+    """
+    expected = len(plan.prompts)
+    if prompt_embeddings.ndim != 2 or len(prompt_embeddings) != expected:
+        raise VocabularyError(
+            f"Expected prompt embeddings [{expected}, D]; got {list(prompt_embeddings.shape)}."
+        )
+    sums = _sums(plan, prompt_embeddings)
+    norms = np.linalg.norm(sums, axis=1, keepdims=True)
+    # Below this, a sum of unit vectors is nothing but rounding.
+    usable = np.isfinite(norms[:, 0]) & (norms[:, 0] > 1e-6)
+    if not usable.all():
+        name = plan.names[plan.label_of[np.argmin(usable)]]
+        raise VocabularyError(f"The embedding of {name!r} is zero or not finite: encode it again.")
+    return Vocabulary(
+        names=plan.names,
+        embeddings=_read_only(sums / norms),
+        label_of=plan.label_of,
+        templates=plan.templates,
+    )
+
+
+def _sums(plan: TextPlan, prompt_embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Sum the prompts of each category, [U, D], some categories at a time to bound the memory."""
+    sums = np.empty((len(plan.starts), prompt_embeddings.shape[1]), dtype=np.float32)
+    ends = np.append(plan.starts[1:], len(plan.members))
+    begin = 0
+    while begin < len(sums):
+        first = plan.starts[begin]
+        end = max(begin + 1, int(np.searchsorted(ends, first + _GATHER_ROWS, side="right")))
+        rows = prompt_embeddings[plan.members[first : ends[end - 1]]].astype(np.float32)
+        sums[begin:end] = np.add.reduceat(rows, plan.starts[begin:end] - first, axis=0)
+        begin = end
+    return sums
+
+
+def _json_names(path: Path, text: str) -> list[str]:
+    try:
+        entries = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise VocabularyError(f"{path}, line {error.lineno}: not JSON: {error.msg}.") from error
+    except (RecursionError, ValueError) as error:
+        raise VocabularyError(f"{path}, line 1: not a JSON list of categories: {error}.") from error
+    if not isinstance(entries, list):
+        raise VocabularyError(
+            f'{path}, line 1: expected a JSON list such as ["cat", "sofa, couch"]; got '
+            f"{type(entries).__name__}."
+        )
+    for number, entry in enumerate(entries, 1):
+        if not isinstance(entry, str) or not entry.strip():
+            raise VocabularyError(
+                f"{path}, entry {number}: expected the name of a category; got {entry!r:.60}. "
+                'Synonyms are written in one text: "sofa, couch".'
+            )
+    return [entry.strip() for entry in entries]
+
+
+def _text_names(path: Path, text: str) -> list[str]:
+    names = []
+    for number, line in enumerate(text.replace("\r\n", "\n").split("\n"), 1):
+        name = line.strip()
+        if any(unicodedata.category(character) == "Cc" and character != "\t" for character in name):
+            raise VocabularyError(
+                f"{path}, line {number}: control characters in {name!r:.60}; expected text with "
+                "one category a line."
+            )
+        if name and not name.startswith("#"):
+            names.append(name)
+    return names
+
+
+def _checked_names(names: Sequence[str]) -> tuple[str, ...]:
+    if isinstance(names, str):
+        raise VocabularyError(f"Expected a list of categories; got a text: pass [{names!r:.60}].")
+    if not 1 <= len(names) <= MAX_CATEGORIES:
+        raise VocabularyError(f"Expected 1 to {MAX_CATEGORIES:,} categories; got {len(names):,}.")
+    for index, name in enumerate(names):
+        if not isinstance(name, str) or not name.strip():
+            raise VocabularyError(f"Category {index}: expected a name; got {name!r:.60}.")
+    return tuple(name.strip() for name in names)
+
+
+def _checked_templates(templates: Sequence[str]) -> tuple[str, ...]:
+    if isinstance(templates, str):
+        raise VocabularyError(f"Expected a list of templates; got a text: pass [{templates!r}].")
+    if not templates:
+        raise VocabularyError('Expected at least one template, such as "A photo of a {}".')
+    for template in templates:
+        if not isinstance(template, str) or template.count("{}") != 1:
+            raise VocabularyError(
+                f'A template holds exactly one "{{}}", where the name goes; got {template!r:.80}.'
+            )
+    return tuple(templates)
+
+
+def _synonyms(name: str, index: int) -> dict[str, str]:
+    """Cleaned synonym -> synonym; a repeated synonym counts once."""
+    synonyms: dict[str, str] = {}
+    for part in _SYNONYMS.split(name):
+        cleaned = clean_text(part)
+        if cleaned:
+            synonyms.setdefault(cleaned, part)
+    if synonyms:
+        return synonyms
+    # "," splits into nothing and is a name all the same; a lone control character is not.
+    cleaned = clean_text(name)
+    if not cleaned:
+        raise VocabularyError(f"Category {index}: nothing is left of {name!r} after cleaning.")
+    return {cleaned: name}
+
+
+def _listed(entries: list[str], most: int = 10) -> str:
+    more = f" and {len(entries) - most} more" if len(entries) > most else ""
+    return ", ".join(entries[:most]) + more
+
+
+def _read_only(array: NDArray[_Scalar]) -> NDArray[_Scalar]:
+    array.flags.writeable = False
+    return array

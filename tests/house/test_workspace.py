@@ -1,0 +1,128 @@
+"""The five distributions fit together, and their files say nothing they should not."""
+
+import importlib
+import re
+import shutil
+import subprocess
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.version import Version
+
+from tests.house.test_boundaries import WORKSPACE, modules_of
+from tests.shared import ROOT
+from tools.environment import NOT_INSTALLED
+from tools.workspace import Distribution, name_of
+
+OWN = {name_of(one.name) for one in WORKSPACE.values()}
+SCRIPTS = [
+    pytest.param(script, target, id=script)
+    for one in WORKSPACE.values()
+    for script, target in one.project.get("scripts", {}).items()
+]
+
+# Hosts that serve packages, and folders of one machine. Written so as not to match themselves.
+UNWANTED = re.compile(
+    r"pypi\.(?:org|nvidia)|python(?:hosted)\.org|download\.pytorch\.(?:org)|conda\.(?:anaconda)"
+    r"|--(?:extra-)?index-(?:url)|--find-(?:links)"
+    r"|(?<![\w./~$}])/(?:work|root|home/\w+|Users/\w+|opt/(?:pypi|wheels))/"
+)
+
+
+@pytest.fixture(params=WORKSPACE)
+def one(request: pytest.FixtureRequest) -> Distribution:
+    """Each distribution of the workspace."""
+    return WORKSPACE[str(request.param)]
+
+
+def pins() -> dict[str, Version]:
+    """Normalised name → version, as ``constraints.txt`` has it."""
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pairs = [line.split("==") for line in lines if line and not line.startswith("#")]
+    return {name_of(name): Version(version) for name, version in pairs}
+
+
+def test_all_distributions_have_one_version() -> None:
+    assert len({one.project["version"] for one in WORKSPACE.values()}) == 1
+
+
+def test_siblings_are_required_at_that_version(one: Distribution) -> None:
+    lines = [line for table in one.requirements().values() for line in table]
+    siblings = [Requirement(line) for line in lines if name_of(line) in OWN]
+    assert {str(sibling.specifier) for sibling in siblings} <= {f"=={one.project['version']}"}
+
+
+def test_metadata_is_the_same_everywhere(one: Distribution) -> None:
+    assert one.project["license"] == "Apache-2.0"
+    assert one.project["requires-python"] == ">=3.11"
+    assert (one.folder / "LICENSE").read_bytes() == (ROOT / "LICENSE").read_bytes()
+
+
+def test_packages_are_typed(one: Distribution) -> None:
+    assert (one.folder / one.package / "py.typed").is_file()
+    assert (one.folder / one.package / "__init__.py").is_file()
+
+
+def test_what_is_required_is_pinned_and_allowed_by_its_bound(one: Distribution) -> None:
+    pinned = pins()
+    for lines in one.requirements().values():
+        for requirement in map(Requirement, lines):
+            name = name_of(requirement.name)
+            if name not in OWN | NOT_INSTALLED:
+                assert name in pinned, f"{requirement} of {one.name} is not in constraints.txt"
+                assert pinned[name] in requirement.specifier
+
+
+def test_what_is_imported_is_required(one: Distribution) -> None:
+    """A package must not live off what another one happens to bring along."""
+    tables = one.requirements()
+    run_time = [k for k in tables if k == "dependencies" or k.startswith("extra")]
+    required = {name_of(line) for table in run_time for line in tables[table]}
+    providers = packages_distributions()
+    for path, names in modules_of(one):
+        for name in names - {one.package}:
+            given = {name_of(provider) for provider in providers.get(name, [])}
+            assert not given or given & required, f"{path} imports {name}: declare it"
+
+
+@pytest.mark.parametrize(("script", "target"), SCRIPTS)
+def test_console_scripts_exist(script: str, target: str) -> None:
+    module, _, function = target.partition(":")
+    assert callable(getattr(importlib.import_module(module), function))
+    assert shutil.which(script), f"{script} is not installed in this environment"
+
+
+def test_files_name_no_registry_and_no_folder_of_one_machine() -> None:
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a git checkout: cannot tell the project's files from others")
+    listing = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    output = subprocess.run(listing, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    offenders = []
+    for name in filter(None, output.split("\0")):
+        for number, line in enumerate(_text(ROOT / name).splitlines(), start=1):
+            if UNWANTED.search(line):
+                offenders.append(f"{name}:{number}: {line.strip()[:100]}")
+    assert not offenders
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["see https://pypi" + ".org/x", "pip --extra-index" + "-url y", "open('/wo" + "rk/x')"],
+)
+def test_unwanted_lines_are_recognised(line: str) -> None:
+    assert UNWANTED.search(line)
+
+
+@pytest.mark.parametrize("line", ["escnet/work/x", "$HOME/work/x", "~/work/x", "pypi as a word"])
+def test_ordinary_lines_are_left_alone(line: str) -> None:
+    assert not UNWANTED.search(line)
+
+
+def _text(path: Path) -> str:
+    """The text of a file, or nothing for a binary one or one just deleted."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except (UnicodeDecodeError, FileNotFoundError, IsADirectoryError):
+        return ""

@@ -1,0 +1,1 @@
+"""Tools for developing this repository; nothing of it is installed."""
