@@ -5,12 +5,14 @@ file that turns them into modules. A checkpoint carries its configuration as JSO
 """
 
 import dataclasses
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from escnet_runtime.errors import InputError
+from escnet_runtime.errors import BundleFormatError, InputError
 from escnet_runtime.ppg import PpgConstants
+from escnet_runtime.strict_json import typed
 
 __all__ = ["ClipConfig", "DecoderConfig", "EscNetConfig", "FusionConfig", "SamConfig"]
 
@@ -92,11 +94,17 @@ class EscNetConfig:
     image_std: tuple[float, float, float]
 
     def __post_init__(self) -> None:
+        _check_positive(self)
+        _check_divisions(self)
+        _check_skips(self)
+        self._check_grid()
+
+    def _check_grid(self) -> None:
         size, patch = self.clip.image_size, self.clip.patch_size
         if size % patch:
             raise InputError(
                 f"configuration {self.name!r}: image_size {size} is not a multiple of patch_size "
-                f"{patch}; choose a multiple, for instance {size // patch * patch}"
+                f"{patch}; choose a multiple, for instance {-(-size // patch) * patch}"
             )
         if self.grid % self.fusion.window:
             raise InputError(
@@ -120,36 +128,66 @@ class EscNetConfig:
         return 4 * self.grid
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain dictionaries, lists, numbers and strings, ready for JSON."""
-        return dataclasses.asdict(self)
+        """Plain dictionaries, lists, numbers and strings, as JSON gives them back."""
+        plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
+        return plain
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "EscNetConfig":
         """The inverse of :meth:`to_dict`.
 
         Raises:
-            InputError: a key is unknown, missing, or its value has another type.
+            InputError: a key is unknown, missing, or its value has another type; or the sizes do
+                not fit one another.
         """
-        parts: dict[str, type[Any]] = {
-            "clip": ClipConfig,
-            "sam": SamConfig,
-            "fusion": FusionConfig,
-            "decoder": DecoderConfig,
-            "ppg": PpgConstants,
-        }
-        values = _fields(cls, data, "configuration")
-        for key, part in parts.items():
-            if not isinstance(values[key], Mapping):
-                raise InputError(f"configuration: {key!r} is {values[key]!r}, expected an object")
-            values[key] = part(**_fields(part, values[key], f"configuration.{key}"))
-        return cls(**values)
+        try:
+            return typed(dict(data), cls)
+        except BundleFormatError as error:
+            raise InputError(f"configuration: {error}") from error
 
 
-def _fields(kind: type[Any], data: Mapping[str, Any], where: str) -> dict[str, Any]:
-    names = {field.name for field in dataclasses.fields(kind)}
-    unknown, missing = sorted(set(data) - names), sorted(names - set(data))
-    if unknown or missing:
+def _check_positive(config: EscNetConfig) -> None:
+    for part in ("clip", "sam", "fusion", "decoder"):
+        for key, value in dataclasses.asdict(getattr(config, part)).items():
+            sizes = value if isinstance(value, tuple) else (value,)
+            if key != "skip_layers" and any(type(size) is int and size < 1 for size in sizes):
+                raise InputError(
+                    f"configuration {config.name!r}: {part}.{key} is {value}, expected at least 1"
+                )
+    if config.blocks < 1:
+        raise InputError(f"configuration {config.name!r}: blocks is {config.blocks}, expected ≥ 1")
+
+
+def _check_divisions(config: EscNetConfig) -> None:
+    clip, sam, fusion, decoder = config.clip, config.sam, config.fusion, config.decoder
+    for name, whole, divisor, of in (
+        ("clip.vision_width", clip.vision_width, clip.vision_head_width, "vision_head_width"),
+        ("clip.text_width", clip.text_width, clip.text_heads, "text_heads"),
+        # SAM's cross-attention works at half the width.
+        ("sam.embed_dim", sam.embed_dim, 2 * sam.heads, "2 * heads"),
+        ("sam.mask_channels", sam.mask_channels, 4, "SAM's first mask convolution"),
+        ("fusion.hidden_dim", fusion.hidden_dim, fusion.heads, "heads"),
+        ("decoder.channels[0]", decoder.channels[0], decoder.norm_group, "norm_group"),
+        ("decoder.channels[1]", decoder.channels[1], decoder.norm_group, "norm_group"),
+    ):
+        if whole % divisor:
+            raise InputError(
+                f"configuration {config.name!r}: {name} is {whole}, expected a multiple of "
+                f"{divisor} ({of})"
+            )
+
+
+def _check_skips(config: EscNetConfig) -> None:
+    layers, last = config.clip.skip_layers, config.clip.vision_layers - 2
+    if not all(0 <= layer <= last for layer in layers):
         raise InputError(
-            f"{where}: unknown keys {unknown}, missing keys {missing}; expected {sorted(names)}"
+            f"configuration {config.name!r}: clip.skip_layers is {layers}, expected blocks from 0 "
+            f"to {last} (the last block's output is no skip feature)"
         )
-    return {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
+    widths = (config.fusion.hidden_dim, config.decoder.channels[0])
+    for skip, width in zip(config.decoder.skip_channels, widths, strict=True):
+        if skip >= width:
+            raise InputError(
+                f"configuration {config.name!r}: decoder.skip_channels has {skip}, expected less "
+                f"than the {width} channels of the stage it guides"
+            )

@@ -1,6 +1,42 @@
-"""What every test shares: tests marked ``gpu`` are skipped, with that reason, without a GPU."""
+"""What every test shares: an exported bundle, a cache of its own, and GPU tests that skip."""
+
+import shutil
+from pathlib import Path
 
 import pytest
+
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The default preset at fp16 with seeded random weights, exported once. Do not change it."""
+    from escnet.build import build_model
+    from escnet.presets import preset
+    from escnet_export import export_bundle
+    from escnet_runtime.manifest import Precision
+
+    output = tmp_path_factory.mktemp("bundles") / "tiny-fp16"
+    export_bundle(
+        build_model(preset("tiny")),
+        output,
+        precision=Precision.FP16,
+        weights="seeded random (seed 0)",
+        trained=False,
+        check_categories=(2,),
+    )
+    return output
+
+
+@pytest.fixture
+def bundle_copy(tiny_bundle: Path, tmp_path: Path) -> Path:
+    """A copy of the bundle that a test may damage."""
+    return Path(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test reads or writes the user's cache of text embeddings."""
+    monkeypatch.setenv("ESCNET_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from .errors import BundleFormatError
+from .ppg import PpgConstants
+from .preprocess import Preprocessing
 from .strict_json import parse_object, typed
 
 __all__ = [
@@ -96,26 +98,6 @@ class ModelInfo:
     hidden_dim: int
     sam_dim: int
     blocks: int
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PpgConstants:
-    """The pseudo prompt generator's tau, alpha, N_o and number of Lloyd iterations."""
-
-    temperature: float
-    alpha: float
-    regions: int
-    iterations: int
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Preprocessing:
-    """Resize to ``size`` squared pixels, then (rgb / 255 - mean) / std."""
-
-    size: int
-    resize: Literal["pillow-bilinear"]
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -21,8 +21,8 @@ _Floats = npt.NDArray[np.float32]
 
 #: Called with the stage ("esc0_sam", "esc0_prompts", …), the chunk and its outputs by name.
 Observer = Callable[[str, slice, Mapping[str, Any]], None]
-#: (block, chunk, scores float32 [n, h, w]) → prompts of the chunk.
-PromptSource = Callable[[int, slice, _Floats], Prompts]
+#: (block, scores float32 [N, h, w]) → prompts of all categories.
+PromptSource = Callable[[int, _Floats], Prompts]
 
 
 def category_chunks(categories: int, chunk: int) -> list[slice]:
@@ -61,7 +61,6 @@ class _State:
     text: _Floats
     weight: _Floats
     embedding: Tensor
-    scores: _Floats
 
 
 class Pipeline:
@@ -104,12 +103,12 @@ class Pipeline:
             text: float32 [N, D] unit-norm embeddings.
             chunk: categories at a time; bounds the memory, does not change the result.
             observer: sees every stage's outputs.
-            prompts: replaces the prompt generator: (block, chunk, scores) → prompts.
+            prompts: replaces the prompt generator: (block, scores) → prompts.
         """
-        states = self._correlate(encoded, text, chunk, observer)
+        states, scores = self._correlate(encoded, text, chunk, observer)
         features = encoded.block_features
         for block in range(self.blocks):
-            features = self._block(block, features, states, observer, prompts)
+            features = self._block(block, features, states, scores, observer, prompts)
         for state in states:
             out = self._run(
                 "decoder",
@@ -122,43 +121,43 @@ class Pipeline:
 
     def _correlate(
         self, encoded: EncodedImage, text: _Floats, chunk: int, observer: Observer | None
-    ) -> list[_State]:
-        states = []
+    ) -> tuple[list[_State], _Floats]:
+        """The chunks, and the scores of all categories, float32 [N, h, w]."""
+        states, scores = [], []
         for where in category_chunks(len(text), chunk):
             part = np.ascontiguousarray(text[where])
             out = self._run("correlation", {"features": encoded.features, "text": part})
             if observer:
                 observer("correlation", where, out)
             weight = np.full(len(part), 1.0 / len(text), np.float32)
-            states.append(
-                _State(where, part, weight, out["embedding"], self._floats(out["scores"]))
-            )
-        return states
+            states.append(_State(where, part, weight, out["embedding"]))
+            scores.append(self._floats(out["scores"]))
+        return states, np.concatenate(scores)
 
     def _block(
         self,
         block: int,
         features: Tensor,
         states: list[_State],
+        scores: _Floats,
         observer: Observer | None,
-        prompts: PromptSource | None,
+        source: PromptSource | None,
     ) -> Tensor:
+        """Run one ESC block; ``scores`` are refined in place. Returns the new block features."""
+        start = time.perf_counter()
+        # All categories at once: a call of the generator has a fixed cost.
+        prompts = source(block, scores) if source else pseudo_prompts(scores, self.ppg)
+        self.clock.add("prompts", start)
+        if observer:
+            observer(f"esc{block}_prompts", slice(0, len(scores)), {"prompts": prompts})
         enhanced = _Sums()
         for state in states:
-            start = time.perf_counter()
-            if prompts:
-                prompt = prompts(block, state.where, state.scores)
-            else:
-                prompt = pseudo_prompts(state.scores, self.ppg)
-            self.clock.add("prompts", start)
-            if observer:
-                observer(f"esc{block}_prompts", state.where, {"prompts": prompt})
             inputs = {
                 "block_features": features,
-                "points": prompt.points,
-                "point_labels": prompt.point_labels,
-                "regions": prompt.regions,
-                "probabilities": prompt.probabilities,
+                "points": prompts.points[state.where],
+                "point_labels": prompts.point_labels[state.where],
+                "regions": prompts.regions[state.where],
+                "probabilities": prompts.probabilities[state.where],
                 "weight": state.weight,
             }
             self._add(enhanced, f"esc{block}_sam", inputs, state.where, observer)
@@ -168,11 +167,16 @@ class Pipeline:
         )
         if observer:
             observer(f"esc{block}_fuse", slice(0, 1), out)
-        self._refine(block, out["guidance"], states, observer)
+        self._refine(block, out["guidance"], states, scores, observer)
         return out["block_features_out"]
 
     def _refine(
-        self, block: int, guidance: Tensor, states: list[_State], observer: Observer | None
+        self,
+        block: int,
+        guidance: Tensor,
+        states: list[_State],
+        scores: _Floats,
+        observer: Observer | None,
     ) -> None:
         sums = _Sums()
         for state in states:
@@ -188,7 +192,7 @@ class Pipeline:
             inputs = {
                 "embedding": state.embedding,
                 "text": state.text,
-                "scores": state.scores,
+                "scores": scores[state.where],
                 "kv_mean": sums["kv_sum"],
                 "k_mean": sums["k_sum"],
             }
@@ -196,7 +200,7 @@ class Pipeline:
             if observer:
                 observer(f"esc{block}_text", state.where, out)
             state.embedding = out["embedding_out"]
-            state.scores = self._floats(out["scores_out"])
+            scores[state.where] = self._floats(out["scores_out"])
 
     def _add(
         self,

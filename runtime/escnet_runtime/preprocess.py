@@ -18,6 +18,7 @@ depends on its version (13 changed it) and moves results by 1/255, so each pass 
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +37,7 @@ class Preprocessing:
     size: int
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    resize: Literal["pillow-bilinear"] = "pillow-bilinear"
 
     def __post_init__(self) -> None:
         if self.size < 1:

@@ -20,7 +20,7 @@ from .errors import EscNetError, InputError
 from .images import ImageArray, load_image
 from .pipeline import Observer, Pipeline
 from .postprocess import UpsampleArgmax
-from .preprocess import Preprocessing, preprocess
+from .preprocess import preprocess
 from .result import Segmentation
 from .tokenizer import Tokenizer
 from .vocabulary import Vocabulary, assemble, plan_texts
@@ -77,8 +77,7 @@ class Segmenter:
         self.pipeline = Pipeline(
             self._backend, blocks=manifest.model.blocks, ppg=manifest.constants.ppg
         )
-        pre = manifest.constants.preprocessing
-        self._preprocessing = Preprocessing(size=pre.size, mean=pre.mean, std=pre.std)
+        self._preprocessing = manifest.constants.preprocessing
         self._tokenizer: Tokenizer | None = None
         self._cache = self._open_cache(cache)
         self._lock = threading.RLock()

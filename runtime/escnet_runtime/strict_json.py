@@ -8,7 +8,7 @@ import types
 import typing
 from typing import Any, Literal, NoReturn, TypeVar
 
-from .errors import BundleFormatError
+from .errors import BundleFormatError, InputError
 
 __all__ = ["parse_object", "typed"]
 
@@ -99,9 +99,11 @@ class _Reader:
         missing = [name for name in names if name not in entries]
         if missing:
             raise BundleFormatError(f"{path}: missing {', '.join(missing)}.")
-        return kind(
-            **{name: self.read(entries[name], kinds[name], f"{path}.{name}") for name in names}
-        )
+        values = {name: self.read(entries[name], kinds[name], f"{path}.{name}") for name in names}
+        try:
+            return kind(**values)
+        except InputError as error:  # the class itself checks ranges
+            raise BundleFormatError(f"{path}: {error}") from error
 
     def _tuple(self, value: object, kind: Any, path: str) -> tuple[Any, ...]:
         entries = _expect(value, list, "a list", path)

@@ -150,7 +150,7 @@ def plan_texts(names: Sequence[str], templates: Sequence[str]) -> TextPlan:
     duplicates: list[str] = []
     for index, name in enumerate(given):
         synonyms = _synonyms(name, index)
-        key = frozenset(synonym.casefold() for synonym in synonyms)
+        key = frozenset(synonyms)
         if key in first_of:
             duplicates.append(f"{name!r} ({index}, as {first_of[key]})")
             continue

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -359,17 +360,18 @@ def _as_nobody() -> Iterator[None]:
     if os.geteuid() != 0:
         yield
         return
-    os.seteuid(65534)
+    try:
+        os.seteuid(65534)
+    except OSError:
+        pytest.skip("root cannot become another user here")
     try:
         yield
     finally:
         os.seteuid(0)
 
 
-def test_a_place_that_is_not_writable_is_named(tmp_path: Path) -> None:
-    # pytest's own folders are closed to other users, so this one lies beside them.
-    place = tmp_path.parents[2] / f"escnet-read-only-{os.getpid()}"
-    place.mkdir(mode=0o755)
+def test_a_place_that_is_not_writable_is_named() -> None:
+    place = Path(tempfile.mkdtemp())  # pytest's own folders are closed to other users
     place.chmod(0o555)
     try:
         with _as_nobody():

@@ -1,0 +1,19 @@
+"""Weights from files: CLIP's and SAM's own, and this project's checkpoints.
+
+A file is read without ever running a Python pickle, checked whole, and only then copied into a
+model: after an error the model is what it was before.
+"""
+
+from .checkpoint import LoadedCheckpoint, load_checkpoint, save_checkpoint
+from .clip import load_clip
+from .sam import load_sam
+from .state import WeightsError
+
+__all__ = [
+    "LoadedCheckpoint",
+    "WeightsError",
+    "load_checkpoint",
+    "load_clip",
+    "load_sam",
+    "save_checkpoint",
+]

@@ -1,0 +1,113 @@
+"""Files of named tensors. Reading one never runs what it contains.
+
+Python pickles are programs. PyTorch's ``weights_only=True`` reads the few instructions that plain
+tensors need and refuses the rest; there is no switch here that turns this off.
+"""
+
+import pickle
+import warnings
+import zipfile
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from .state import WeightsError, listed
+
+__all__ = ["SUFFIXES", "read_tensors", "require_file"]
+
+_PICKLED = (".pt", ".pth", ".bin")
+SUFFIXES = (".safetensors", *_PICKLED)
+
+_PREFIX = "module."  # what DistributedDataParallel puts in front of every name
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file, on the CPU.
+
+    ``.safetensors``, or PyTorch's ``.pt``, ``.pth`` and ``.bin``: a dictionary of tensors, bare or
+    under the key ``state_dict``, with or without ``module.`` in front of every name.
+
+    Raises:
+        WeightsError: there is no such file, it is damaged, of another kind, or would need Python
+            code to be run.
+    """
+    require_file(path)
+    if path.suffix == ".safetensors":
+        try:
+            return load_file(path)
+        except (SafetensorError, OSError) as error:
+            raise WeightsError(f"{path} cannot be read as safetensors: {error}.") from error
+    if path.suffix in _PICKLED:
+        return _tensors_of(_unpickled(path), path)
+    raise WeightsError(f"{path} has the suffix {path.suffix!r}, expected {', '.join(SUFFIXES)}.")
+
+
+def require_file(path: Path) -> None:
+    """Raise `WeightsError` unless ``path`` is a file."""
+    if not path.is_file():
+        got = "is a folder" if path.is_dir() else "does not exist"
+        raise WeightsError(f"{path} {got}, expected a file of weights.")
+
+
+def _unpickled(path: Path) -> object:
+    if _is_torchscript(path):
+        raise WeightsError(
+            f"{path} is a TorchScript program, and programs of others are not run here. Convert "
+            f"it once, where you trust it: torch.save(torch.jit.load({path.name!r})"
+            ".state_dict(), 'weights.pt')."
+        )
+    try:
+        with warnings.catch_warnings():
+            # What torch says of a pickle's version concerns its author; the reader gets an error.
+            warnings.simplefilter("ignore")
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise WeightsError(
+            f"{path} is refused: it holds more than plain tensors, or is damaged "
+            f"({_reason(error)}). A pickle can run any program, so nothing else is read; convert "
+            "it to safetensors where you trust it."
+        ) from error
+    except Exception as error:  # a damaged file can make the unpickler stumble anywhere
+        raise WeightsError(
+            f"{path} cannot be read, it may be damaged or cut short: {_reason(error)}."
+        ) from error
+
+
+def _is_torchscript(path: Path) -> bool:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.endswith("/constants.pkl") for name in archive.namelist())
+    except (zipfile.BadZipFile, OSError):
+        return False
+
+
+def _reason(error: Exception) -> str:
+    """What PyTorch says, without its advice to read the file unsafely."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    lines = [line for line in lines if "weights_only" not in line and "torch.load" not in line]
+    return lines[0].rstrip(".") if lines else type(error).__name__
+
+
+def _tensors_of(content: object, path: Path) -> dict[str, Tensor]:
+    state = content.get("state_dict", content) if isinstance(content, dict) else content
+    if not isinstance(state, dict) or not state:
+        raise WeightsError(
+            f"{path} holds {_described(state)}, expected a dictionary of named tensors."
+        )
+    wrong = [
+        f"{key!r} is {type(value).__name__}"
+        for key, value in state.items()
+        if not isinstance(key, str) or not isinstance(value, Tensor)
+    ]
+    if wrong:
+        raise WeightsError(f"{path} holds more than named tensors: {listed(wrong)}.")
+    if all(name.startswith(_PREFIX) for name in state):
+        return {name.removeprefix(_PREFIX): value for name, value in state.items()}
+    return dict(state)
+
+
+def _described(value: object) -> str:
+    return "an empty dictionary" if isinstance(value, dict) else f"a {type(value).__name__}"

@@ -1,0 +1,53 @@
+"""SAM's weights, from Meta's files or MobileSAM's, into every ESC block."""
+
+from pathlib import Path
+
+from torch import Tensor
+
+from escnet.model import EscNet
+
+from .files import read_tensors
+from .state import copy_into, fitted
+
+__all__ = ["load_sam"]
+
+# SAM's names, and where they stand in an ESC block's SamBlock.
+_PARTS = {"prompt_encoder.": "prompt_encoder.", "mask_decoder.transformer.": "transformer."}
+# What SAM has and ESC-Net does not use: its image encoder, and what turns features into masks.
+_UNUSED = (
+    "image_encoder.",
+    "mask_decoder.iou_token.",
+    "mask_decoder.iou_prediction_head.",
+    "mask_decoder.mask_tokens.",
+    "mask_decoder.output_upscaling.",
+    "mask_decoder.output_hypernetworks_mlps.",
+)
+
+
+def load_sam(model: EscNet, path: Path) -> None:
+    """Copy SAM's prompt encoder and two-way transformer into each ESC block.
+
+    Args:
+        model: changed in place, or not at all.
+        path: ``sam_vit_b_*.pth``, ``mobile_sam.pt`` or the like; the larger SAMs have the same
+            decoder. The image encoder in it is not used.
+
+    Raises:
+        WeightsError: the file cannot be read, or a tensor does not fit.
+    """
+    tensors = {
+        name: value for name, value in read_tensors(path).items() if not name.startswith(_UNUSED)
+    }
+    blocks = [block.sam.state_dict() for block in model.esc_blocks]
+    values = fitted(tensors, _in_sams_names(blocks[0]), str(path))
+    targets = [_in_sams_names(block) for block in blocks]
+    copy_into((target[name], value) for target in targets for name, value in values.items())
+
+
+def _in_sams_names(block: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {
+        theirs + name.removeprefix(ours): value
+        for name, value in block.items()
+        for theirs, ours in _PARTS.items()
+        if name.startswith(ours)
+    }

@@ -1,0 +1,88 @@
+"""Named tensors that must fit a module's, all of them or none."""
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor
+
+from escnet_runtime.errors import InputError
+
+__all__ = ["WeightsError", "copy_into", "fitted"]
+
+_LISTED = 10
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+class WeightsError(InputError):
+    """A file of weights cannot be read, or does not fit the model."""
+
+
+def fitted(
+    tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], source: str
+) -> dict[str, Tensor]:
+    """The tensors, converted to the types of those expected.
+
+    Args:
+        tensors: what a file holds; float16, bfloat16, float32 or float64.
+        expected: what a module has, under the same names (``Module.state_dict()``).
+        source: what messages call the file.
+
+    Raises:
+        WeightsError: tensors are missing, surplus, of another shape, not floating-point, or hold
+            NaN or infinity (in the module's type). The first ten are named, the rest counted.
+    """
+    problems = [
+        f"missing {name}, expected {_form(expected[name])}"
+        for name in expected
+        if name not in tensors
+    ]
+    problems += [
+        f"surplus {name}, {_form(tensors[name])}" for name in tensors if name not in expected
+    ]
+    result = {}
+    for name, want in expected.items():
+        if name in tensors:
+            problem = _misfit(name, tensors[name], want)
+            if problem is None:
+                result[name] = tensors[name].to(want.dtype)
+                problem = _not_finite(name, result[name])
+            problems += [] if problem is None else [problem]
+    if problems:
+        raise WeightsError(f"{source} does not fit the model: {listed(problems)}.")
+    return result
+
+
+def listed(problems: list[str]) -> str:
+    """The first ten, and how many more there are."""
+    rest = len(problems) - _LISTED
+    return "; ".join(problems[:_LISTED]) + (f"; and {rest} more" if rest > 0 else "")
+
+
+def copy_into(pairs: Iterable[tuple[Tensor, Tensor]]) -> None:
+    """Copy each second tensor, already checked, into the first, without a gradient's trace."""
+    with torch.no_grad():
+        for target, value in pairs:
+            target.copy_(value)
+
+
+def _misfit(name: str, got: Tensor, want: Tensor) -> str | None:
+    if got.layout != torch.strided or got.dtype not in _FLOATS:
+        return f"{name} is {_form(got)}, expected floating-point numbers"
+    if got.shape != want.shape:
+        return f"{name} is {_form(got)}, expected {_form(want)}"
+    return None
+
+
+def _not_finite(name: str, value: Tensor) -> str | None:
+    count = int(value.numel() - value.isfinite().sum())
+    if not count:
+        return None
+    kind = str(value.dtype).removeprefix("torch.")
+    return f"{name} holds {count} values that are NaN or infinite in {kind}, expected none"
+
+
+def _form(tensor: Tensor) -> str:
+    """Type and shape, such as "float32 [3, 4]"."""
+    kind = str(tensor.dtype).removeprefix("torch.")
+    layout = "" if tensor.layout == torch.strided else f"{tensor.layout} ".removeprefix("torch.")
+    return f"{layout}{kind} {list(tensor.shape)}"

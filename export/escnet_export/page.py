@@ -1,0 +1,461 @@
+"""``parity.html``: the accuracy of a bundle for people, one page without scripts or other files."""
+
+import base64
+import html
+import io
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+from escnet_runtime.errors import InputError
+from escnet_runtime.images import ImageArray
+from escnet_runtime.palette import PERIOD, palette
+from escnet_runtime.ppg import Prompts
+from PIL import Image
+
+__all__ = ["ParityPicture", "parity_page"]
+
+_Mask = npt.NDArray[np.bool_]
+
+_LARGEST: Final = 320  # px, the longer side of a picture on the page
+_PICTURES: Final = 4
+_SHOWN_CATEGORIES: Final = 4  # with their prompts, a picture
+_SMALLEST_AREA: Final = 0.005  # of a label map, to stand in its legend
+_UNUSED: Final = -1  # the label of a point that is none
+_SAME, _EDGE, _OTHER = (228, 230, 235), (176, 181, 192), (214, 0, 110)
+
+_STYLE: Final = """
+:root { color-scheme: light dark; --ink: #1b1f27; --soft: #59606e; --paper: #fff; --card: #f4f5f8;
+  --line: #d9dce3; --good: #14713d; --bad: #b3152f; --bar: #3d6fd6; --mark: #1b1f27; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e6e8ee; --soft: #a2a9b8; --paper: #14161b;
+  --card: #1d2027; --line: #343945; --good: #5fce8f; --bad: #ff8095; --bar: #7ba2f5;
+  --mark: #e6e8ee; } }
+* { box-sizing: border-box; }
+body { margin: 0 auto; max-width: 72rem; padding: 1.5rem 1rem 3rem; background: var(--paper);
+  color: var(--ink); font: 16px/1.5 system-ui, sans-serif; }
+h1 { font-size: 1.5rem; margin: 0 0 1rem; } h2 { font-size: 1.15rem; margin: 2.2rem 0 .6rem; }
+h3 { font-size: 1rem; margin: 1.6rem 0 .5rem; } p { margin: .4rem 0; max-width: 46rem; }
+.soft { color: var(--soft); font-size: .9rem; }
+.verdict { background: var(--card); border-left: .4rem solid; border-radius: .3rem;
+  padding: .8rem 1rem; }
+.verdict strong { font-size: 1.1rem; } .verdict p { color: var(--ink); }
+.good { color: var(--good); } .bad { color: var(--bad); }
+dl { display: grid; grid-template-columns: repeat(auto-fit, minmax(9rem, 1fr)); gap: .6rem;
+  margin: 0; }
+dl div { background: var(--card); border-radius: .3rem; padding: .5rem .7rem; }
+dt { color: var(--soft); font-size: .82rem; } dd { margin: 0; font-weight: 600;
+  overflow-wrap: anywhere; }
+table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
+th, td { text-align: right; padding: .3rem .5rem; border-bottom: 1px solid var(--line);
+  white-space: nowrap; }
+th { color: var(--soft); font-size: .82rem; font-weight: 500; }
+th:first-child, td:first-child { text-align: left; padding-left: 0; }
+td.chart { width: 45%; min-width: 5.5rem; padding-right: 0; } td.bad { font-weight: 600; }
+.scale { display: flex; justify-content: space-between; }
+.bar { position: relative; height: 1rem; background: var(--card); border-radius: 2px; }
+.bar i { position: absolute; inset: 0 auto 0 0; background: var(--bar); border-radius: 2px; }
+.bar i.over { background: var(--bad); }
+.bar b { position: absolute; top: -.25rem; bottom: -.25rem; border-left: 2px dashed var(--mark); }
+.row { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(13rem, 46%), 1fr));
+  gap: .7rem; }
+figure { margin: 0; } figcaption { font-size: .85rem; color: var(--soft); margin-top: .2rem; }
+figure img, figure svg { display: block; width: 100%; height: auto; border-radius: .3rem; }
+.legend { display: flex; flex-wrap: wrap; gap: .15rem .9rem; padding: 0; margin: .5rem 0 0;
+  list-style: none; font-size: .85rem; }
+.legend i { display: inline-block; width: .8em; height: .8em; border-radius: 2px;
+  margin-right: .35em; border: 1px solid var(--line); }
+@media (max-width: 34rem) { body { padding: 1rem .7rem 2rem; } table { font-size: .82rem; }
+  th, td { padding: .3rem .25rem; } .low { display: none; } }
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ParityPicture:
+    """One image through both: float32 torch is the reference, the exported graphs are typed.
+
+    ``image``: uint8 [H,W,3].
+    ``reference_labels``, ``typed_labels``: integers [S,S], indices into ``names``; the image is
+    stretched to the model's square input, and so are they.
+    ``names``: the N categories.
+    ``grid``: rows and columns of the maps that prompts point into.
+    ``reference_prompts``, ``typed_prompts``: by block, N categories each.
+
+    Raises InputError if these do not fit together.
+    """
+
+    image: ImageArray
+    reference_labels: npt.NDArray[np.integer[Any]]
+    typed_labels: npt.NDArray[np.integer[Any]]
+    names: Sequence[str]
+    grid: tuple[int, int]
+    reference_prompts: Sequence[Prompts]
+    typed_prompts: Sequence[Prompts]
+
+    def __post_init__(self) -> None:
+        if self.image.dtype != np.uint8 or self.image.ndim != 3 or self.image.shape[2] != 3:
+            raise InputError(
+                f"got an image {self.image.dtype} {list(self.image.shape)}; expected uint8 [H,W,3]"
+            )
+        reference, typed = self.reference_labels, self.typed_labels
+        if reference.shape != typed.shape or reference.ndim != 2 or reference.size == 0:
+            raise InputError(
+                f"got label maps {list(reference.shape)} and {list(typed.shape)}; expected two "
+                "of the same size [S,S]"
+            )
+        for labels in (reference, typed):
+            if labels.min() < 0 or labels.max() >= len(self.names):
+                raise InputError(
+                    f"got labels {labels.min()} to {labels.max()} for {len(self.names)} names"
+                )
+        if len(self.reference_prompts) != len(self.typed_prompts):
+            raise InputError(
+                f"got prompts of {len(self.reference_prompts)} and {len(self.typed_prompts)} "
+                "blocks; expected as many of both"
+            )
+        for prompts in (*self.reference_prompts, *self.typed_prompts):
+            if len(prompts.points) != len(self.names):
+                raise InputError(
+                    f"got prompts of {len(prompts.points)} categories for {len(self.names)} names"
+                )
+
+
+def parity_page(report: Mapping[str, Any], pictures: Sequence[ParityPicture]) -> str:
+    """The page as HTML.
+
+    Args:
+        report: ``ParityReport.to_dict()`` and ``model``, ``precision``, ``trained``.
+        pictures: the first four are shown.
+
+    Raises:
+        KeyError: the report lacks a figure.
+    """
+    title = f"Parity of {report['model']} in {report['precision']}"
+    parts = [
+        _verdict(report),
+        _compared(report),
+        _stages(report),
+        _prompts(report),
+        _pixels(report),
+        *(_picture(index, picture) for index, picture in enumerate(pictures[:_PICTURES])),
+    ]
+    # The policy makes the browser itself refuse whatever is not in the file.
+    return f"""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy"
+  content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{_text(title)}</title>
+<style>{_STYLE}</style>
+</head>
+<body>
+<h1>{_text(title)}</h1>
+{"".join(parts)}
+</body>
+</html>
+"""
+
+
+def _text(value: object) -> str:
+    return html.escape(str(value), quote=True)
+
+
+def _percent(share: float) -> str:
+    """Rounded down, so that a miss never reads as the budget, nor 0.999999 as 100 %."""
+    return f"{math.floor(share * 1e5 + 1e-7) / 1e3:.3f} %" if math.isfinite(share) else "none"
+
+
+def _error(value: float) -> str:
+    if not math.isfinite(value):
+        return "not finite"
+    return f"{value:.1e}" if value else "0"
+
+
+def _verdict(report: Mapping[str, Any]) -> str:
+    passed, budget = bool(report["passed"]), report["budget"]
+    if report["gate"] == "pixels":
+        found = (
+            f"the {report['precision']} graphs label {_percent(report['pixel_agreement'])} of all "
+            f"pixels as float32 torch does; the budget is at least "
+            f"{_percent(budget['pixel_agreement'])}"
+        )
+        why = "The weights are trained, so equal pixels are the gate."
+    else:
+        stages = report["stages"]
+        worst = max(stages, key=lambda name: _rank(stages[name]["relative_l2"]))
+        found = (
+            f"the worst stage is {worst}: relative L2 {_error(stages[worst]['relative_l2'])} to "
+            f"float32 torch; the budget is at most {_error(budget['stage_l2'])}"
+        )
+        why = (
+            "The weights are not trained. Their labels are mostly near-ties, which say nothing "
+            "about the graphs, so the stages are the gate."
+        )
+    word, tone = ("Passed", "good") if passed else ("Failed", "bad")
+    return (
+        f'<div class="verdict {tone}"><strong>{word}</strong>'
+        f'<p>{_text(found[0].upper() + found[1:])}.</p><p class="soft">{_text(why)}</p></div>'
+    )
+
+
+def _rank(value: float) -> float:
+    return value if math.isfinite(value) else math.inf
+
+
+def _compared(report: Mapping[str, Any]) -> str:
+    kept = report["kept_in_fp32"]
+    return "<h2>What was compared</h2>" + _cards(
+        {
+            "Model": report["model"],
+            "Weights": "trained" if report["trained"] else "untrained",
+            "Precision of the graphs": report["precision"],
+            "Reference": "float32 torch",
+            "Images": report["images"],
+            "Categories": report["categories"],
+        }
+    ) + (f"<p>Kept in fp32: {_text(', '.join(kept))}.</p>" if kept else "")
+
+
+def _cards(figures: Mapping[str, object]) -> str:
+    cards = (f"<div><dt>{_text(k)}</dt><dd>{_text(v)}</dd></div>" for k, v in figures.items())
+    return f"<dl>{''.join(cards)}</dl>"
+
+
+def _stages(report: Mapping[str, Any]) -> str:
+    stages, budget = report["stages"], float(report["budget"]["stage_l2"])
+    finite = [e["relative_l2"] for e in stages.values() if 0 < e["relative_l2"] < math.inf]
+    low = math.floor(math.log10(min([budget, *finite]))) - 1
+    high = math.ceil(math.log10(max([budget, *finite])) + 0.2)
+
+    def place(value: float) -> float:
+        """Percent of the bar's length."""
+        if not math.isfinite(value):
+            return 100.0
+        if value <= 0:
+            return 0.0
+        return min(max((math.log10(value) - low) / (high - low), 0.0), 1.0) * 100
+
+    rows = []
+    for name, error in stages.items():
+        value = error["relative_l2"]
+        over = not value <= budget
+        rows.append(
+            f'<tr><td>{_text(name)}</td><td{" class=bad" if over else ""}>{_error(value)}</td>'
+            f'<td class="low">{_cosine(error["cosine"])}</td><td class="chart"><div class="bar">'
+            f'<i{" class=over" if over else ""} style="width:{place(value):.1f}%"></i>'
+            f'<b style="left:{place(budget):.1f}%"></b></div></td></tr>'
+        )
+    return (
+        "<h2>Stages</h2><p>Each stage got the inputs that torch gave it, so its error is its own. "
+        "The worst output over all images, on a logarithmic scale; the dashed line is the budget, "
+        f"{_error(budget)}{_aside(report, 'stages')}.</p>"
+        '<table><thead><tr><th>Stage</th><th>Relative L2</th><th class="low">Cosine</th>'
+        f'<th class="chart"><span class="scale"><span>1e{low}</span><span>1e{high}</span></span>'
+        f"</th></tr></thead><tbody>{''.join(rows)}</tbody></table>"
+    )
+
+
+def _aside(report: Mapping[str, Any], gate: str) -> str:
+    return "" if report["gate"] == gate else " (not what decides here)"
+
+
+def _cosine(value: float) -> str:
+    """Rounded down: 0.999999999 must not read as 1."""
+    return "1" if value >= 1 else f"{math.floor(value * 1e8) / 1e8:.8f}"
+
+
+def _prompts(report: Mapping[str, Any]) -> str:
+    rows = "".join(
+        f"<tr><td>{index}</td><td>{_text(block['flips'])}</td><td>{_text(block['prompts'])}</td>"
+        f"<td>{_percent(block['flips'] / block['prompts'] if block['prompts'] else 0.0)}</td></tr>"
+        for index, block in enumerate(report["blocks"])
+    )
+    return (
+        "<h2>Prompts</h2><p>A prompt has flipped when its point, or whether it is used at all, "
+        "differs from torch. Here the graphs run freely: what flips in one block changes the next. "
+        f"{_text(report['prompt_flips'])} of {_text(report['prompts'])} flipped.</p>"
+        "<table><thead><tr><th>Block</th><th>Flipped</th><th>Prompts</th><th>Share</th></tr>"
+        f"</thead><tbody>{rows}</tbody></table>"
+    )
+
+
+def _pixels(report: Mapping[str, Any]) -> str:
+    return (
+        "<h2>Pixels</h2><p>Labels at the model's input size. At a near-tie the two best "
+        "categories are so close that rounding decides, not the model.</p>"
+    ) + _cards(
+        {
+            "Equal labels": _percent(report["pixel_agreement"]),
+            "Budget": f"at least {_percent(report['budget']['pixel_agreement'])}"
+            + _aside(report, "pixels"),
+            "Near-ties": _percent(report["near_ties"]),
+            "Equal, near-ties apart": _percent(report["agreement_without_ties"]),
+            "Pixels": f"{report['pixels']:,}",
+        }
+    )
+
+
+def _picture(index: int, picture: ParityPicture) -> str:
+    height, width = picture.image.shape[:2]
+    scale = min(1.0, _LARGEST / max(height, width))
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    photo = Image.fromarray(picture.image).resize(size, Image.Resampling.BOX)
+    # 256 colours: a photo's noise would otherwise be most of the page.
+    source = _data(photo.quantize(PERIOD, dither=Image.Dither.FLOYDSTEINBERG))
+    different = picture.reference_labels != picture.typed_labels
+    share = _percent(1 - float(different.mean()))
+    figures = [
+        _figure(_svg(index, size, ""), "Photo"),
+        _figure(_img(_label_map(picture.reference_labels, picture, size)), "float32 torch"),
+        _figure(_img(_label_map(picture.typed_labels, picture, size)), "Exported graphs"),
+        _figure(_img(_difference(picture, different, size)), f"Difference: {share} equal"),
+    ]
+    legend = _legend(picture, _large(picture))
+    points = ""
+    if picture.reference_prompts:
+        shown = _shown(picture)
+        figures.append(_figure(_svg(index, size, _points(picture, shown, size)), "Prompts, block 0"))
+        points = (
+            '<p class="soft">Prompts shown: dots in the colours of '
+            f"{_text(', '.join(picture.names[c] for c in shown))}. A flipped one is ringed "
+            "in black, with a line to where the exported graphs put it.</p>"
+        )
+    # Both uses of the photo refer to this one copy.
+    shared = (
+        '<svg width="0" height="0" style="position:absolute" aria-hidden="true"><defs>'
+        f'<image id="photo-{index}" width="{size[0]}" height="{size[1]}" href="{source}"/>'
+        "</defs></svg>"
+    )
+    return (
+        f'<h3>Image {index + 1}</h3>{shared}<div class="row">{"".join(figures)}</div>'
+        f"{legend}{points}"
+    )
+
+
+def _figure(content: str, caption: str) -> str:
+    return f"<figure>{content}<figcaption>{_text(caption)}</figcaption></figure>"
+
+
+def _svg(index: int, size: tuple[int, int], marks: str) -> str:
+    opacity = ' opacity="0.6"' if marks else ""
+    return (
+        f'<svg viewBox="0 0 {size[0]} {size[1]}" role="img" aria-label="photo">'
+        f'<use href="#photo-{index}"{opacity}/>{marks}</svg>'
+    )
+
+
+def _img(source: str) -> str:
+    return f'<img alt="" src="{source}">'
+
+
+def _data(picture: Image.Image) -> str:
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def _indexed(values: npt.NDArray[np.uint8], colours: npt.ArrayLike) -> str:
+    picture = Image.fromarray(values)
+    picture.putpalette(np.asarray(colours, np.uint8).tobytes())
+    return _data(picture)
+
+
+def _label_map(
+    labels: npt.NDArray[np.integer[Any]], picture: ParityPicture, size: tuple[int, int]
+) -> str:
+    return _indexed(_nearest(_indices(labels), size), palette(min(len(picture.names), PERIOD)))
+
+
+def _indices(labels: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.uint8]:
+    """Into the palette, whose colours repeat."""
+    return np.asarray(labels.astype(np.int64) % PERIOD, np.uint8)
+
+
+def _nearest(values: npt.NDArray[np.uint8], size: tuple[int, int]) -> npt.NDArray[np.uint8]:
+    return np.asarray(Image.fromarray(values).resize(size, Image.Resampling.NEAREST))
+
+
+def _difference(picture: ParityPicture, different: _Mask, size: tuple[int, int]) -> str:
+    """Pixels that differ, over the outlines of torch's regions; none is lost in scaling."""
+    small = _nearest(_indices(picture.reference_labels), size)
+    values = np.zeros(small.shape, np.uint8)
+    values[:, 1:] |= small[:, 1:] != small[:, :-1]
+    values[1:] |= small[1:] != small[:-1]
+    mask = Image.fromarray(different.astype(np.float32))
+    values[np.asarray(mask.resize(size, Image.Resampling.BOX)) > 0] = 2
+    return _indexed(values, (_SAME, _EDGE, _OTHER))
+
+
+def _areas(picture: ParityPicture) -> npt.NDArray[np.float64]:
+    """The larger of each category's two shares, [N]."""
+    count = len(picture.names)
+    maps = (picture.reference_labels, picture.typed_labels)
+    areas = [np.bincount(labels.ravel(), minlength=count) / labels.size for labels in maps]
+    return np.maximum(*areas)
+
+
+def _large(picture: ParityPicture) -> list[int]:
+    areas = _areas(picture)
+    return [int(c) for c in np.argsort(-areas, kind="stable") if areas[c] >= _SMALLEST_AREA][:24]
+
+
+def _flipped(picture: ParityPicture) -> _Mask:
+    """[N,K] of block 0."""
+    want, got = picture.reference_prompts[0], picture.typed_prompts[0]
+    moved = (want.points != got.points).any(axis=-1) | (want.point_labels != got.point_labels)
+    return np.asarray(moved, np.bool_)
+
+
+def _shown(picture: ParityPicture) -> list[int]:
+    """Categories to draw prompts of: two with flips, if there are, then by area."""
+    flips, areas = _flipped(picture).sum(axis=1), _areas(picture)
+    most = [int(c) for c in np.lexsort((-areas, -flips)) if flips[c]][:2]
+    rest = [int(c) for c in np.argsort(-areas, kind="stable") if int(c) not in most]
+    return (most + rest)[:_SHOWN_CATEGORIES]
+
+
+def _legend(picture: ParityPicture, categories: Iterable[int]) -> str:
+    colours = palette(len(picture.names))
+    items = (
+        f'<li><i style="background:{_css(colours[c])}"></i>{_text(picture.names[c])}</li>'
+        for c in categories
+    )
+    return f'<ul class="legend">{"".join(items)}</ul>'
+
+
+def _css(colour: Iterable[int]) -> str:
+    return "#" + "".join(f"{int(value):02x}" for value in colour)
+
+
+def _points(picture: ParityPicture, shown: Sequence[int], size: tuple[int, int]) -> str:
+    want, got = picture.reference_prompts[0], picture.typed_prompts[0]
+    flipped, colours = _flipped(picture), palette(len(picture.names))
+    cell = np.array(size, np.float64) / picture.grid[::-1]
+    dots, rings = [], []
+    for category in shown:
+        for point in range(want.points.shape[1]):
+            x, y = (want.points[category, point] + 0.5) * cell
+            u, v = (got.points[category, point] + 0.5) * cell
+            here = want.point_labels[category, point] != _UNUSED
+            there = got.point_labels[category, point] != _UNUSED
+            fill = f'fill="{_css(colours[category])}" stroke="#fff"'
+            if here:
+                dots.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4.5" {fill}/>')
+            if not flipped[category, point]:
+                continue
+            if here and there:
+                rings.append(f'<path d="M{x:.1f} {y:.1f}L{u:.1f} {v:.1f}"/>')
+            if not here:
+                dots.append(f'<circle cx="{u:.1f}" cy="{v:.1f}" r="3" {fill}/>')
+            x, y = (x, y) if here else (u, v)
+            rings.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="7.5"/>')
+    # Black on white: no category has either colour.
+    strokes = (("#fff", 4.5), ("#000", 2)) if rings else ()
+    return "".join(dots) + "".join(
+        f'<g fill="none" stroke="{colour}" stroke-width="{width}">{"".join(rings)}</g>'
+        for colour, width in strokes
+    )

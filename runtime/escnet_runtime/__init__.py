@@ -1,0 +1,45 @@
+"""Segment images with an ESC-Net bundle, for any list of categories. Needs no PyTorch.
+
+::
+
+    with Segmenter("bundle/") as segmenter:
+        vocabulary = segmenter.vocabulary(["cat", "sofa", "wall"])
+        result = segmenter("photo.jpg", vocabulary)
+        result.overlay().save("photo_overlay.png")
+"""
+
+import importlib.metadata
+
+from .errors import (
+    BackendError,
+    BundleError,
+    BundleFormatError,
+    BundleIntegrityError,
+    EscNetError,
+    ImageError,
+    InputError,
+    VocabularyError,
+)
+from .result import Segmentation
+from .segmenter import Segmenter
+from .vocabulary import Vocabulary
+
+__all__ = [
+    "BackendError",
+    "BundleError",
+    "BundleFormatError",
+    "BundleIntegrityError",
+    "EscNetError",
+    "ImageError",
+    "InputError",
+    "Segmentation",
+    "Segmenter",
+    "Vocabulary",
+    "VocabularyError",
+    "__version__",
+]
+
+try:
+    __version__ = importlib.metadata.version("escnet-runtime")
+except importlib.metadata.PackageNotFoundError:  # run from a source tree that is not installed
+    __version__ = "0+unknown"

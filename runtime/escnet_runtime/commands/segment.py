@@ -1,0 +1,244 @@
+"""``escnet-segment``: label maps and overlays of images, for any list of categories."""
+
+import argparse
+import logging
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from ..backends import BACKENDS
+from ..console import Console, command_parser, printable, run_command
+from ..errors import EscNetError, InputError
+from ..images import find_images
+from ..pictures import save_picture
+from ..result import Segmentation
+from ..segmenter import Segmenter
+from ..vocabulary import Vocabulary, parse_classes, read_classes_file
+
+if sys.platform != "win32":
+    import resource
+
+__all__ = ["main"]
+
+_LOG = logging.getLogger(__name__)
+_SHOWN = 3  # categories of an image in the table
+_STATUS = Path("/proc/self/status")
+_EPILOG = """\
+--classes: commas separate categories ("cat, sofa"). With a semicolon or a line break in the text,
+those do, and commas separate synonyms ("cat; sofa, couch").
+--classes-file: a JSON list, or one category a line; commas separate synonyms.
+
+Each image gives STEM_labels.png, a palette PNG (16-bit grey above 256 categories) of indices into
+the categories, and STEM_overlay.png, the image under colours with a legend. An image that cannot be
+read does not stop the others; the exit code is then 1.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    return run_command(_parser(), _segment, argv)
+
+
+@dataclass(frozen=True, slots=True)
+class _Target:
+    """Where the pictures of an image go."""
+
+    labels: Path
+    overlay: Path
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = command_parser(
+        "escnet-segment",
+        "Segment images with a bundle, for any list of categories.",
+        epilog=_EPILOG,
+    )
+    add = parser.add_argument
+    add("bundle", metavar="BUNDLE", type=Path, help="folder of the bundle")
+    add("images", metavar="IMAGE", nargs="+", help="image file, folder of images, or glob pattern")
+    classes = parser.add_mutually_exclusive_group(required=True)
+    classes.add_argument("--classes", metavar="TEXT", help='categories, as "cat, sofa"')
+    classes.add_argument("--classes-file", metavar="FILE", type=Path, help="file of categories")
+    add("--output", metavar="DIR", type=Path, default=Path(), help="folder of the results (here)")
+    add(
+        "--window",
+        choices=("none", "sliding"),
+        default="none",
+        help="sliding: four overlapping windows and the whole image; five times the work",
+    )
+    add("--backend", choices=BACKENDS, default="auto", help="what runs the graphs (auto)")
+    add("--chunk", metavar="N", type=int, help="categories at a time; bounds the memory")
+    add(
+        "--template",
+        metavar="TEXT",
+        nargs="+",
+        action="extend",
+        help='texts around a category, such as "a photo of a {}"; averaged',
+    )
+    add("--no-overlay", action="store_true", help="write the label maps alone")
+    add("--no-cache", action="store_true", help="neither read nor write the cache of embeddings")
+    return parser
+
+
+def _segment(arguments: argparse.Namespace, console: Console) -> tuple[int, dict[str, Any]]:
+    names = _categories(arguments)
+    images = _find(arguments.images)
+    cache = None if arguments.no_cache else "default"
+    with Segmenter(
+        arguments.bundle, arguments.backend, chunk=arguments.chunk, cache=cache
+    ) as segmenter:
+        _require_writable(arguments.output)
+        targets = _targets(images, arguments.output)
+        vocabulary = segmenter.vocabulary(names, templates=arguments.template)
+        entries = []
+        with console.progress("segmenting", len(images)) as advance:
+            for path, target in zip(images, targets, strict=True):
+                entries.append(_one(segmenter, vocabulary, path, target, arguments))
+                advance()
+        document: dict[str, Any] = {
+            "backend": segmenter.backend,
+            "categories": len(vocabulary.names),
+            "peak_memory_bytes": _peak_memory(),
+            "images": entries,
+        }
+        if segmenter.note:
+            document["note"] = segmenter.note
+    _show(document, console)
+    return int(any("error" in entry for entry in entries)), document
+
+
+def _categories(arguments: argparse.Namespace) -> list[str]:
+    if arguments.classes_file is not None:
+        return read_classes_file(arguments.classes_file)
+    return parse_classes(arguments.classes)
+
+
+def _find(inputs: Sequence[str]) -> list[Path]:
+    try:
+        return find_images(inputs)
+    except OSError as error:
+        raise InputError(f"cannot look for images in {error.filename}: {error.strerror}") from error
+
+
+def _require_writable(folder: Path) -> None:
+    """Create the folder; find out now, not after the first image, that it cannot be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except FileExistsError:
+        raise InputError(f"the output {folder} is a file; expected a folder") from None
+    except OSError as error:
+        raise InputError(
+            f"cannot write in the output folder {folder}: {error.strerror}; name another one with "
+            "--output"
+        ) from error
+
+
+def _targets(images: Iterable[Path], folder: Path) -> list[_Target]:
+    """Names for each image's pictures: no two alike, and none that of an image to be read."""
+    images = list(images)
+    taken = {_key(path) for path in images}
+    targets = []
+    for image in images:
+        number = 1
+        while True:
+            stem = image.stem if number == 1 else f"{image.stem}_{number}"
+            target = _Target(folder / f"{stem}_labels.png", folder / f"{stem}_overlay.png")
+            keys = {_key(target.labels), _key(target.overlay)}
+            if not keys & taken:
+                break
+            number += 1
+        taken |= keys
+        targets.append(target)
+    return targets
+
+
+def _key(path: Path) -> str:
+    # Some file systems take names that differ in case for the same.
+    return str(path.resolve()).casefold()
+
+
+def _one(
+    segmenter: Segmenter,
+    vocabulary: Vocabulary,
+    path: Path,
+    target: _Target,
+    arguments: argparse.Namespace,
+) -> dict[str, Any]:
+    """Segment an image and write its pictures; the entry of the result, also of a failure."""
+    start = time.perf_counter()
+    try:
+        result = segmenter(path, vocabulary, window=arguments.window)
+        milliseconds = 1000 * (time.perf_counter() - start)
+        overlay = _write(result, target, arguments.no_overlay)
+    except (EscNetError, OSError, MemoryError) as error:
+        message = str(error) or "not enough memory"
+        _LOG.error("%s: %s", path, message)
+        return {"path": str(path), "error": message}
+    height, width = result.labels.shape
+    return {
+        "path": str(path),
+        "width": width,
+        "height": height,
+        "labels": str(target.labels),
+        "overlay": overlay and str(overlay),
+        "milliseconds": round(milliseconds, 3),
+        "area": result.area(),
+    }
+
+
+def _write(result: Segmentation, target: _Target, no_overlay: bool) -> Path | None:
+    """Both pictures or none; returns the overlay's path."""
+    picture = None if no_overlay else result.overlay()
+    result.save_labels(target.labels)
+    if picture is None:
+        return None
+    try:
+        save_picture(picture, target.overlay)
+    except BaseException:
+        target.labels.unlink(missing_ok=True)
+        raise
+    return target.overlay
+
+
+def _peak_memory() -> int | None:
+    """Most resident memory of this process so far, in bytes; None where it is not known."""
+    # Linux's getrusage also counts what the process that started this one held at that time.
+    if _STATUS.exists():
+        for line in _STATUS.read_text(encoding="ascii", errors="replace").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    if sys.platform == "win32":
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _show(document: dict[str, Any], console: Console) -> None:
+    table = Table(pad_edge=False)
+    table.add_column("image", overflow="fold")
+    table.add_column("largest categories", overflow="fold")
+    table.add_column("pictures", overflow="fold")
+    table.add_column("ms", justify="right")
+    for entry in document["images"]:
+        path = Text(printable(entry["path"]))
+        if "error" in entry:
+            table.add_row(path, Text(f"failed: {printable(entry['error'])}", "red"), "", "")
+            continue
+        largest = [
+            f"{printable(name)} {share:.1%}" for name, share in list(entry["area"].items())[:_SHOWN]
+        ]
+        pictures = [printable(entry[kind]) for kind in ("labels", "overlay") if entry[kind]]
+        milliseconds = f"{entry['milliseconds']:.0f}"
+        table.add_row(path, Text(", ".join(largest)), Text("\n".join(pictures)), milliseconds)
+    console.print(table)
+    if "note" in document:
+        console.print(Text(f"Note: {document['note']}.", "yellow"))

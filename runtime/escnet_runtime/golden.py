@@ -1,0 +1,206 @@
+"""The golden run of a bundle: reading what float32 torch gave, and repeating it on this device.
+
+It is repeated with the golden prompts: a prompt that flips on a near-tie would make every later
+stage differ without anything being wrong. It is run in one piece, all categories in one chunk, as
+the reference was made; so differences add up along the stages.
+"""
+
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import PurePosixPath
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .bundle import Bundle
+from .errors import BundleFormatError, EscNetError
+from .images import ImageArray, load_image
+from .manifest import Manifest
+from .pictures import Labels, read_label_png
+from .pipeline import Pipeline
+from .postprocess import UpsampleArgmax
+from .ppg import Prompts, pseudo_prompts
+from .preprocess import preprocess
+from .sketch import sketch
+from .strict_json import parse_object, typed
+from .vocabulary import assemble, plan_texts
+
+__all__ = ["Golden", "GoldenRun", "Reference", "repeat_golden"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reference:
+    """``golden/reference.json``, as the exporter writes it.
+
+    ``stages`` and ``preprocessed`` are sketches, see :mod:`escnet_runtime.sketch`.
+    ``stage_tolerance`` is the largest relative L2 of a stage, ``pixel_agreement`` the smallest
+    share of equal labels that a device may show.
+    """
+
+    categories: tuple[str, ...]
+    prompts: tuple[str, ...]
+    tokens: tuple[tuple[int, ...], ...]
+    stage_tolerance: float
+    pixel_agreement: float
+    preprocessed: tuple[float, ...]
+    stages: dict[str, dict[str, tuple[float, ...]]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Golden:
+    """What a bundle's golden files hold.
+
+    ``image`` is uint8 [H,W,3], ``labels`` [H,W]; of each block and category ``points`` are
+    [blocks, N, K, 2], ``point_labels`` [blocks, N, K], ``regions`` [blocks, N, h, w], integers.
+    """
+
+    reference: Reference
+    image: ImageArray
+    labels: Labels
+    points: npt.NDArray[np.integer[Any]]
+    point_labels: npt.NDArray[np.integer[Any]]
+    regions: npt.NDArray[np.integer[Any]]
+
+    @classmethod
+    def load(cls, bundle: Bundle) -> "Golden":
+        """Read and check the golden files.
+
+        Raises:
+            BundleFormatError: one of them is not what an exporter writes.
+            EscNetError: one is missing or cannot be read.
+        """
+        files = {
+            PurePosixPath(entry.file).name: entry.file for entry in bundle.manifest.golden.files
+        }
+        needed = ("image.png", "labels.png", "prompts.npz", "reference.json")
+        missing = [name for name in needed if name not in files]
+        if missing:
+            raise BundleFormatError(f"bundle.json lists no golden file {', '.join(missing)}")
+        try:
+            text = bundle.file(files["reference.json"]).read_text(encoding="utf-8")
+            reference = typed(parse_object(text, "reference.json"), Reference)
+            tokens = np.array(reference.tokens, np.int32)
+            with np.load(bundle.file(files["prompts.npz"]), allow_pickle=False) as archive:
+                arrays = {name: archive[name] for name in ("points", "point_labels", "regions")}
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            raise BundleFormatError(
+                f"reference.json or prompts.npz is unusable: {error}"
+            ) from error
+        if tokens.ndim != 2 or len(tokens) != len(reference.prompts) or not tokens.size:
+            raise BundleFormatError(
+                f"reference.json has tokens {list(tokens.shape)} for {len(reference.prompts)} texts"
+            )
+        _check_prompts(arrays, bundle.manifest, len(reference.categories))
+        labels, _ = read_label_png(bundle.file(files["labels.png"]))
+        image = load_image(bundle.file(files["image.png"]))
+        if image.shape[:2] != labels.shape:
+            raise BundleFormatError(
+                f"image.png has {list(image.shape[:2])} pixels, labels.png {list(labels.shape)}"
+            )
+        return cls(reference=reference, image=image, labels=labels, **arrays)
+
+    @property
+    def tokens(self) -> npt.NDArray[np.int32]:
+        """int32 [t, l] of ``reference.prompts``."""
+        return np.array(self.reference.tokens, np.int32)
+
+
+@dataclass(slots=True, kw_only=True)
+class GoldenRun:
+    """What this device gave. ``failure`` says why the run ended early, if it did.
+
+    ``stages`` are sketches by stage and output; ``flips`` counts the prompts, of ``prompts``, that
+    the device alone would have chosen otherwise; ``agreement`` is the share of equal labels.
+    """
+
+    stages: dict[str, dict[str, npt.NDArray[np.float64]]] = field(default_factory=dict)
+    flips: int = 0
+    prompts: int = 0
+    agreement: float | None = None
+    failure: str | None = None
+
+
+def repeat_golden(pipeline: Pipeline, golden: Golden, manifest: Manifest) -> GoldenRun:
+    """Run the golden image with the golden prompts; a failing graph ends it early."""
+    run = GoldenRun()
+    try:
+        text = _encode_text(pipeline, golden, manifest, run)
+        image = preprocess(golden.image, manifest.constants.preprocessing)
+        logits = _logits(pipeline, golden, image, text, run)
+    except EscNetError as error:
+        run.failure = str(error)
+        return run
+    height, width = golden.image.shape[:2]
+    reduced = UpsampleArgmax(height, width, (logits.shape[1], logits.shape[2]), len(logits))
+    reduced.add(0, logits)
+    run.agreement = float((reduced.result()[0] == golden.labels).mean())
+    return run
+
+
+def _encode_text(
+    pipeline: Pipeline, golden: Golden, manifest: Manifest, run: GoldenRun
+) -> npt.NDArray[np.float32]:
+    """float32 [N, D], from the golden tokens: a tokenizer that differs is another check."""
+    embeddings = pipeline.encode_text(golden.tokens)
+    run.stages["text_encoder"] = {"embeddings": sketch(embeddings)}
+    pipeline.backend.release("text_encoder")
+    plan = plan_texts(golden.reference.categories, manifest.constants.templates)
+    known = dict(zip(golden.reference.prompts, embeddings, strict=True))
+    if not known.keys() >= set(plan.prompts) or len(plan.starts) != len(
+        golden.reference.categories
+    ):
+        raise BundleFormatError("the golden texts are not those of the golden categories")
+    return assemble(plan, np.stack([known[prompt] for prompt in plan.prompts])).embeddings
+
+
+def _logits(
+    pipeline: Pipeline,
+    golden: Golden,
+    image: npt.NDArray[np.float32],
+    text: npt.NDArray[np.float32],
+    run: GoldenRun,
+) -> npt.NDArray[np.float32]:
+    """Logits float32 [N, l, l]; sketches of all outputs on the way go into ``run``."""
+
+    def observe(stage: str, _: slice, outputs: Mapping[str, Any]) -> None:
+        if not stage.endswith("_prompts"):
+            host = {name: pipeline.backend.to_host(value) for name, value in outputs.items()}
+            run.stages[stage] = {name: sketch(array) for name, array in host.items()}
+
+    def prompts(block: int, scores: npt.NDArray[np.float32]) -> Prompts:
+        own = pseudo_prompts(scores, pipeline.ppg)
+        forced = replace(
+            own,
+            points=golden.points[block].astype(np.float32),
+            point_labels=golden.point_labels[block].astype(np.int32),
+            regions=golden.regions[block].astype(np.int32),
+        )
+        moved = (own.points != forced.points).any(axis=-1)
+        run.flips += int((moved | (own.point_labels != forced.point_labels)).sum())
+        run.prompts += own.point_labels.size
+        return forced
+
+    encoded = pipeline.encode_image(image, observe)
+    parts = pipeline.logits(encoded, text, chunk=len(text), observer=observe, prompts=prompts)
+    return np.concatenate([logits for _, logits in parts])
+
+
+def _check_prompts(
+    arrays: Mapping[str, npt.NDArray[Any]], manifest: Manifest, categories: int
+) -> None:
+    """Refuse arrays that do not fit the model, before they meet a graph."""
+    points = (manifest.model.blocks, categories, manifest.constants.ppg.regions)
+    shapes = {
+        "points": (*points, 2),
+        "point_labels": points,
+        "regions": (*points[:2], *manifest.model.grid),
+    }
+    for name, shape in shapes.items():
+        array = arrays[name]
+        if array.shape != shape or array.dtype.kind != "i":
+            raise BundleFormatError(
+                f"prompts.npz has {name} {array.dtype} {list(array.shape)}, expected integers "
+                f"{list(shape)}"
+            )
