@@ -1,4 +1,4 @@
-"""One ESC block: SAM block, fusion of its result into the image features, vision-language fusion."""
+"""One ESC block: SAM block, its result joined to the image features, vision-language fusion."""
 
 from torch import Tensor, nn
 

@@ -23,7 +23,8 @@ def build_model(config: EscNetConfig, *, seed: int = 0) -> EscNet:
     The caller's random state is left as it was.
     """
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        # torch.manual_seed would seed the generators of GPUs as well, and those are the caller's.
+        torch.default_generator.manual_seed(seed)
         return _build(config).eval()
 
 

@@ -60,7 +60,7 @@ def dense_features(
     x = visual.conv1(image.to(visual.conv1.weight.dtype)).flatten(2).transpose(1, 2)
     cls = visual.class_embedding.expand(x.shape[0], 1, -1)
     x = visual.ln_pre(torch.cat([cls, x], dim=1) + visual.positional_embedding)
-    blocks = cast("list[ResidualAttentionBlock]", list(visual.transformer.resblocks))
+    blocks: list[ResidualAttentionBlock] = list(visual.transformer.resblocks)
     skips: dict[int, Tensor] = {}
     for index, block in enumerate(blocks[:-1]):
         x = _block(x, block)
@@ -96,9 +96,7 @@ def _block(x: Tensor, block: ResidualAttentionBlock, mask: Tensor | None = None)
     attention = cast(nn.MultiheadAttention, block.attn)
     qkv = F.linear(block.ln_1(x), attention.in_proj_weight, attention.in_proj_bias)
     heads = attention.num_heads
-    q, k, v = (
-        part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in qkv.chunk(3, dim=-1)
-    )
+    q, k, v = (part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in qkv.chunk(3, dim=-1))
     mixed = attend(q, k, v, mask).transpose(1, 2).flatten(2)
     x = x + block.ls_1(attention.out_proj(mixed))
     return cast(Tensor, x + block.ls_2(block.mlp(block.ln_2(x))))

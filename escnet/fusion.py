@@ -69,7 +69,8 @@ class CategoryAttention(nn.Module):
 
     def _split(self, x: Tensor) -> Tensor:
         """[n, P, C] → [P, H, n, d]."""
-        return x.unflatten(-1, (self.heads, -1)).permute(1, 2, 0, 3)
+        out: Tensor = x.unflatten(-1, (self.heads, -1)).permute(1, 2, 0, 3)
+        return out
 
 
 def _feature(x: Tensor) -> Tensor:
@@ -165,9 +166,7 @@ class TextGuidance(nn.Module):
         out: Tensor = self.text_norm(self.project_text(text.to(self.project_text.weight.dtype)))
         return out
 
-    def _finish(
-        self, x: Tensor, scores: Tensor, height: int, width: int
-    ) -> tuple[Tensor, Tensor]:
+    def _finish(self, x: Tensor, scores: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
         x = x + self.mlp(self.norm2(x))
         change = self.read_out(self.read_norm(x)).float()
         embedding = _maps(x.unflatten(1, (height, width)))

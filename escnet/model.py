@@ -1,7 +1,7 @@
 """ESC-Net: open-vocabulary semantic segmentation (CVPR 2025, arXiv 2411.14723).
 
-The methods of :class:`EscNet` are the graphs that are exported; ``forward`` strings them together in
-one batch of all categories, ``forward_plain`` does the same without sharing anything.
+The methods of :class:`EscNet` are the graphs that are exported; ``forward`` strings them together
+in one batch of all categories, ``forward_plain`` does the same without sharing anything.
 """
 
 from typing import NamedTuple

@@ -60,6 +60,7 @@ class SamBlock(nn.Module):
         """
         mask = self.embed_masks(regions, probabilities, point_labels).flatten(2).transpose(1, 2)
         last = self._last_mask_convolution()
+        assert last.bias is not None
         # SAM adds the dense prompt to the image; both its bias and the image are shared.
         shared = block_features[0].flatten(1).T + last.bias
         keys = LowRankKeys(shared, mask, last.weight.flatten(1))
@@ -76,7 +77,7 @@ class SamBlock(nn.Module):
         probabilities: Tensor,
         weight: Tensor,
     ) -> Tensor:
-        """The same as :meth:`forward`, by SAM's own transformer on every category: the reference."""
+        """The same as :meth:`forward` by SAM's own transformer on every category: the reference."""
         mask = self.embed_masks(regions, probabilities, point_labels)
         image = block_features + self._last_mask_convolution()(mask)
         position = self.position().T.reshape(1, *image.shape[1:]).expand_as(image)
@@ -131,11 +132,13 @@ class SamBlock(nn.Module):
         x = act2(_layer_norm_2d(second(x), norm2)).reshape(n, count, -1, height, width)
         valid = (point_labels == _FOREGROUND).to(x.dtype)
         share = valid / valid.sum(dim=1, keepdim=True).clamp(min=1.0)
-        return (x * share[:, :, None, None, None]).sum(dim=1)
+        out: Tensor = (x * share[:, :, None, None, None]).sum(dim=1)
+        return out
 
     @property
     def _dtype(self) -> torch.dtype:
-        return self.prompt_encoder.no_mask_embed.weight.dtype
+        dtype: torch.dtype = self.prompt_encoder.no_mask_embed.weight.dtype
+        return dtype
 
     def _last_mask_convolution(self) -> nn.Conv2d:
         last = self.prompt_encoder.mask_downscaling[6]
@@ -143,7 +146,7 @@ class SamBlock(nn.Module):
         return last
 
     def _encode(self, pixels: Tensor) -> Tensor:
-        """Fourier features of grid pixels (x, y), in float32 up to the sine: [..., 2] → [..., C]."""
+        """Fourier features of grid pixels (x, y), float32 up to the sine: [..., 2] → [..., C]."""
         height, width = self.prompt_encoder.input_image_size
         size = torch.tensor([width, height], dtype=torch.float32, device=pixels.device)
         matrix = self.prompt_encoder.pe_layer.positional_encoding_gaussian_matrix.float()
@@ -162,10 +165,9 @@ def _layer_norm_2d(x: Tensor, norm: nn.Module) -> Tensor:
 
     The hand-written form squares in fp16, and TensorRT warns of the overflow.
     """
-    assert isinstance(norm.weight, Tensor) and isinstance(norm.bias, Tensor)
+    assert isinstance(norm.weight, Tensor)
+    assert isinstance(norm.bias, Tensor)
     assert isinstance(norm.eps, float)
     weight, bias = norm.weight, norm.bias
     normed = F.layer_norm(x.permute(0, 2, 3, 1), weight.shape, weight, bias, norm.eps)
     return normed.permute(0, 3, 1, 2)
-
-

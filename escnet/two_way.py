@@ -50,14 +50,16 @@ class LowRankKeys:
         shared = projection(self.shared + position).reshape(-1, heads, d).permute(1, 2, 0)
         basis = (projection.weight @ self.basis).reshape(heads, d, -1)
         low = (rows @ basis).reshape(n, heads * count, -1) @ self.mask.transpose(1, 2)
-        return rows @ shared + low.reshape(n, heads, count, -1)
+        out: Tensor = rows @ shared + low.reshape(n, heads, count, -1)
+        return out
 
     def collect(self, attention: Tensor, projection: nn.Linear) -> Tensor:
         n, heads, count, pixels = attention.shape
         shared = projection(self.shared).reshape(pixels, heads, -1).transpose(0, 1)
         basis = (projection.weight @ self.basis).reshape(heads, -1, self.basis.shape[1])
         low = (attention.reshape(n, heads * count, pixels) @ self.mask).reshape(n, heads, count, -1)
-        return attention @ shared + low @ basis.transpose(1, 2)
+        out: Tensor = attention @ shared + low @ basis.transpose(1, 2)
+        return out
 
     def dense(self) -> Tensor:
         return self.shared + self.mask @ self.basis.T
@@ -74,7 +76,8 @@ class DenseKeys:
         moved = rows @ projection.weight.reshape(heads, d, -1)
         own = moved.reshape(n, heads * count, -1) @ self.keys.transpose(1, 2)
         shared = projection(position).reshape(-1, heads, d).permute(1, 2, 0)
-        return own.reshape(n, heads, count, -1) + rows @ shared
+        out: Tensor = own.reshape(n, heads, count, -1) + rows @ shared
+        return out
 
     def collect(self, attention: Tensor, projection: nn.Linear) -> Tensor:
         n, heads, count, pixels = attention.shape
@@ -86,9 +89,7 @@ class DenseKeys:
         return self.keys
 
 
-def two_way(
-    transformer: TwoWayTransformer, keys: Keys, position: Tensor, tokens: Tensor
-) -> Tensor:
+def two_way(transformer: TwoWayTransformer, keys: Keys, position: Tensor, tokens: Tensor) -> Tensor:
     """The image side of ``TwoWayTransformer``: keys [n, P, C] after all layers.
 
     Args:
@@ -124,7 +125,8 @@ def _layer(
 
 def _heads(x: Tensor, heads: int) -> Tensor:
     """[n, K, heads · d] → [n, heads, K, d]."""
-    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+    out: Tensor = x.unflatten(-1, (heads, -1)).transpose(1, 2)
+    return out
 
 
 def _token_to_image(attention: Attention, rows: Tensor, keys: Keys, position: Tensor) -> Tensor:
@@ -133,7 +135,8 @@ def _token_to_image(attention: Attention, rows: Tensor, keys: Keys, position: Te
     q = q * q.shape[-1] ** -0.5
     weights = torch.softmax(keys.match(q, attention.k_proj, position), dim=-1)
     mixed = keys.collect(weights, attention.v_proj)
-    return attention.out_proj(mixed.transpose(1, 2).flatten(2))
+    out: Tensor = attention.out_proj(mixed.transpose(1, 2).flatten(2))
+    return out
 
 
 def _image_to_token(
@@ -147,4 +150,5 @@ def _image_to_token(
     v = _heads(attention.v_proj(values), heads)
     # Output projection on K · heads value rows instead of on P pixels.
     out_weight = attention.out_proj.weight.T.reshape(heads, v.shape[-1], -1)
-    return weights @ (v @ out_weight).flatten(1, 2) + attention.out_proj.bias
+    out: Tensor = weights @ (v @ out_weight).flatten(1, 2) + attention.out_proj.bias
+    return out

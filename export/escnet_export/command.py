@@ -8,6 +8,7 @@ from escnet.build import build_model
 from escnet.model import EscNet
 from escnet.presets import DEFAULT_PRESET, PRESETS, preset
 from escnet.weights import load_checkpoint, load_clip, load_sam
+from escnet_runtime.atomic import require_replaceable
 from escnet_runtime.console import Console, command_parser, run_command
 from escnet_runtime.errors import InputError
 from escnet_runtime.images import ImageArray, find_images, load_image
@@ -77,6 +78,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _export(arguments: argparse.Namespace, console: Console) -> tuple[int, dict[str, Any]]:
+    require_replaceable(arguments.output)
     images = _images(arguments.images, arguments.limit)
     precision = Precision(arguments.precision)
     _check_numbers(arguments)

@@ -7,17 +7,21 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
+import numpy as np
 import onnx
+import onnx_ir as ir
+import onnxscript.optimizer
 import torch
 from escnet.config import EscNetConfig
 from escnet_runtime.manifest import Precision
-from torch import Tensor
+from onnx_ir.tensor_adapters import TorchTensor
+from torch import Tensor, nn
 
 from .errors import ExportError
 from .graphs import Graph, Port
 from .precision import DTYPES
 
-__all__ = ["example_inputs", "export_graph"]
+__all__ = ["GraphExporter", "example_inputs"]
 
 # 20 is the newest opset that TensorRT 10, 11 and RTX and ONNX Runtime all read whole; bf16
 # convolutions need 22.
@@ -80,43 +84,89 @@ def _example(
     return values.to(port.dtype(dtype))
 
 
-def export_graph(graph: Graph, config: EscNetConfig, precision: Precision, path: Path) -> None:
-    """Write ``graph`` to ``path``, its category axis dynamic, weights inside.
+class GraphExporter:
+    """Exports the graphs of one model at one precision.
 
-    The file is checked by onnx; its numbers are compared by :mod:`escnet_export.check`.
+    Blocks differ in weights alone, and tracing costs more than writing: the first graph of a kind
+    is traced, the others take their own weights in the same graph.
 
-    Raises:
-        ExportError: torch or onnx refused; the message names the graph.
+    Args:
+        config: the model's.
+        precision: that the model was cast to.
     """
-    args = example_inputs(graph, config, categories=_EXAMPLE, dtype=DTYPES[precision])
-    largest = {"l": config.clip.context_length}
-    shapes = tuple(
-        {
-            index: torch.export.Dim(axis, min=1, max=largest.get(axis, _LARGEST))
-            for index, axis in enumerate(port.shape)
-            if isinstance(axis, str)
-        }
-        for port in graph.inputs
-    )
-    try:
-        with torch.no_grad(), _quiet():
-            program = torch.onnx.export(
-                graph.module.eval(),
-                args,
-                dynamo=True,
-                opset_version=_OPSET[precision],
-                input_names=[port.name for port in graph.inputs],
-                output_names=[port.name for port in graph.outputs],
-                dynamic_shapes=(shapes,),
-                verbose=False,
-            )
+
+    def __init__(self, config: EscNetConfig, precision: Precision) -> None:
+        self._config, self._precision = config, precision
+        self._traced: dict[str, bytes] = {}
+
+    def export(self, graph: Graph, path: Path) -> None:
+        """Write ``graph`` to ``path``, its category axis dynamic, weights inside.
+
+        The file is checked by onnx; its numbers are compared by :mod:`escnet_export.check`.
+
+        Raises:
+            ExportError: torch or onnx refused; the message names the graph.
+        """
+        try:
+            with torch.no_grad(), _quiet():
+                if graph.kind not in self._traced:
+                    self._traced[graph.kind] = self._trace(graph)
+                model = ir.from_proto(onnx.load_model_from_string(self._traced[graph.kind]))
+                _set_weights(model, graph.module)
+                onnxscript.optimizer.optimize_ir(model)
+            onnx.save_model(ir.to_proto(model), str(path))
+            onnx.checker.check_model(str(path), full_check=True)
+        except OSError:
+            raise  # a full disk is not the graph's fault
+        except Exception as error:
+            raise ExportError(f"graph {graph.name!r} could not be exported: {error}") from error
+
+    def _trace(self, graph: Graph) -> bytes:
+        """The graph as ONNX, not optimised, so that its weights still carry their names.
+
+        The weights themselves are left out where they are large: each graph brings its own.
+        """
+        dtype = DTYPES[self._precision]
+        args = example_inputs(graph, self._config, categories=_EXAMPLE, dtype=dtype)
+        largest = {"l": self._config.clip.context_length}
+        shapes = tuple(
+            {
+                index: torch.export.Dim(axis, min=1, max=largest.get(axis, _LARGEST))
+                for index, axis in enumerate(port.shape)
+                if isinstance(axis, str)
+            }
+            for port in graph.inputs
+        )
+        program = torch.onnx.export(
+            graph.module.eval(),
+            args,
+            dynamo=True,
+            opset_version=_OPSET[self._precision],
+            input_names=[port.name for port in graph.inputs],
+            output_names=[port.name for port in graph.outputs],
+            dynamic_shapes=(shapes,),
+            optimize=False,
+            verbose=False,
+        )
         assert program is not None
-        program.save(str(path), external_data=False)
-        onnx.checker.check_model(str(path), full_check=True)
-    except OSError:
-        raise  # a full disk is not the graph's fault
-    except Exception as error:
-        raise ExportError(f"graph {graph.name!r} could not be exported: {error}") from error
+        names = _weights(graph.module)
+        for name, value in program.model.graph.initializers.items():
+            if name in names and value.const_value is not None:
+                value.const_value = ir.tensor(np.zeros((), np.float32), name=name)
+        serialized: bytes = ir.to_proto(program.model).SerializeToString()
+        return serialized
+
+
+def _weights(module: nn.Module) -> dict[str, Tensor]:
+    return {**dict(module.named_parameters()), **dict(module.named_buffers())}
+
+
+def _set_weights(model: ir.Model, module: nn.Module) -> None:
+    """Give the initializers the values that ``module`` has under the same names."""
+    weights = _weights(module)
+    for name, value in model.graph.initializers.items():
+        if name in weights:
+            value.const_value = TorchTensor(weights[name].detach(), name=name)
 
 
 @contextmanager

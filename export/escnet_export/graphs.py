@@ -5,6 +5,7 @@ with (scores, prompts, weights, sums, logits, embeddings of text) is float32 or 
 precision; what only travels from graph to graph has the graphs' own type.
 """
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -52,12 +53,20 @@ class GraphModule(nn.Module):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Graph:
-    """One graph: its ports and the module that computes it."""
+    """One graph: its ports and the module that computes it.
+
+    ``kind`` is the name without the block's number: graphs of a kind differ in weights alone.
+    """
 
     name: str
     module: GraphModule
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
+
+    @property
+    def kind(self) -> str:
+        """``esc0_sam`` and ``esc3_sam`` are both of the kind ``esc_sam``."""
+        return re.sub(r"^esc\d+_", "esc_", self.name)
 
 
 def model_graphs(model: EscNet) -> list[Graph]:

@@ -10,11 +10,12 @@ from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
+
 from escnet_runtime.errors import InputError
 from escnet_runtime.images import ImageArray
 from escnet_runtime.palette import PERIOD, palette
 from escnet_runtime.ppg import Prompts
-from PIL import Image
 
 __all__ = ["ParityPicture", "parity_page"]
 
@@ -208,16 +209,20 @@ def _rank(value: float) -> float:
 
 def _compared(report: Mapping[str, Any]) -> str:
     kept = report["kept_in_fp32"]
-    return "<h2>What was compared</h2>" + _cards(
-        {
-            "Model": report["model"],
-            "Weights": "trained" if report["trained"] else "untrained",
-            "Precision of the graphs": report["precision"],
-            "Reference": "float32 torch",
-            "Images": report["images"],
-            "Categories": report["categories"],
-        }
-    ) + (f"<p>Kept in fp32: {_text(', '.join(kept))}.</p>" if kept else "")
+    return (
+        "<h2>What was compared</h2>"
+        + _cards(
+            {
+                "Model": report["model"],
+                "Weights": "trained" if report["trained"] else "untrained",
+                "Precision of the graphs": report["precision"],
+                "Reference": "float32 torch",
+                "Images": report["images"],
+                "Categories": report["categories"],
+            }
+        )
+        + (f"<p>Kept in fp32: {_text(', '.join(kept))}.</p>" if kept else "")
+    )
 
 
 def _cards(figures: Mapping[str, object]) -> str:
@@ -244,7 +249,7 @@ def _stages(report: Mapping[str, Any]) -> str:
         value = error["relative_l2"]
         over = not value <= budget
         rows.append(
-            f'<tr><td>{_text(name)}</td><td{" class=bad" if over else ""}>{_error(value)}</td>'
+            f"<tr><td>{_text(name)}</td><td{' class=bad' if over else ''}>{_error(value)}</td>"
             f'<td class="low">{_cosine(error["cosine"])}</td><td class="chart"><div class="bar">'
             f'<i{" class=over" if over else ""} style="width:{place(value):.1f}%"></i>'
             f'<b style="left:{place(budget):.1f}%"></b></div></td></tr>'
@@ -318,7 +323,9 @@ def _picture(index: int, picture: ParityPicture) -> str:
     points = ""
     if picture.reference_prompts:
         shown = _shown(picture)
-        figures.append(_figure(_svg(index, size, _points(picture, shown, size)), "Prompts, block 0"))
+        figures.append(
+            _figure(_svg(index, size, _points(picture, shown, size)), "Prompts, block 0")
+        )
         points = (
             '<p class="soft">Prompts shown: dots in the colours of '
             f"{_text(', '.join(picture.names[c] for c in shown))}. A flipped one is ringed "

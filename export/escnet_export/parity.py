@@ -103,7 +103,8 @@ class ParityReport:
         """Take one more stage into account, and its figure into the gate if that is the stages."""
         error = self.stages.setdefault(name, StageError())
         error.add(got, want)
-        if self.gate == "stages" and not error.relative_l2 <= self.budget.stage_l2:
+        limit = self.budget.stage_l2 if self.gate == "stages" else np.inf
+        if not (error.relative_l2 <= limit and np.isfinite(error.relative_l2)):
             self.passed = False
 
     def to_dict(self) -> dict[str, Any]:
@@ -112,12 +113,14 @@ class ParityReport:
 
     def reason(self) -> str:
         """Why it passed or not, in one sentence."""
+        worst = max(self.stages, key=lambda name: self.stages[name].relative_l2)
+        if not np.isfinite(self.stages[worst].relative_l2):
+            return f"graph {worst!r} gives numbers that are not finite where float32 torch's are"
         if self.gate == "pixels":
             return (
                 f"pixel agreement {self.pixel_agreement:.4%} with float32 torch, budget at least "
                 f"{self.budget.pixel_agreement:.4%}"
             )
-        worst = max(self.stages, key=lambda name: self.stages[name].relative_l2)
         return (
             f"weights are untrained, so stages are the gate: worst relative L2 "
             f"{self.stages[worst].relative_l2:.1e} ({worst}), budget at most "
@@ -192,6 +195,7 @@ def measure_parity(
     gate: Gate = "pixels" if trained else "stages"
     worst = max(error.relative_l2 for error in stages.values())
     fine = pixels.agreement >= budget.pixel_agreement if trained else worst <= budget.stage_l2
+    fine = fine and np.isfinite(worst)  # labels can agree by chance where a graph gives NaN
     report = ParityReport(
         gate=gate,
         passed=bool(fine),

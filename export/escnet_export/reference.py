@@ -53,7 +53,8 @@ class TorchBackend:
         """Nothing to free."""
 
     def _tensor(self, value: Any) -> torch.Tensor:
-        made = torch.from_numpy(value) if isinstance(value, np.ndarray) else value
+        # Copied: a vocabulary's arrays are read-only, and the pipeline's change while it runs.
+        made = torch.tensor(value) if isinstance(value, np.ndarray) else value
         return made.to(self._device)
 
 
@@ -76,11 +77,9 @@ class RecordingBackend(TorchBackend):
     def run(self, graph: str, inputs: Mapping[str, Tensor | Array]) -> dict[str, Tensor]:
         """As the base class, and remember."""
         outputs = super().run(graph, inputs)
-        self.calls.append(
-            Call(
-                graph,
-                {name: self.to_host(value) for name, value in inputs.items()},
-                {name: self.to_host(value) for name, value in outputs.items()},
-            )
-        )
+        self.calls.append(Call(graph, self._kept(inputs), self._kept(outputs)))
         return outputs
+
+    def _kept(self, tensors: Mapping[str, Tensor | Array]) -> dict[str, Array]:
+        """Copies: the pipeline refines its scores in place after a graph has read them."""
+        return {name: np.array(self.to_host(value)) for name, value in tensors.items()}

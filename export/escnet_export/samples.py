@@ -7,15 +7,17 @@ values from 0 to 1. Arithmetic is float64, random numbers come from PCG64, so a 
 picture everywhere up to the last bit of the C library's mathematics.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image, ImageDraw
+
 from escnet_runtime.errors import InputError
 from escnet_runtime.images import ImageArray
-from PIL import Image, ImageDraw
 
 __all__ = ["SAMPLE_CATEGORIES", "sample_photo", "sample_photos"]
 
@@ -27,6 +29,8 @@ SAMPLE_CATEGORIES: Final[tuple[str, ...]] = (
 _Floats = npt.NDArray[np.float64]
 _Rgb = tuple[float, float, float]
 _Outline = Sequence[tuple[float, float]]
+_Shape = tuple[_Outline, _Floats]  # and its lit colour
+_Branch = tuple[tuple[float, float], tuple[float, float], float]  # from, to, thickness
 
 _SMALLEST, _LARGEST = 64, 4096  # px a side
 _CAMERA: Final = 2.3  # m above the ground
@@ -60,11 +64,11 @@ class _Season:
 
 _HOURS: Final = (
     _Hour(
-        zenith=(0.20, 0.42, 0.74), horizon=(0.70, 0.82, 0.91), sun=(0.86, 0.82, 0.72),
+        zenith=(0.30, 0.52, 0.80), horizon=(0.74, 0.84, 0.91), sun=(0.86, 0.82, 0.72),
         ambient=(0.38, 0.43, 0.52), clouds=0.45, elevation=0.85,
     ),
     _Hour(
-        zenith=(0.34, 0.50, 0.70), horizon=(0.97, 0.82, 0.62), sun=(1.02, 0.74, 0.44),
+        zenith=(0.40, 0.56, 0.76), horizon=(0.97, 0.82, 0.62), sun=(1.02, 0.74, 0.44),
         ambient=(0.34, 0.36, 0.45), clouds=0.4, elevation=0.32,
     ),
     _Hour(
@@ -163,8 +167,9 @@ class _Scene:
         squares = np.fft.fftfreq(_TILE)[:, None] ** 2 + np.fft.rfftfreq(_TILE) ** 2
         squares[0, 0] = 1.0
         spectrum[0, 0] = 0.0
-        noise = np.fft.irfft2(spectrum * squares ** (-slope / 4), s=(_TILE, _TILE))
-        return noise / noise.std()
+        noise: _Floats = np.fft.irfft2(spectrum * squares ** (-slope / 4), s=(_TILE, _TILE))
+        noise /= noise.std()
+        return noise
 
     @property
     def first_row(self) -> int:
@@ -182,7 +187,8 @@ class _Scene:
     def lit(self, colour: npt.ArrayLike, light: npt.ArrayLike) -> _Floats:
         """``colour`` [...,3] under the sky and ``light`` [...], the share of the sun it gets."""
         sun = np.asarray(light)[..., None] * np.asarray(self.hour.sun)
-        return np.asarray(colour) * (np.asarray(self.hour.ambient) + sun)
+        seen: _Floats = np.asarray(colour) * (np.asarray(self.hour.ambient) + sun)
+        return seen
 
     def hazed(self, colour: npt.ArrayLike, distance: npt.ArrayLike) -> _Floats:
         """``colour`` [...,3] seen through the air of ``distance`` [...] metres."""
@@ -195,9 +201,13 @@ class _Scene:
         return self.width / 2 + point[0] * scale, self.horizon + (_CAMERA - point[1]) * scale
 
 
+_Painter = Callable[[_Scene, float, float], None]
+
+
 def _mix(a: npt.ArrayLike, b: npt.ArrayLike, share: npt.ArrayLike) -> _Floats:
     first = np.asarray(a, np.float64)
-    return first + (np.asarray(b) - first) * np.asarray(share)
+    mixed: _Floats = first + (np.asarray(b) - first) * np.asarray(share)
+    return mixed
 
 
 def _step(values: npt.ArrayLike, low: float, high: float) -> _Floats:
@@ -226,9 +236,10 @@ def _profile(scene: _Scene, slope: float, detail: float) -> _Floats:
     spectrum[0] = 0.0
     frequency[0] = 1.0
     spectrum *= (frequency + detail) ** (-slope / 2)
-    line = np.fft.irfft(spectrum, n=count)[: scene.width]
+    line: _Floats = np.fft.irfft(spectrum, n=count)[: scene.width]
     line -= line.min()
-    return line / line.max()
+    line /= line.max()
+    return line
 
 
 def _paint_sky(scene: _Scene) -> None:
@@ -272,17 +283,15 @@ def _paint_mountains(scene: _Scene) -> None:
         relief = 1 - np.abs(_texture(scene.soft, v, u))
         slope = relief - (1 - np.abs(_texture(scene.soft, v, u + 2.5 * scene.side)))
         fine = _texture(scene.rough, 2 * v, 2 * u)
-        light = np.clip(0.5 + 2.6 * slope + 0.13 * fine, 0.04, 1.25)
+        light = np.clip(0.42 + 4.2 * slope + 0.13 * fine, 0.04, 1.25)
         woods = np.multiply(scene.season.leaves[0] if scene.season.leaves else (0.3,) * 3, 0.62)
         rock = np.array((0.40, 0.37, 0.35))
         altitude = 1 - below / top + 0.16 * fine + 0.22 * relief
         colour = _mix(woods, rock, _step(altitude, 0.35, 0.75)[..., None])
-        snow = _step(altitude + 1.1 * (0 if near > 0.6 else 0.12), scene.season.snow + 0.12,
-                     scene.season.snow + 0.34)  # fmt: skip
-        if scene.season.snow > 0 and near > 0.5:
-            snow = snow * 0.0
+        line_of_snow = scene.season.snow + (0.1 if near < 0.5 else 9.0 * (scene.season.snow > 0))
+        snow = _step(altitude, line_of_snow, line_of_snow + 0.3)
         colour = _mix(colour, (0.92, 0.94, 0.97), 0.9 * snow[..., None])
-        distance = 1900 * (1 - near) + 500 + 500 * np.clip(below / top, 0, 1)
+        distance = 1100 * (1 - near) + 350 + 500 * np.clip(below / top, 0, 1)
         seen = scene.hazed(scene.lit(colour * (1 + 0.1 * fine[..., None]), light), distance)
         inside = np.clip(below + 0.5, 0, 1)[..., None]
         scene.canvas[: len(rows)] = _mix(scene.canvas[: len(rows)], seen, inside)
@@ -324,7 +333,7 @@ def _paint_ground(scene: _Scene) -> None:
     strong = 0.35 if season.snow == 0 else 1.0
     colour = _mix(season.grass, season.straw, tint)
     colour = colour * (1 + strong * tufts[..., None])
-    scene.ground[:] = scene.hazed(scene.lit(colour, light), z)
+    scene.ground[:] = scene.hazed(scene.lit(colour, light), np.minimum(z, 330.0))
     if scene.layout == "lake":
         _paint_lake(scene)
     elif scene.layout in ("road", "village"):
@@ -386,7 +395,376 @@ def _paint_lake(scene: _Scene) -> None:
 
 
 def _place_objects(scene: _Scene) -> None:
-    """Trees, houses, fences, cars and cows, from far to near."""
+    """Trees, houses, fences, cars and cows: all shadows, then all objects from far to near."""
+    items = _arrangement(scene)
+    for painter, x, z in items:
+        if painter is not _paint_fence:
+            _paint_shadow(scene, x, z, 2.6 if painter in (_paint_tree, _paint_house) else 1.1)
+    for painter, x, z in sorted(items, key=lambda item: -item[2]):
+        painter(scene, x, z)
+
+
+def _arrangement(scene: _Scene) -> list[tuple[_Painter, float, float]]:
+    """What stands where: painter, X, Z."""
+    uniform, side = scene.uniform, scene.side / abs(scene.side)
+    items: list[tuple[_Painter, float, float]] = []
+    trees = {"road": 13, "lake": 9, "meadow": 7, "village": 8}[scene.layout]
+    for index in range(trees):
+        z = 13 + 75 * (index + scene.uniform(0, 1)) / trees
+        x = uniform(-0.55, 0.55) * z
+        if scene.layout == "lake":  # one on the near shore, the others across the water
+            z = uniform(6.3, 7.3) if index == 0 else uniform(172, 200)
+            x = side * uniform(0.34, 0.48) * z if index == 0 else uniform(-0.5, 0.5) * z
+        if scene.layout in ("road", "village"):
+            middle = float(_road_centre(scene, z))
+            x = middle + (6.5 + uniform(0, 0.3) * z) * (1 if uniform(0, 1) < 0.55 else -1)
+        elif scene.layout == "meadow" and index == 0:
+            x = side * uniform(0.3, 0.45) * z
+        items.append((_paint_tree, x, z))
+    if scene.layout == "village":
+        for index, z in enumerate((24.0, 36.0, 52.0)):
+            away = 10.5 if index % 2 else -10.5
+            items.append((_paint_house, float(_road_centre(scene, z)) + away * side, z))
+        items.append((_paint_parked_car, float(_road_centre(scene, 15.0)) + 5.2 * side, 15.0))
+    if scene.layout == "road":
+        z = uniform(15, 24)
+        items.append((_paint_car, float(_road_centre(scene, z)) + 1.5, z))
+        items.append((_paint_house, float(_road_centre(scene, 62.0)) - 19 * side, 62.0))
+    if scene.layout == "meadow":
+        items.append((_paint_house, -side * uniform(9, 13), uniform(38, 50)))
+        items.append((_paint_fence, 0.0, uniform(22, 28)))
+        items += [(_paint_cow, uniform(-0.35, 0.35) * z, z) for z in (11.0, 14.5, 18.0, 19.5)]
+    return items
+
+
+def _paint_shadow(scene: _Scene, x: float, z: float, radius: float) -> None:
+    """Away from the sun, the longer the lower it stands, and dark where an object meets ground."""
+    hour = scene.hour
+    reach = radius * min(1.2 / hour.elevation, 4.0)
+    x0 = x - np.sign(scene.side) * reach * 0.8
+    ragged = _texture(scene.rough, 14 * scene.ground_z, 14 * scene.ground_x)
+    ragged = np.maximum(1 + 0.25 * ragged, 0.4)
+    dz = (scene.ground_z - z) / (0.55 * radius)
+    cast = _step(-(((scene.ground_x - x0) / reach) ** 2 + dz**2) * ragged, -1.3, -0.4)
+    contact = np.exp(-(((scene.ground_x - x) / radius) ** 2 + (2 * dz) ** 2) * 2)
+    strength = 0.62 * max(hour.sun) / (max(hour.sun) + max(hour.ambient))
+    dark = np.maximum(strength * cast, 0.35 * contact)[..., None]
+    scene.ground[:] = _mix(scene.ground, scene.ground * np.array((0.1, 0.14, 0.22)), dark)
+
+
+def _blend(scene: _Scene, rgb: _Floats, alpha: _Floats, left: int, top: int) -> None:
+    """Lay ``rgb`` [h,w,3] over the canvas as far as it reaches into it."""
+    x0, y0 = max(left, 0), max(top, 0)
+    x1, y1 = min(left + alpha.shape[1], scene.width), min(top + alpha.shape[0], scene.height)
+    if x0 >= x1 or y0 >= y1:
+        return
+    part = slice(y0 - top, y1 - top), slice(x0 - left, x1 - left)
+    under = scene.canvas[y0:y1, x0:x1]
+    under[:] = _mix(under, rgb[part], alpha[part][..., None])
+
+
+def _draw(scene: _Scene, z: float, shapes: Sequence[_Shape], *, grain: float = 0.05) -> None:
+    """Polygons in pixels and their lit colours, later ones on top, smoothed and textured."""
+    corners = np.array([corner for outline, _ in shapes for corner in outline])
+    low = np.clip(np.floor(corners.min(0)), -scene.width, 2 * scene.width).astype(int)
+    high = np.clip(np.ceil(corners.max(0)) + 1, -scene.width, 2 * scene.width).astype(int)
+    width, height = (int(side) for side in np.maximum(high - low, 1))
+    sheet = Image.new("RGBA", (width * _SAMPLING, height * _SAMPLING))
+    pen = ImageDraw.Draw(sheet)
+    for outline, colour in shapes:
+        seen = np.clip(np.rint(scene.hazed(colour, z) * 230), 0, 255).astype(int)
+        points = [((x - low[0]) * _SAMPLING, (y - low[1]) * _SAMPLING) for x, y in outline]
+        pen.polygon(points, fill=(int(seen[0]), int(seen[1]), int(seen[2]), 255))
+    pixels = np.asarray(sheet.reduce(_SAMPLING), np.float64)
+    offset = int(scene.uniform(0, _TILE))
+    rows, columns = np.arange(height)[:, None], np.arange(width)[None, :]
+    noise = scene.rough[(rows + offset) % _TILE, (columns + 3 * offset) % _TILE]
+    shade = 1 + grain * noise + 0.1 - 0.2 * rows / height
+    _blend(scene, pixels[..., :3] / 230 * shade[..., None], pixels[..., 3] / 255, *low.tolist())
+
+
+def _paint_tree(scene: _Scene, x: float, z: float) -> None:
+    conifer = scene.uniform(0, 1) < (0.25 if scene.season.leaves else 0.6)
+    tall = scene.uniform(8, 13) if conifer else scene.uniform(6.5, 9.5)
+    unit = tall * scene.focal / z  # px
+    foot = scene.project((x, 0.0, z))
+    bare = not (conifer or scene.season.leaves)
+    wood = scene.lit(np.multiply(_WOOD, 0.9 if bare else 1.0), 0.35)
+    branches = [((0.0, 0.0), (0.0, 0.35), 0.03)]
+    _grow(scene, branches, (0.0, 0.3), np.pi / 2, 0.19 if bare else 0.15, 6 if bare else 3)
+    shapes = [
+        (_limb(foot, unit, *branch), wood) for branch in (branches[:1] if conifer else branches)
+    ]
+    _draw(scene, z, shapes, grain=0.15)
+    if bare:
+        return
+    puffs = _conifer(scene) if conifer else _crown(scene)
+    colours = scene.season.leaves
+    colour: _Rgb = (0.13, 0.23, 0.13)
+    if not conifer:
+        colour = colours[int(scene.rng.random() * len(colours))]
+    _paint_foliage(scene, puffs, colour, foot, unit, z)
+
+
+def _grow(
+    scene: _Scene, branches: list[_Branch], start: tuple[float, float], angle: float,
+    length: float, depth: int,
+) -> None:  # fmt: skip
+    """A branch and its boughs, in heights of the tree."""
+    end = (start[0] + length * np.cos(angle), start[1] + length * np.sin(angle))
+    branches.append((start, end, 0.11 * length))
+    if depth:
+        for turn in (-0.5, 0.05, 0.5):
+            if turn == 0.05 and depth % 2:
+                continue
+            bent = angle + turn + scene.uniform(-0.25, 0.25)
+            _grow(scene, branches, end, bent, length * scene.uniform(0.66, 0.86), depth - 1)
+
+
+def _limb(
+    foot: tuple[float, float], unit: float, start: tuple[float, float], end: tuple[float, float],
+    thick: float,
+) -> list[tuple[float, float]]:  # fmt: skip
+    (x0, y0), (x1, y1) = start, end
+    length = float(np.hypot(x1 - x0, y1 - y0))
+    half = max(thick / 2, 0.16 / unit)
+    across = (y0 - y1) / length * half, (x1 - x0) / length * half
+    corners = ((x0, y0, 1), (x1, y1, 0.6), (x1, y1, -0.6), (x0, y0, -1))
+    return [
+        (foot[0] + unit * (x + s * across[0]), foot[1] - unit * (y + s * across[1]))
+        for x, y, s in corners
+    ]
+
+
+def _crown(scene: _Scene) -> _Floats:
+    """Tufts of a broad-leaved tree, [n,4]: x, y, radius, nearness, in heights of the tree."""
+    angle = 2 * np.pi * scene.rng.random(46)
+    reach = np.sqrt(scene.rng.random(46))
+    wide = scene.uniform(0.26, 0.36)
+    x, y = wide * reach * np.cos(angle), 0.64 + 0.27 * reach * np.sin(angle)
+    radius = 0.055 + 0.065 * scene.rng.random(46)
+    return np.stack([x, y, radius, 0.25 * (1 - reach**2) + 0.1 * scene.rng.random(46)], 1)
+
+
+def _conifer(scene: _Scene) -> _Floats:
+    """The same of a conifer: tiers that widen downwards."""
+    y = 0.1 + 0.88 * np.sort(scene.rng.random(90))
+    wide = 0.21 * (1 - y) + 0.008
+    x = wide * (2 * scene.rng.random(90) - 1)
+    radius = 0.014 + 0.042 * (1 - y) + 0.012 * scene.rng.random(90)
+    return np.stack([x, y - 0.2 * np.abs(x), radius, wide - np.abs(x)], 1)
+
+
+def _paint_foliage(
+    scene: _Scene, puffs: _Floats, colour: _Rgb, foot: tuple[float, float], unit: float, z: float
+) -> None:
+    """Balls with ragged edges, each lit from the sun's side; the nearest one is seen."""
+    left, top = round(foot[0] - 0.5 * unit), round(foot[1] - 1.1 * unit)
+    side = int(1.1 * unit) + 2
+    front, light = np.zeros((side, side)), np.zeros((side, side))
+    start = int(scene.uniform(0, _TILE))
+    index = (np.arange(side) + start) % _TILE
+    leafy = scene.rough[index][:, index]
+    for x, y, radius, nearness in puffs:
+        cx, cy = foot[0] + x * unit - left, foot[1] - y * unit - top
+        r = max(radius * unit, 0.8)
+        y0, y1 = max(int(cy - 1.5 * r), 0), min(int(cy + 1.5 * r) + 2, side)
+        x0, x1 = max(int(cx - 1.5 * r), 0), min(int(cx + 1.5 * r) + 2, side)
+        dx = (np.arange(x0, x1)[None, :] - cx) / r
+        dy = (np.arange(y0, y1)[:, None] - cy) / r
+        height2 = 1 - dx * dx - dy * dy + 0.5 * leafy[y0:y1, x0:x1]
+        depth = np.where(height2 > 0, nearness + radius * np.sqrt(np.clip(height2, 0, 1)), 0)
+        shade = 0.45 + 0.34 * dx * np.sign(scene.side) - 0.42 * dy * scene.hour.elevation
+        nearest = depth > front[y0:y1, x0:x1]
+        front[y0:y1, x0:x1][nearest] = depth[nearest]
+        light[y0:y1, x0:x1][nearest] = shade[nearest]
+    rows = (foot[1] - top - np.arange(side))[:, None] / unit  # 0 at the foot, 1 at the top
+    light = np.clip(light * (0.45 + 0.75 * rows) + 0.13 * leafy, 0.0, 1.1)
+    snow = 0.85 * _step(light, 0.5, 0.7) * (scene.season.snow == 0)
+    leaf = _mix(colour, (0.9, 0.93, 0.96), snow[..., None])
+    leaf = leaf * np.clip(1 + 0.12 * leafy - 0.25 * (light < 0.12), 0.3, 1.5)[..., None]
+    seen = scene.hazed(scene.lit(leaf, light), z)
+    _blend(scene, seen, np.where(front > 0, 0.97, 0.0), left, top)
+
+
+def _paint_house(scene: _Scene, x: float, z: float) -> None:
+    """A gabled house, its long side towards the camera and one gable towards the middle."""
+    uniform = scene.uniform
+    length, depth, wall, roof = uniform(9, 12), 7.0, uniform(3.0, 5.2), uniform(2.2, 3.2)
+    yaw = uniform(0.3, 0.6) * (1 if x < 0 else -1)
+    end = 1.0 if x < 0 else -1.0  # the gable that is seen
+
+    def at(u: float, v: float, y: float) -> tuple[float, float]:
+        """Pixels of a place along and across the house, from -1 to 1, at a height in metres."""
+        along, across = u * length / 2, v * depth / 2
+        right = x + along * np.cos(yaw) - across * np.sin(yaw)
+        return scene.project((right, y, z + along * np.sin(yaw) + across * np.cos(yaw)))
+
+    paints = ((0.86, 0.82, 0.72), (0.80, 0.78, 0.76), (0.66, 0.36, 0.27), (0.84, 0.72, 0.50))
+    paint = paints[int(scene.rng.random() * len(paints))]
+    tiles = (0.90, 0.92, 0.95) if scene.season.snow == 0 else (0.46, 0.22, 0.16)
+    sunny = np.sign(scene.side) == end
+    eaves, ridge, stack = wall - 0.35, wall + roof, wall + roof + 0.9
+    front = [at(-1, -1, 0), at(1, -1, 0), at(1, -1, wall), at(-1, -1, wall)]
+    gable = [at(end, v, y) for v, y in ((-1, 0), (1, 0), (1, wall), (0, ridge), (-1, wall))]
+    chimney = [
+        at(u, 0.2, y) for u, y in ((-0.5, wall), (-0.36, wall), (-0.36, stack), (-0.5, stack))
+    ]
+    slope = [
+        at(-1.06, -1.16, eaves),
+        at(1.06, -1.16, eaves),
+        at(1.06, 0, ridge),
+        at(-1.06, 0, ridge),
+    ]
+    shapes: list[_Shape] = [
+        (front, scene.lit(paint, 0.5)),
+        (gable, scene.lit(paint, 0.85 if sunny else 0.12)),
+        (chimney, scene.lit((0.5, 0.3, 0.25), 0.4)),
+        (slope, scene.lit(tiles, 0.7)),
+        *_openings(scene, at, end, floors=(0.9, 3.3) if wall > 4.9 else (0.9,)),
+    ]
+    _draw(scene, z, shapes, grain=0.045)
+
+
+def _openings(
+    scene: _Scene,
+    at: Callable[[float, float, float], tuple[float, float]],
+    end: float,
+    *,
+    floors: Sequence[float],
+) -> list[_Shape]:
+    """Windows of both walls, lit at dusk, and the door."""
+    dusk = scene.hour.elevation < 0.25
+    pane = np.array((0.98, 0.80, 0.45)) if dusk else scene.lit((0.16, 0.20, 0.26), 0.3)
+    frame = scene.lit((0.88, 0.87, 0.84), 0.5)
+    door = [at(-0.08, -1, 0), at(0.08, -1, 0), at(0.08, -1, 2.1), at(-0.08, -1, 2.1)]
+    shapes: list[_Shape] = [(door, scene.lit((0.34, 0.20, 0.14), 0.4))]
+    for sill in floors:
+        for colour, rim in ((frame, 0.09), (pane, 0.0)):
+            low, high = sill - rim, sill + 1.3 + rim
+            for u in (-0.75, -0.32, 0.32, 0.75):
+                a, b = u - 0.09 - rim / 3, u + 0.09 + rim / 3
+                corners = ((a, low), (b, low), (b, high), (a, high))
+                shapes.append(([at(across, -1, y) for across, y in corners], colour))
+            half = 0.2 + rim / 3
+            corners = ((-half, low), (half, low), (half, high), (-half, high))
+            shapes.append(([at(end, across, y) for across, y in corners], colour))
+    return shapes
+
+
+def _board(
+    scene: _Scene, x: float, z: float, parts: Sequence[tuple[_Outline, _Rgb, float]]
+) -> None:
+    """A flat figure that faces the camera: outlines in metres, colours, shares of sun."""
+    shapes: list[_Shape] = [
+        ([scene.project((x + dx, y, z)) for dx, y in outline], scene.lit(colour, light))
+        for outline, colour, light in parts
+    ]
+    _draw(scene, z, shapes)
+
+
+def _oval(x: float, y: float, rx: float, ry: float) -> _Outline:
+    angles = np.linspace(0, 2 * np.pi, 25)[:-1]
+    return [(x + rx * float(np.cos(a)), y + ry * float(np.sin(a))) for a in angles]
+
+
+def _bar(x: float, y: float, wide: float, high: float) -> _Outline:
+    """A rectangle from its middle and whole sides."""
+    return [
+        (x + sx * wide / 2, y + sy * high / 2) for sx, sy in ((-1, -1), (1, -1), (1, 1), (-1, 1))
+    ]
+
+
+def _car_paint(scene: _Scene) -> _Rgb:
+    paints = ((0.62, 0.10, 0.09), (0.75, 0.77, 0.80), (0.12, 0.24, 0.48), (0.85, 0.85, 0.84))
+    return paints[int(scene.rng.random() * len(paints))]
+
+
+def _paint_car(scene: _Scene, x: float, z: float) -> None:
+    """A car seen from behind."""
+    paint, black, glass = _car_paint(scene), (0.05, 0.05, 0.06), (0.16, 0.19, 0.22)
+    body = [(0.9, 0.3), (0.94, 0.6), (0.92, 0.86), (0.74, 0.98), (0.6, 1.38), (0.45, 1.46)]
+    pane = [(0.62, 1.0), (0.52, 1.32), (0.42, 1.37)]
+    lamp, plate = (0.75, 0.05, 0.05), (0.85, 0.83, 0.7)
+    parts: list[tuple[_Outline, _Rgb, float]] = [
+        (_bar(side * 0.72, 0.2, 0.24, 0.42), black, 0.1) for side in (-1, 1)
+    ]
+    parts.append((body + [(-u, y) for u, y in reversed(body)], paint, 0.6))
+    parts.append((pane + [(-u, y) for u, y in reversed(pane)], glass, 0.7))
+    parts.append((_bar(0, 0.36, 1.76, 0.16), black, 0.5))
+    parts += [(_bar(side * 0.76, 0.8, 0.26, 0.16), lamp, 0.9) for side in (-1, 1)]
+    parts.append((_bar(0, 0.62, 0.5, 0.12), plate, 0.5))
+    _board(scene, x, z, parts)
+
+
+def _paint_parked_car(scene: _Scene, x: float, z: float) -> None:
+    """A car seen from its side."""
+    paint, black, glass = _car_paint(scene), (0.05, 0.05, 0.06), (0.16, 0.19, 0.22)
+    body = [
+        *((-2.15, 0.35), (-2.16, 0.7), (-2.0, 0.9), (-1.4, 0.98), (-0.8, 1.4), (-0.4, 1.48)),
+        *((0.5, 1.48), (0.9, 1.36), (1.5, 1.0), (2.05, 0.92), (2.17, 0.7), (2.15, 0.32)),
+    ]
+    parts: list[tuple[_Outline, _Rgb, float]] = [
+        (body, paint, 0.6),
+        ([(-1.18, 0.99), (-0.7, 1.35), (-0.08, 1.4), (-0.08, 0.99)], glass, 0.7),
+        ([(0.03, 0.99), (0.03, 1.4), (0.5, 1.4), (0.82, 1.28), (1.2, 0.99)], glass, 0.7),
+        (_bar(0, 0.36, 4.2, 0.12), black, 0.4),
+    ]
+    for wheel in (-1.35, 1.35):
+        parts += [(_oval(wheel, 0.33, 0.38, 0.38), black, 0.2), (_oval(wheel, 0.33, 0.2, 0.2),
+                  (0.6, 0.6, 0.62), 0.4)]  # fmt: skip
+    _board(scene, x, z, parts)
+
+
+def _paint_cow(scene: _Scene, x: float, z: float) -> None:
+    """Grazing or looking up, brown or black and white."""
+    hide: _Rgb = (0.34, 0.18, 0.10) if scene.uniform(0, 1) < 0.5 else (0.10, 0.09, 0.09)
+    patch: _Rgb = (0.84, 0.81, 0.76)
+    way = 1.0 if scene.uniform(0, 1) < 0.5 else -1.0
+    head = 0.45 if scene.uniform(0, 1) < 0.6 else 1.5
+    back = [(-1.0, 1.38), (-1.08, 1.0), (-0.9, 0.72), (-0.2, 0.62), (0.6, 0.7), (0.85, 0.9)]
+    body = [*back, (1.0, 1.25), (0.8, 1.44), (0.0, 1.36), (-0.7, 1.42)]
+    legs: list[tuple[_Outline, _Rgb, float]] = [
+        (_bar(leg, 0.38, 0.16, 0.8), hide, light)
+        for leg, light in ((-0.66, 0.05), (0.44, 0.05), (-0.88, 0.3), (0.66, 0.3))
+    ]
+    neck = [(0.6, 1.42), (0.95, 1.36), (1.42, head + 0.14), (1.25, head - 0.1), (0.85, 0.85)]
+    blot = [(-0.7, 1.41), (-0.1, 1.37), (-0.02, 1.1), (-0.3, 0.92), (-0.62, 1.08)]
+    parts = [
+        *legs,
+        (neck, hide, 0.4), (body, hide, 0.45), (_oval(1.42, head, 0.25, 0.16), hide, 0.5),
+        (blot, patch, 0.5), (_oval(0.1, 0.72, 0.4, 0.07), patch, 0.2),
+        ([(0.3, 1.38), (0.62, 1.42), (0.6, 1.05), (0.42, 0.98)], patch, 0.5),
+        (_oval(1.56, head - 0.05, 0.1, 0.09), patch, 0.4),
+        (_bar(-1.08, 0.95, 0.05, 0.8), hide, 0.2),
+    ]  # fmt: skip
+    _board(scene, x, z, [([(way * u, y) for u, y in o], c, light) for o, c, light in parts])
+
+
+def _paint_fence(scene: _Scene, _: float, z: float) -> None:
+    """Posts and two rails across the picture, at a slant."""
+    slant, reach = 0.16 * scene.side, 0.62 * z
+    places = [(x, z + slant * x) for x in np.arange(-reach, reach, 2.4).tolist()]
+    wood = scene.lit((0.42, 0.36, 0.30), 0.45)
+    shapes: list[_Shape] = []
+    for y in (0.5, 0.95):
+        for (x0, z0), (x1, z1) in pairwise(places):
+            outline = (
+                (x0, y - 0.05, z0),
+                (x1, y - 0.05, z1),
+                (x1, y + 0.05, z1),
+                (x0, y + 0.05, z0),
+            )
+            shapes.append(([scene.project(corner) for corner in outline], wood))
+    for x, far in places:
+        outline = (
+            (x - 0.08, 0, far),
+            (x + 0.08, 0, far),
+            (x + 0.08, 1.2, far),
+            (x - 0.08, 1.2, far),
+        )
+        shapes.append(([scene.project(corner) for corner in outline], wood))
+    _draw(scene, z, shapes, grain=0.12)
 
 
 def _develop(scene: _Scene) -> ImageArray:

@@ -23,7 +23,7 @@ from .errors import InputError
 if sys.platform != "win32":
     import fcntl
 
-__all__ = ["atomic_directory", "atomic_file"]
+__all__ = ["atomic_directory", "atomic_file", "require_replaceable"]
 
 _MARKER = "bundle.json"
 _AT_FDCWD = -100  # linux/fcntl.h: paths are relative to the working directory
@@ -45,7 +45,7 @@ def atomic_directory(target: Path) -> Iterator[Path]:
         OSError: the disk is full, or a similar failure while writing.
     """
     target = Path(os.path.realpath(target))
-    _require_replaceable(target)
+    require_replaceable(target)
     with _as_input_error(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(target)
@@ -55,7 +55,7 @@ def atomic_directory(target: Path) -> Iterator[Path]:
         with _held(temporary):
             yield temporary
             _sync_tree(temporary)
-            _require_replaceable(target)  # the block may have taken minutes
+            require_replaceable(target)  # the block may have taken minutes
             _swap(temporary, target)
             _sync(target.parent)
     finally:
@@ -91,7 +91,13 @@ def atomic_file(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def _require_replaceable(target: Path) -> None:
+def require_replaceable(target: Path) -> None:
+    """Refuse a target that `atomic_directory` would not replace; for asking before long work.
+
+    Raises:
+        InputError: the target is neither free nor empty nor a bundle.
+    """
+    target = Path(os.path.realpath(target))
     if not target.name:
         raise InputError(f"Cannot write a bundle at {target}: name a folder inside it.")
     if not target.exists():

@@ -12,6 +12,7 @@ output left; 143 SIGTERM.
 import argparse
 import contextlib
 import errno
+import io
 import json
 import logging
 import math
@@ -71,7 +72,9 @@ class Console:
     def print(self, *renderables: rich.console.RenderableType) -> None:
         """Print for people on standard output; nothing with ``--json``. Markup is not read."""
         if not self.json:
-            self._out.print(*renderables)
+            # Text is left to the terminal to wrap, so that a long path can be copied.
+            soft = all(isinstance(one, str | Text) for one in renderables)
+            self._out.print(*renderables, soft_wrap=soft)
 
     @contextlib.contextmanager
     def progress(self, description: str, total: float | None) -> Iterator[Advance]:
@@ -151,6 +154,9 @@ def run_command(
     # Looked up before parsing, so that wrong usage is answered in JSON too.
     wants_json = "--json" in words
     document: Mapping[str, Any]
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a name the encoding lacks is not worth a failure
+            stream.reconfigure(errors="backslashreplace")
     try:
         # What a library prints must not end up in front of the JSON.
         with _sigterm_exits(), contextlib.redirect_stdout(sys.stderr if wants_json else sys.stdout):

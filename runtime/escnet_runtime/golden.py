@@ -52,11 +52,13 @@ class Reference:
 class Golden:
     """What a bundle's golden files hold.
 
-    ``image`` is uint8 [H,W,3], ``labels`` [H,W]; of each block and category ``points`` are
-    [blocks, N, K, 2], ``point_labels`` [blocks, N, K], ``regions`` [blocks, N, h, w], integers.
+    ``tokens`` is int32 [t,l] of ``reference.prompts``; ``image`` uint8 [H,W,3]; ``labels`` [H,W].
+    Of each block and category ``points`` are [blocks, N, K, 2], ``point_labels`` [blocks, N, K] and
+    ``regions`` [blocks, N, h, w], integers.
     """
 
     reference: Reference
+    tokens: npt.NDArray[np.int32]
     image: ImageArray
     labels: Labels
     points: npt.NDArray[np.integer[Any]]
@@ -82,9 +84,11 @@ class Golden:
             text = bundle.file(files["reference.json"]).read_text(encoding="utf-8")
             reference = typed(parse_object(text, "reference.json"), Reference)
             tokens = np.array(reference.tokens, np.int32)
-            with np.load(bundle.file(files["prompts.npz"]), allow_pickle=False) as archive:
+            # Opened here, because np.load leaves the file of a broken archive open.
+            path = bundle.file(files["prompts.npz"])
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
                 arrays = {name: archive[name] for name in ("points", "point_labels", "regions")}
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        except (OSError, ValueError, OverflowError, KeyError, zipfile.BadZipFile) as error:
             raise BundleFormatError(
                 f"reference.json or prompts.npz is unusable: {error}"
             ) from error
@@ -99,12 +103,7 @@ class Golden:
             raise BundleFormatError(
                 f"image.png has {list(image.shape[:2])} pixels, labels.png {list(labels.shape)}"
             )
-        return cls(reference=reference, image=image, labels=labels, **arrays)
-
-    @property
-    def tokens(self) -> npt.NDArray[np.int32]:
-        """int32 [t, l] of ``reference.prompts``."""
-        return np.array(self.reference.tokens, np.int32)
+        return cls(reference=reference, tokens=tokens, image=image, labels=labels, **arrays)
 
 
 @dataclass(slots=True, kw_only=True)

@@ -106,7 +106,9 @@ class Segmenter:
         Raises:
             VocabularyError: a name or template cannot be used.
         """
-        plan = plan_texts(names, templates or self.bundle.manifest.constants.templates)
+        if templates is None:
+            templates = self.bundle.manifest.constants.templates
+        plan = plan_texts(names, templates)
         with self._lock:
             self._check_open()
             known = self._cache.get_many(plan.prompts) if self._cache else {}
@@ -116,7 +118,8 @@ class Segmenter:
                 known.update(encoded)
                 if self._cache:
                     self._cache.put_many(encoded)
-        return assemble(plan, np.stack([known[text] for text in plan.prompts]))
+        embeddings = np.stack([known[text] for text in plan.prompts])
+        return assemble(plan, embeddings, model=self._model_key)
 
     def __call__(
         self, image: ImageSource, vocabulary: Vocabulary, *, window: Window = "none"
@@ -237,8 +240,13 @@ class Segmenter:
         if cache is None:
             return None
         folder = default_cache_directory() if cache == "default" else Path(cache)
-        stages, tokenizer = self.bundle.manifest.stages, self.bundle.manifest.tokenizer
-        return EmbeddingCache(folder, f"{stages['text_encoder'].sha256}-{tokenizer.sha256}")
+        return EmbeddingCache(folder, self._model_key)
+
+    @property
+    def _model_key(self) -> str:
+        """What a text's embedding depends on besides the text."""
+        manifest = self.bundle.manifest
+        return f"{manifest.stages['text_encoder'].sha256}-{manifest.tokenizer.sha256}"
 
     def _check(self, vocabulary: object, window: str) -> None:
         if not isinstance(vocabulary, Vocabulary):
@@ -246,11 +254,10 @@ class Segmenter:
                 f"vocabulary is {type(vocabulary).__name__}, expected a Vocabulary; make one with "
                 "segmenter.vocabulary([...])"
             )
-        width = self.bundle.manifest.model.embed_dim
-        if vocabulary.embeddings.shape[1] != width:
+        if vocabulary.model != self._model_key:
             raise InputError(
-                f"the vocabulary's embeddings have {vocabulary.embeddings.shape[1]} numbers, this "
-                f"model's have {width}; make the vocabulary with this Segmenter"
+                "the vocabulary was made with another model's text encoder; make it with this "
+                "Segmenter: segmenter.vocabulary([...])"
             )
         if window not in ("none", "sliding"):
             raise InputError(f"window is {window!r}, expected 'none' or 'sliding'")

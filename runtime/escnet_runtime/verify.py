@@ -87,7 +87,7 @@ def _checks(
     with segmenter:
         yield Check(name="backend", passed=True, detail=f"The graphs run on {segmenter.backend}.")
         try:
-            golden = _Golden.load(bundle)
+            golden = Golden.load(bundle)
         except EscNetError as error:
             yield _skipped(f"the golden files cannot be used: {error}")
             return
@@ -130,7 +130,10 @@ def _files_check(bundle: Bundle, progress: Callable[[int, int], None] | None) ->
 
 
 def _library_check(producer: Mapping[str, str]) -> Check:
-    """Is ONNX Runtime at least as new as the one the bundle was checked with?"""
+    """Can the installed ONNX Runtime read the bundle's ONNX, and is it the one it was checked with?
+
+    Only a version that cannot read it fails: another one is named, and the golden run decides.
+    """
     installed = _installed_onnxruntime()
     made_with = producer.get("onnxruntime")
     if installed is None:
@@ -140,10 +143,13 @@ def _library_check(producer: Mapping[str, str]) -> Check:
     if made_with is None:
         detail = f"ONNX Runtime {installed}; the bundle does not say what it was checked with."
         return Check(name="library", passed=True, detail=detail)
-    passed = _release(installed) >= _release(made_with)
+    least = producer.get("onnxruntime_minimum", made_with)
+    passed = _release(installed) >= _release(least)
     detail = f"ONNX Runtime {installed} is here; the bundle was checked with {made_with}."
     if not passed:
-        detail += f" Older ones may lack what it needs: install onnxruntime>={made_with}."
+        detail += f" It needs {least} or newer: install onnxruntime>={least}."
+    elif _release(installed) != _release(made_with):
+        detail += " They differ; the golden run below shows whether that matters."
     return Check(name="library", passed=passed, detail=detail)
 
 

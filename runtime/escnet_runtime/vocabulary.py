@@ -67,12 +67,14 @@ class Vocabulary:
         label_of: uint16 [U], the index in ``names`` of each row's first occurrence. A category that
             is a duplicate of an earlier one has no row and never appears in a label map.
         templates: the templates the embeddings are averaged over.
+        model: what the embeddings were made with; a Segmenter of another model refuses them.
     """
 
     names: tuple[str, ...]
     embeddings: NDArray[np.float32]
     label_of: NDArray[np.uint16]
     templates: tuple[str, ...]
+    model: str
 
 
 def parse_classes(text: str) -> list[str]:
@@ -131,7 +133,7 @@ def read_classes_file(path: Path) -> list[str]:
 def plan_texts(names: Sequence[str], templates: Sequence[str]) -> TextPlan:
     """Plan which prompts to encode: every template with every synonym of every category.
 
-    Categories whose sets of synonyms are equal after cleaning and case folding are duplicates: they
+    Categories whose sets of synonyms are equal after cleaning, which lower-cases, are duplicates: they
     are encoded once, and a warning names them.
 
     Args:
@@ -172,12 +174,15 @@ def plan_texts(names: Sequence[str], templates: Sequence[str]) -> TextPlan:
     )
 
 
-def assemble(plan: TextPlan, prompt_embeddings: NDArray[np.float32]) -> Vocabulary:
+def assemble(
+    plan: TextPlan, prompt_embeddings: NDArray[np.float32], *, model: str = ""
+) -> Vocabulary:
     """Average the prompts' embeddings for each category and bring the mean to unit norm.
 
     Args:
         plan: from `plan_texts`.
         prompt_embeddings: float32 [P, D], unit norm, in the order of ``plan.prompts``.
+        model: what they were made with.
 
     Raises:
         VocabularyError: the embeddings do not fit the plan, or are not finite unit vectors.
@@ -199,6 +204,7 @@ def assemble(plan: TextPlan, prompt_embeddings: NDArray[np.float32]) -> Vocabula
         embeddings=_read_only(sums / norms),
         label_of=plan.label_of,
         templates=plan.templates,
+        model=model,
     )
 
 

@@ -78,9 +78,8 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--template",
         metavar="TEXT",
-        nargs="+",
-        action="extend",
-        help='texts around a category, such as "a photo of a {}"; averaged',
+        action="append",
+        help='text around a category, such as "a photo of a {}"; several are averaged',
     )
     add("--no-overlay", action="store_true", help="write the label maps alone")
     add("--no-cache", action="store_true", help="neither read nor write the cache of embeddings")
@@ -110,7 +109,7 @@ def _segment(arguments: argparse.Namespace, console: Console) -> tuple[int, dict
         }
         if segmenter.note:
             document["note"] = segmenter.note
-    _show(document, console)
+    _show(document, arguments.output, console)
     return int(any("error" in entry for entry in entries)), document
 
 
@@ -181,7 +180,7 @@ def _one(
         overlay = _write(result, target, arguments.no_overlay)
     except (EscNetError, OSError, MemoryError) as error:
         message = str(error) or "not enough memory"
-        _LOG.error("%s: %s", path, message)
+        _LOG.error("%s", message if str(path) in message else f"{path}: {message}")
         return {"path": str(path), "error": message}
     height, width = result.labels.shape
     return {
@@ -222,8 +221,8 @@ def _peak_memory() -> int | None:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def _show(document: dict[str, Any], console: Console) -> None:
-    table = Table(pad_edge=False)
+def _show(document: dict[str, Any], output: Path, console: Console) -> None:
+    table = Table()
     table.add_column("image", overflow="fold")
     table.add_column("largest categories", overflow="fold")
     table.add_column("pictures", overflow="fold")
@@ -236,9 +235,13 @@ def _show(document: dict[str, Any], console: Console) -> None:
         largest = [
             f"{printable(name)} {share:.1%}" for name, share in list(entry["area"].items())[:_SHOWN]
         ]
-        pictures = [printable(entry[kind]) for kind in ("labels", "overlay") if entry[kind]]
+        pictures = [
+            printable(Path(entry[kind]).name) for kind in ("labels", "overlay") if entry[kind]
+        ]
         milliseconds = f"{entry['milliseconds']:.0f}"
         table.add_row(path, Text(", ".join(largest)), Text("\n".join(pictures)), milliseconds)
     console.print(table)
+    if not all("error" in entry for entry in document["images"]):
+        console.print(Text(printable(f"The pictures are in {output.resolve()}")))
     if "note" in document:
         console.print(Text(f"Note: {document['note']}.", "yellow"))

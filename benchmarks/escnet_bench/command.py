@@ -1,0 +1,285 @@
+"""``escnet-bench``: operations, footprint and prompt generator, measured with their conditions."""
+
+import argparse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from rich.table import Table
+
+from escnet_runtime.backends import BACKENDS
+from escnet_runtime.bundle import Bundle
+from escnet_runtime.console import Console, add_common_options, command_parser, run_command
+from escnet_runtime.errors import BackendError, InputError
+from escnet_runtime.vocabulary import MAX_CATEGORIES, read_classes_file
+
+from .conditions import Conditions
+from .footprint import METHOD as FOOTPRINT_METHOD
+from .footprint import FootprintRow, Startup, measure_footprint
+from .ppg_time import PpgRow, measure_ppg
+from .results import Document, result_document, saving
+
+if TYPE_CHECKING:
+    from .gflop import GflopRow
+
+__all__ = ["GFLOP_CHUNK", "main"]
+
+#: Categories at a time in the bundles that escnet-export writes.
+GFLOP_CHUNK: Final = 16
+_PRESET: Final = "tiny"
+_PPG_METHOD: Final = (
+    "wall clock of whole calls, percentiles of the repeats after 3 warm-up calls; all categories "
+    "in one call; maps made from a seed"
+)
+_SHARED_BLOCKS: Final = ("sam", "fuse", "vlf")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    return run_command(_parser(), _bench, argv)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = command_parser(
+        "escnet-bench",
+        "Measure ESC-Net and report the numbers with the conditions they were measured under.",
+        common=False,
+    )
+    benchmarks = parser.add_subparsers(dest="benchmark", required=True, metavar="BENCHMARK")
+    _add_gflop(_subparser(benchmarks, "gflop", "count the operations of one image (needs torch)"))
+    _add_footprint(
+        _subparser(benchmarks, "footprint", "memory, time and cold start of a bundle (no torch)")
+    )
+    _add_ppg(_subparser(benchmarks, "ppg", "time of the prompt generator on this CPU"))
+    return parser
+
+
+def _subparser(benchmarks: Any, name: str, text: str) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = benchmarks.add_parser(
+        name, help=text, description=f"{text[0].upper()}{text[1:]}.", allow_abbrev=False
+    )
+    parser.add_argument(
+        "--output", type=Path, metavar="FILE", help="also write the JSON object to this file"
+    )
+    add_common_options(parser)
+    return parser
+
+
+def _add_gflop(parser: argparse.ArgumentParser) -> None:
+    _add_categories(parser, [19, 58, 150, 847])
+    parser.add_argument("--preset", default=_PRESET, help=f"a configuration (default: {_PRESET})")
+    parser.add_argument(
+        "--chunk",
+        type=int,
+        default=GFLOP_CHUNK,
+        metavar="N",
+        help="categories at a time in the shipped form; what they share is computed once a chunk "
+        f"(default: {GFLOP_CHUNK}, as in a bundle)",
+    )
+
+
+def _add_footprint(parser: argparse.ArgumentParser) -> None:
+    _add_categories(parser, [19, 150, 847])
+    parser.add_argument("--bundle", type=Path, required=True, metavar="BUNDLE")
+    parser.add_argument(
+        "--image", type=Path, metavar="FILE", help="(default: a made-up one of 640×480)"
+    )
+    parser.add_argument(
+        "--classes-file",
+        type=Path,
+        metavar="FILE",
+        help="category names, of which the first are taken (default: generated names)",
+    )
+    parser.add_argument(
+        "--repeats", type=int, default=3, metavar="N", help="images to time (default: 3)"
+    )
+    parser.add_argument("--backend", choices=BACKENDS, default="auto")
+    parser.add_argument(
+        "--chunk", type=int, metavar="N", help="categories at a time (default: the bundle's)"
+    )
+
+
+def _add_ppg(parser: argparse.ArgumentParser) -> None:
+    _add_categories(parser, [19, 150, 847])
+    parser.add_argument(
+        "--grid", type=int, nargs=2, default=[24, 24], metavar=("H", "W"), help="(default: 24 24)"
+    )
+    parser.add_argument(
+        "--implementations", nargs="+", choices=("numpy", "torch"), default=["numpy"]
+    )
+    parser.add_argument(
+        "--repeats", type=int, default=30, metavar="N", help="calls to time (default: 30)"
+    )
+
+
+def _add_categories(parser: argparse.ArgumentParser, default: list[int]) -> None:
+    parser.add_argument(
+        "--categories",
+        type=int,
+        nargs="+",
+        default=default,
+        metavar="N",
+        help=f"numbers of categories (default: {' '.join(map(str, default))})",
+    )
+
+
+def _bench(arguments: argparse.Namespace, console: Console) -> tuple[int, Mapping[str, Any]]:
+    least, most = min(arguments.categories), max(arguments.categories)
+    if least < 1 or most > MAX_CATEGORIES:
+        wrong = least if least < 1 else most
+        raise InputError(f"--categories has {wrong}, expected 1 to {MAX_CATEGORIES}")
+    run = {"gflop": _gflop, "footprint": _footprint, "ppg": _ppg}[arguments.benchmark]
+    with saving(arguments.output) as save:
+        document = run(arguments, console)
+        save(document)
+    return 0, document
+
+
+def _gflop(arguments: argparse.Namespace, console: Console) -> Document:
+    try:
+        from escnet.presets import preset
+
+        from .gflop import METHOD, gflop_rows
+    except ModuleNotFoundError as error:
+        raise BackendError(
+            f"counting operations needs {error.name}, which is not installed: install "
+            "escnet-bench[torch]"
+        ) from error
+    config = preset(arguments.preset)
+    conditions = Conditions.now(METHOD)
+    with console.progress(f"count {config.name}", len(arguments.categories)) as advance:
+        rows = gflop_rows(config, arguments.categories, chunk=arguments.chunk, step=advance)
+    console.print(_gflop_table(rows), METHOD)
+    return result_document("gflop", conditions.finished(), rows)
+
+
+def _footprint(arguments: argparse.Namespace, console: Console) -> Document:
+    path = arguments.classes_file
+    names = None if path is None else read_classes_file(path)
+    conditions = Conditions.now(FOOTPRINT_METHOD, Bundle.open(arguments.bundle))
+    with console.progress("measure", 2 * len(arguments.categories)) as advance:
+        rows = measure_footprint(
+            arguments.bundle,
+            arguments.categories,
+            image=arguments.image,
+            names=names,
+            repeats=arguments.repeats,
+            backend=arguments.backend,
+            chunk=arguments.chunk,
+            step=advance,
+        )
+    first = rows[0]
+    console.print(
+        f"{first.backend}, chunks of {first.chunk} categories, image {first.image}",
+        _footprint_table(rows),
+        _startup_table(rows),
+        _stage_table(rows),
+    )
+    return result_document("footprint", conditions.finished(), rows)
+
+
+def _ppg(arguments: argparse.Namespace, console: Console) -> Document:
+    conditions = Conditions.now(_PPG_METHOD)
+    height, width = arguments.grid
+    rows = measure_ppg(
+        arguments.categories,
+        (height, width),
+        implementations=arguments.implementations,
+        repeats=arguments.repeats,
+    )
+    console.print(_ppg_table(rows))
+    return result_document("ppg", conditions.finished(), rows)
+
+
+def _gflop_table(rows: Sequence["GflopRow"]) -> Table:
+    """GFLOP by number of categories and form; the blocks are added up."""
+    first = rows[0]
+    blocks = sum(name.endswith("_sam") for name in first.stages)
+    kinds = [f"{blocks}× {kind}" for kind in _SHARED_BLOCKS]
+    table = _table(
+        f"GFLOP of one image, {first.preset}",
+        "categories",
+        "form",
+        "image encoder",
+        "correlation",
+        *kinds,
+        "decoder",
+        "total",
+        "of plain",
+    )
+    for row in rows:
+        stages = [row.stages["image_encoder"], row.stages["correlation"]]
+        stages += [
+            sum(value for name, value in row.stages.items() if name.endswith(f"_{kind}"))
+            for kind in _SHARED_BLOCKS
+        ]
+        numbers = [f"{value:,.2f}" for value in (*stages, row.stages["decoder"], row.gflop)]
+        form = row.form if row.chunk is None else f"{row.form}, chunks of {row.chunk}"
+        table.add_row(str(row.categories), form, *numbers, f"{row.of_plain:.3f}")
+    return table
+
+
+def _footprint_table(rows: Sequence[FootprintRow]) -> Table:
+    table = _table(
+        "Memory and time",
+        "categories",
+        "s an image",
+        "prompts",
+        "peak MB",
+    )
+    for row in rows:
+        table.add_row(
+            str(row.categories),
+            f"{row.image_seconds:.3f}",
+            f"{row.prompt_share:.1%}",
+            _megabytes(row.peak_memory_bytes),
+        )
+    return table
+
+
+def _startup_table(rows: Sequence[FootprintRow]) -> Table:
+    steps = ("interpreter", "imports", "open", "vocabulary", "image", "total")
+    title = "Seconds to the first label map"
+    table = _table(title, "categories", "text cache", *steps, "peak MB until then")
+    for row in rows:
+        caches: tuple[tuple[str, Startup], ...] = (
+            ("empty", row.empty_cache),
+            ("filled", row.filled_cache),
+        )
+        for name, startup in caches:
+            seconds = [f"{getattr(startup, step):.3f}" for step in steps]
+            peak = _megabytes(startup.peak_memory_bytes)
+            table.add_row(str(row.categories), name, *seconds, peak)
+    return table
+
+
+def _stage_table(rows: Sequence[FootprintRow]) -> Table:
+    """Stages downwards: there are more of them than numbers of categories."""
+    table = _table(
+        "Seconds of each stage, an image", "stage", *[f"N = {row.categories}" for row in rows]
+    )
+    for stage in rows[0].stages:
+        table.add_row(stage, *[f"{row.stages[stage]:.4f}" for row in rows])
+    return table
+
+
+def _ppg_table(rows: Sequence[PpgRow]) -> Table:
+    table = _table(
+        "Prompt generator, ms", "implementation", "maps", "categories", "p50", "p95", "p99"
+    )
+    for row in rows:
+        times = [f"{value:.2f}" for value in (row.p50_ms, row.p95_ms, row.p99_ms)]
+        table.add_row(row.implementation, row.maps, str(row.categories), *times)
+    return table
+
+
+def _table(title: str, *columns: str) -> Table:
+    words = {"form", "text cache", "stage", "implementation", "maps"}
+    table = Table(title=title, title_justify="left")
+    for column in columns:
+        table.add_column(column, justify="left" if column in words else "right")
+    return table
+
+
+def _megabytes(size: int | None) -> str:
+    return "unknown" if size is None else f"{size / 1e6:,.0f}"

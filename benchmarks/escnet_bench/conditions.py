@@ -1,0 +1,240 @@
+"""Under which conditions something was measured: a number without them means nothing.
+
+Neither host nor user names nor folders are recorded: results are published.
+"""
+
+import dataclasses
+import datetime
+import importlib.metadata
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Self
+
+from escnet_runtime.bundle import Bundle, sha256_file
+
+if sys.platform != "win32":
+    import resource
+
+__all__ = ["BundleConditions", "Conditions", "peak_memory"]
+
+_PACKAGES: Final = (
+    "escnet",
+    "escnet-bench",
+    "escnet-runtime",
+    "numpy",
+    "onnx",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "open_clip_torch",
+    "pillow",
+    "segment-anything",
+    "tokenizers",
+    "torch",
+)
+#: Variables that change allocation or the number of threads.
+_VARIABLES: Final = (
+    "CUDA_VISIBLE_DEVICES",
+    "GLIBC_TUNABLES",
+    "MKL_NUM_THREADS",
+    "OMP_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "PYTHONMALLOC",
+)
+_STATUS: Final = Path("/proc/self/status")
+_SECONDS: Final = 20.0  # a tool that takes longer to answer is not asked
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BundleConditions:
+    """The bundle that was measured; ``sha256`` is that of its bundle.json, which has all others."""
+
+    name: str
+    model: str
+    precision: str
+    trained: bool
+    weights: str
+    sha256: str
+
+    @classmethod
+    def of(cls, bundle: Bundle) -> Self:
+        """What identifies an opened bundle."""
+        manifest = bundle.manifest
+        return cls(
+            name=bundle.root.name,
+            model=manifest.model.name,
+            precision=manifest.precision.value,
+            trained=manifest.model.trained,
+            weights=manifest.model.weights,
+            sha256=sha256_file(bundle.root / "bundle.json"),
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Conditions:
+    """The machine, its software and its load; None or empty where something cannot be known.
+
+    Attributes:
+        date: UTC, ISO 8601.
+        method: how it was measured, in a sentence.
+        cores: logical cores of the machine; ``usable_cores`` are those this process may use.
+        memory_bytes: of the machine; a container may be allowed less.
+        gpus: name, memory and driver as nvidia-smi gives them; empty where it is not.
+        packages: versions of those installed.
+        variables: environment variables that change allocation or the number of threads.
+        load_before, load_after: load average of the last 1, 5 and 15 minutes.
+        commit: of the source tree this runs from; ``changed`` if tracked files differ from it.
+    """
+
+    date: str
+    method: str
+    system: str
+    cpu: str | None
+    cores: int | None
+    usable_cores: int | None
+    memory_bytes: int | None
+    gpus: tuple[str, ...]
+    python: str
+    packages: dict[str, str]
+    variables: dict[str, str]
+    load_before: tuple[float, ...] | None
+    load_after: tuple[float, ...] | None = None
+    commit: str | None
+    changed: bool | None
+    bundle: BundleConditions | None = None
+
+    @classmethod
+    def now(cls, method: str, bundle: Bundle | None = None) -> Self:
+        """Conditions at the beginning of a measurement."""
+        commit, changed = _commit()
+        return cls(
+            date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            method=method,
+            system=platform.platform(),
+            cpu=_cpu(),
+            cores=os.cpu_count(),
+            usable_cores=_usable_cores(),
+            memory_bytes=_memory(),
+            gpus=_gpus(),
+            python=f"{platform.python_implementation()} {platform.python_version()}",
+            packages=_versions(),
+            variables=_variables(),
+            load_before=_load(),
+            commit=commit,
+            changed=changed,
+            bundle=None if bundle is None else BundleConditions.of(bundle),
+        )
+
+    def finished(self) -> "Conditions":
+        """The same with the load at the end."""
+        return dataclasses.replace(self, load_after=_load())
+
+
+def peak_memory() -> int | None:
+    """Most resident memory of this process so far, in bytes; None if not known."""
+    # Linux's getrusage also counts what the process that started this one held at that time.
+    if _STATUS.exists():
+        for line in _STATUS.read_text(encoding="ascii", errors="replace").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    if sys.platform == "win32":
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _cpu() -> str | None:
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:  # not Linux
+        return platform.processor() or platform.machine() or None
+    for line in text.splitlines():
+        key, _, value = line.partition(":")
+        if key.strip() == "model name":
+            return value.strip()
+    return platform.machine() or None
+
+
+def _usable_cores() -> int | None:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count()
+
+
+def _memory() -> int | None:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):  # Windows, or a system without these names
+        return None
+
+
+def _gpus() -> tuple[str, ...]:
+    columns = "--query-gpu=name,memory.total,driver_version"
+    output = _output(["nvidia-smi", columns, "--format=csv,noheader"])
+    return tuple(line.strip() for line in (output or "").splitlines() if line.strip())
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in _PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _variables() -> dict[str, str]:
+    found = {
+        name: value
+        for name, value in sorted(os.environ.items())
+        if name in _VARIABLES or name.startswith(("MALLOC_", "ORT_"))
+    }
+    preloaded = os.environ.get("LD_PRELOAD", "").replace(":", " ").split()
+    if preloaded:  # such as another allocator; its folder is nobody's business
+        found["LD_PRELOAD"] = " ".join(Path(name).name for name in preloaded)
+    return found
+
+
+def _load() -> tuple[float, ...] | None:
+    if not hasattr(os, "getloadavg"):
+        return None
+    try:
+        return tuple(round(value, 2) for value in os.getloadavg())
+    except OSError:
+        return None
+
+
+def _commit() -> tuple[str | None, bool | None]:
+    """Commit of the tree this file is tracked in; a package installed elsewhere has none."""
+    here = Path(__file__).resolve()
+    git = ["git", "-C", str(here.parent)]
+    if _output([*git, "ls-files", "--error-unmatch", here.name]) is None:
+        return None, None
+    commit = _output([*git, "rev-parse", "HEAD"])
+    status = _output([*git, "status", "--porcelain", "--untracked-files=no"])
+    return (commit or "").strip() or None, None if status is None else bool(status.strip())
+
+
+def _output(command: Sequence[str]) -> str | None:
+    """What a tool prints; None if it is not here, fails or hangs."""
+    if shutil.which(command[0]) is None:
+        return None
+    try:
+        done = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=_SECONDS,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout if done.returncode == 0 else None

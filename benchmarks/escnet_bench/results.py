@@ -1,0 +1,68 @@
+"""Result files: what a benchmark found and under which conditions, as one JSON object."""
+
+import contextlib
+import dataclasses
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from escnet_runtime.atomic import atomic_file
+
+from .conditions import Conditions
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+__all__ = ["Document", "result_document", "saving"]
+
+Document: TypeAlias = dict[str, Any]
+_DIGITS = 6  # behind the point: microseconds, kiloflops
+
+
+def result_document(
+    benchmark: str, conditions: Conditions, rows: Sequence["DataclassInstance"]
+) -> Document:
+    """The object that ``--json`` prints and ``--output`` writes."""
+    return {
+        "benchmark": benchmark,
+        "conditions": _plain(dataclasses.asdict(conditions)),
+        "rows": [_plain(dataclasses.asdict(row)) for row in rows],
+    }
+
+
+@contextlib.contextmanager
+def saving(path: Path | None) -> Iterator[Callable[[Document], None]]:
+    """Give a function that writes the document to ``path``; for None it does nothing.
+
+    The place is claimed at once, so that nobody measures for an hour and then cannot write. The
+    file appears when the block ends; if that raises, what was at ``path`` stays.
+
+    Raises:
+        InputError: ``path`` is a folder, or cannot be written.
+    """
+    if path is None:
+        yield lambda document: None
+        return
+    with atomic_file(path) as temporary:
+
+        def save(document: Document) -> None:
+            text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
+            temporary.write_text(text + "\n", encoding="utf-8")
+
+        yield save
+
+
+def _plain(value: Any) -> Any:
+    """What JSON has; a number that is not finite becomes null."""
+    match value:
+        case Mapping():
+            return {str(key): _plain(entry) for key, entry in value.items()}
+        case list() | tuple():
+            return [_plain(entry) for entry in value]
+        case float():
+            return round(value, _DIGITS) if math.isfinite(value) else None
+        case PurePath():
+            return value.name
+    return value

@@ -1,0 +1,106 @@
+"""A model small enough to export in seconds, its graphs, and bundles that reuse them."""
+
+import dataclasses
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from escnet.build import build_model
+from escnet.config import EscNetConfig
+from escnet.model import EscNet
+from escnet.presets import preset
+from escnet_export import ExportReport, export_bundle
+from escnet_export.export import GraphExporter
+from escnet_export.graphs import Graph, model_graphs
+from escnet_export.precision import cast_model
+from escnet_runtime.images import ImageArray
+from escnet_runtime.manifest import Precision
+from tests.model.models import randomise
+
+__all__ = ["GraphFiles", "mini_config"]
+
+#: (graph's name, precision) → its file.
+GraphFiles = Callable[[str, Precision], Path]
+
+
+def mini_config() -> EscNetConfig:
+    """The default preset with thinner parts, an 8×8 grid and two blocks."""
+    tiny = preset("tiny")
+    clip = dataclasses.replace(
+        tiny.clip,
+        embed_dim=32,
+        image_size=64,
+        vision_width=32,
+        vision_layers=3,
+        vision_head_width=16,
+        text_width=32,
+        text_heads=2,
+        text_layers=1,
+        skip_layers=(0, 1),
+    )
+    sam = dataclasses.replace(tiny.sam, embed_dim=32, heads=2, mlp_dim=64)
+    fusion = dataclasses.replace(tiny.fusion, hidden_dim=32, window=4)
+    return dataclasses.replace(tiny, name="mini", clip=clip, sam=sam, fusion=fusion, blocks=2)
+
+
+@pytest.fixture(scope="session")
+def mini() -> EscNet:
+    """A model in which no parameter has the value it was born with. Do not change it."""
+    return randomise(build_model(mini_config(), seed=3)).eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="session")
+def graph_files(mini: EscNet, tmp_path_factory: pytest.TempPathFactory) -> GraphFiles:
+    """Exports a graph of ``mini`` when it is first asked for."""
+    folder = tmp_path_factory.mktemp("graphs")
+    exporters = {precision: GraphExporter(mini.config, precision) for precision in Precision}
+
+    def file(name: str, precision: Precision) -> Path:
+        path = folder / f"{name}-{precision}.onnx"
+        if not path.exists():
+            graph = next(g for g in model_graphs(cast_model(mini, precision)) if g.name == name)
+            exporters[precision].export(graph, path)
+        return path
+
+    return file
+
+
+@pytest.fixture(scope="session")
+def picture() -> ImageArray:
+    """A picture with edges and grain, uint8 [48, 64, 3]."""
+    y, x = np.mgrid[:48, :64]
+    smooth = np.stack([4 * x, 5 * y, 255 * (x > y)], axis=-1)
+    grain = np.random.Generator(np.random.PCG64(5)).integers(-20, 21, smooth.shape)
+    return (smooth + grain).clip(0, 255).astype(np.uint8)
+
+
+@pytest.fixture
+def quick_export(graph_files: GraphFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``export_bundle`` of ``mini`` takes the graphs that are exported already."""
+
+    class Copier(GraphExporter):
+        def export(self, graph: Graph, path: Path) -> None:
+            shutil.copyfile(graph_files(graph.name, self._precision), path)
+
+    monkeypatch.setattr("escnet_export.bundle.GraphExporter", Copier)
+
+
+@pytest.fixture
+def export(mini: EscNet, quick_export: None, picture: ImageArray) -> Callable[..., ExportReport]:
+    """``export_bundle(mini, output, **options)`` at fp32, with what makes it quick."""
+
+    def run(output: Path, **options: Any) -> ExportReport:
+        settings: dict[str, Any] = {
+            "precision": Precision.FP32,
+            "weights": "random",
+            "trained": False,
+            "images": [picture],
+            "check_categories": (2,),
+        }
+        return export_bundle(mini, output, **{**settings, **options})
+
+    return run

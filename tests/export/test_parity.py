@@ -1,0 +1,274 @@
+"""What the parity figures say, on outputs that are made up and so known."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+
+from escnet.build import build_model
+from escnet.model import EscNet
+from escnet.presets import preset
+from escnet_export.parity import (
+    Budget,
+    Outcome,
+    ParityReport,
+    Sample,
+    StageError,
+    label_map,
+    measure_parity,
+    reference_sample,
+)
+from escnet_export.reference import TorchBackend
+from escnet_runtime.backends.base import Array, Tensor
+from escnet_runtime.images import ImageArray
+from escnet_runtime.manifest import Precision
+from escnet_runtime.pipeline import Pipeline
+from escnet_runtime.preprocess import Preprocessing, preprocess
+from escnet_runtime.sketch import relative_l2
+from tests.model.models import image, randomise, text
+
+#: Changes the outputs of a graph, given by its name.
+Change = Callable[[str, dict[str, torch.Tensor]], dict[str, torch.Tensor]]
+CATEGORIES = 6
+STRICT = Budget(pixel_agreement=0.999, stage_l2=1e-4)
+
+
+class ChangedBackend(TorchBackend):
+    """The model in torch, with something done to its outputs."""
+
+    def __init__(self, model: EscNet, change: Change) -> None:
+        super().__init__(model)
+        self._change = change
+
+    def run(self, graph: str, inputs: Mapping[str, Tensor | Array]) -> dict[str, Tensor]:
+        """Outputs of the graph after the change."""
+        return self._change(graph, super().run(graph, inputs))
+
+
+@pytest.fixture(scope="module")
+def spec(mini: EscNet) -> Preprocessing:
+    """Preprocessing of the model."""
+    config = mini.config
+    return Preprocessing(
+        size=config.clip.image_size, mean=config.image_mean, std=config.image_std
+    )
+
+
+@pytest.fixture(scope="module")
+def sample(mini: EscNet, picture: ImageArray, spec: Preprocessing) -> Sample:
+    """A picture through float32 torch."""
+    return reference_sample(mini, picture, text(mini.config, CATEGORIES).numpy(), spec)
+
+
+def measured(
+    model: EscNet, sample: Sample, spec: Preprocessing, change: Change, *, trained: bool = False
+) -> ParityReport:
+    """The report on a changed model."""
+    backend = ChangedBackend(model, change)
+    report, outcomes = measure_parity(
+        model,
+        backend,
+        [sample, sample],
+        precision=Precision.FP32,
+        spec=spec,
+        trained=trained,
+        budget=STRICT,
+    )
+    assert len(outcomes) == report.images == 2
+    assert report.categories == CATEGORIES
+    return report
+
+
+def larger(name: str, output: str, factor: float) -> Change:
+    """Multiply one output of one graph."""
+
+    def change(graph: str, out: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {**out, output: out[output] * factor} if graph == name else out
+
+    return change
+
+
+def unchanged(_: str, out: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Leave everything as it is."""
+    return out
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 3, 7])
+def test_the_pipeline_over_torch_gives_what_the_model_gives(chunk: int) -> None:
+    model = randomise(build_model(preset("tiny"), seed=1)).requires_grad_(False)
+    pixels, embeddings = image(model.config), text(model.config, 7)
+    with torch.inference_mode():
+        want = model(pixels, embeddings).numpy()
+    pipeline = Pipeline(TorchBackend(model), blocks=model.config.blocks, ppg=model.config.ppg)
+    parts = list(
+        pipeline.logits(
+            pipeline.encode_image(pixels.numpy()), embeddings.numpy(), chunk=chunk
+        )
+    )
+    assert [where.stop - where.start for where, _ in parts] == [len(part) for _, part in parts]
+    assert all(len(part) <= chunk for _, part in parts)
+    assert relative_l2(np.concatenate([part for _, part in parts]), want) <= 1e-5
+
+
+def test_the_reference_keeps_what_each_graph_was_given(mini: EscNet, sample: Sample) -> None:
+    """Refining the scores in place later must not change what was recorded."""
+    assert [call.graph for call in sample.calls][:3] == ["image_encoder", "correlation", "esc0_sam"]
+    backend = TorchBackend(mini)
+    for call in sample.calls:
+        again = backend.run(call.graph, call.inputs)
+        for name, tensor in again.items():
+            np.testing.assert_array_equal(backend.to_host(tensor), call.outputs[name])
+
+
+def test_nothing_lost_means_nothing_reported(
+    mini: EscNet, sample: Sample, spec: Preprocessing
+) -> None:
+    report = measured(mini, sample, spec, unchanged)
+    assert report.passed
+    assert report.prompt_flips == 0
+    assert report.prompts == 2 * mini.config.blocks * CATEGORIES * mini.config.ppg.regions
+    assert report.pixel_agreement == report.agreement_without_ties == 1
+    assert report.pixels == 2 * spec.size**2
+    assert all(error == StageError(0.0, error.cosine) for error in report.stages.values())
+    assert all(error.cosine == pytest.approx(1) for error in report.stages.values())
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_untrained_weights_are_judged_by_stages_trained_ones_by_pixels(
+    trained: bool, mini: EscNet, sample: Sample, spec: Preprocessing
+) -> None:
+    """Logits that are all larger by a hundredth give the same labels and a bad stage."""
+    report = measured(mini, sample, spec, larger("decoder", "logits", 1.01), trained=trained)
+    assert report.stages["decoder"].relative_l2 == pytest.approx(0.01, rel=1e-3)
+    assert report.stages["decoder"].cosine == pytest.approx(1)
+    assert report.pixel_agreement == 1
+    assert report.gate == ("pixels" if trained else "stages")
+    assert report.passed is trained
+    assert ("pixel agreement 100" if trained else "1.0e-02 (decoder)") in report.reason()
+
+
+def test_flipped_labels_fail_trained_weights(
+    mini: EscNet, sample: Sample, spec: Preprocessing
+) -> None:
+    report = measured(mini, sample, spec, larger("decoder", "logits", -1.0), trained=True)
+    assert report.gate == "pixels"
+    assert report.pixel_agreement < 0.5
+    assert not report.passed
+
+
+def test_a_stage_is_fed_what_torch_fed_it(
+    mini: EscNet, sample: Sample, spec: Preprocessing
+) -> None:
+    """An error of an early stage does not show in the figures of later ones."""
+    report = measured(mini, sample, spec, larger("esc0_fuse", "guidance", 1.5))
+    bad = [name for name, error in report.stages.items() if error.relative_l2 > 0]
+    assert bad == ["esc0_fuse"]
+
+
+def test_flips_are_counted_by_block(mini: EscNet, sample: Sample, spec: Preprocessing) -> None:
+    """Scores mirrored after block 0: the prompts of block 1 are others, those of block 0 not."""
+
+    def mirrored(graph: str, out: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        if graph != "esc0_text":
+            return out
+        first = out["scores_out"].clone()
+        first[0] = first[0].flip(-1)  # of the first category alone
+        return {**out, "scores_out": first}
+
+    report = measured(mini, sample, spec, mirrored)
+    regions = mini.config.ppg.regions
+    total = 2 * CATEGORIES * regions
+    assert report.blocks[0] == {"flips": 0, "prompts": total}
+    assert report.blocks[1]["prompts"] == total
+    assert 0 < report.blocks[1]["flips"] <= 2 * regions
+    assert report.prompt_flips == report.blocks[1]["flips"]
+
+
+@pytest.mark.parametrize("trained", [False, True])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_stage_that_is_not_finite_fails_either_gate(
+    trained: bool, value: float, mini: EscNet, sample: Sample, spec: Preprocessing
+) -> None:
+    """Also where the labels agree all the same: the graph runs well but for what torch fed it."""
+    runs = 0
+
+    def once(graph: str, out: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        nonlocal runs
+        runs += graph == "esc1_fuse"
+        bad = {**out, "guidance": out["guidance"] * value}
+        return bad if graph == "esc1_fuse" and runs == 1 else out
+
+    report = measured(mini, sample, spec, once, trained=trained)
+    assert report.stages["esc1_fuse"].relative_l2 == np.inf
+    assert report.pixel_agreement == 1
+    assert not report.passed
+    assert "'esc1_fuse' gives numbers that are not finite" in report.reason()
+
+
+def test_near_ties_are_counted_apart(mini: EscNet, sample: Sample, spec: Preprocessing) -> None:
+    """The lower half of the image is a tie of two categories, and all of it flips."""
+    cells = mini.config.logits
+    want = np.zeros((CATEGORIES, cells, cells), np.float32)
+    want[0, : cells // 2] = 10
+    want[1, cells // 2 :] = 1e-4
+    got = want.copy()
+    got[1, cells // 2 :] *= -1
+    crafted = dataclasses.replace(sample, outcome=Outcome(sample.outcome.prompts, want))
+
+    def swapped(graph: str, out: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {"logits": torch.from_numpy(got)} if graph == "decoder" else out
+
+    report = measured(mini, crafted, spec, swapped, trained=True)
+    assert report.near_ties == pytest.approx(0.5)
+    assert report.agreement_without_ties == 1
+    assert 0.5 <= report.pixel_agreement < 0.55
+    assert not report.passed  # trained weights are judged by all pixels
+
+
+def test_figures_of_a_stage_keep_the_worst() -> None:
+    error, want = StageError(), np.array([3.0, 4.0])
+    error.add(want * 1.1, want)
+    assert error.relative_l2 == pytest.approx(0.1)
+    assert error.cosine == pytest.approx(1)
+    error.add(np.array([-4.0, 3.0]), want)
+    assert error.relative_l2 == pytest.approx(np.sqrt(2))
+    assert error.cosine == pytest.approx(0)
+    error.add(want, want)
+    assert error.relative_l2 == pytest.approx(np.sqrt(2))
+    error.add(np.array([np.nan, 4.0]), want)
+    assert (error.relative_l2, error.cosine) == (np.inf, -1)
+
+
+@pytest.mark.parametrize(("gate", "late"), [("stages", 0.5), ("stages", np.nan), ("pixels", np.nan)])
+def test_a_stage_added_late_is_judged_too(
+    gate: str, late: float, mini: EscNet, sample: Sample, spec: Preprocessing
+) -> None:
+    report = measured(mini, sample, spec, unchanged, trained=gate == "pixels")
+    want: npt.NDArray[np.float32] = np.ones(4, np.float32)
+    report.add_stage("text_encoder", want, want)
+    assert report.passed
+    report.add_stage("text_encoder", want * np.float32(late), want)
+    assert not report.passed
+
+
+def test_default_budgets() -> None:
+    assert Budget.default(Precision.FP32) == Budget(pixel_agreement=0.999, stage_l2=1e-4)
+    assert Budget.default(Precision.FP16) == Budget(pixel_agreement=0.995, stage_l2=5e-3)
+    assert Budget.default(Precision.BF16) == Budget(pixel_agreement=0.98, stage_l2=5e-2)
+
+
+def test_label_maps_are_of_the_size_asked_for(sample: Sample, spec: Preprocessing) -> None:
+    labels = label_map(sample.outcome.logits, 7, 90)
+    assert labels.shape == (7, 90)
+    cells = sample.outcome.logits.shape[1]
+    same = label_map(sample.outcome.logits, cells, cells)
+    np.testing.assert_array_equal(same, sample.outcome.logits.argmax(axis=0))
+
+
+def test_the_picture_is_prepared_as_the_runtime_does(
+    sample: Sample, spec: Preprocessing, picture: ImageArray
+) -> None:
+    np.testing.assert_array_equal(sample.calls[0].inputs["image"], preprocess(picture, spec))

@@ -1,0 +1,104 @@
+"""Configurations: JSON there and back, and sizes that do not fit one another."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from escnet import PRESETS, EscNetConfig, build_model, preset
+from escnet_runtime.errors import InputError
+from escnet_runtime.ppg import PpgConstants
+from tests.model.models import narrow_large
+
+Change = Callable[[dict[str, Any]], object]
+
+
+@pytest.mark.parametrize("config", [*PRESETS.values(), narrow_large()], ids=lambda c: c.name)
+def test_a_configuration_survives_json(config: EscNetConfig) -> None:
+    read = json.loads(json.dumps(config.to_dict()))
+    assert read == config.to_dict()
+    assert EscNetConfig.from_dict(read) == config
+
+
+def test_constants_and_templates_survive_json() -> None:
+    config = dataclasses.replace(
+        preset("tiny"),
+        ppg=PpgConstants(temperature=0.1 + 0.2, alpha=1 / 3, regions=3, iterations=0),
+        templates=("a {}", "ein {} · 猫"),
+    )
+    assert EscNetConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda d: d.update(colour=1), r"unknown key 'colour'"),
+        (lambda d: d["clip"].update(depth=3), r"\$\.clip: unknown key 'depth'"),
+        (lambda d: d.pop("blocks"), r"missing blocks"),
+        (lambda d: d["sam"].pop("heads"), r"\$\.sam: missing heads"),
+        (lambda d: d.update(clip=None), r"\$\.clip: expected an object, got NoneType"),
+        (lambda d: d["clip"].update(image_size="128"), r"image_size: expected int, got str '128'"),
+        (lambda d: d["clip"].update(quick_gelu=0), r"quick_gelu: expected bool, got int 0"),
+        (lambda d: d["clip"].update(skip_layers=[1]), r"expected a list of 2 entries, got 1"),
+        (lambda d: d.update(blocks=4.0), r"blocks: expected int, got float"),
+        (lambda d: d.update(templates=["{}", 3]), r"templates\[1\]: expected str, got int"),
+        (lambda d: d["ppg"].update(alpha=2.0), r"alpha is 2\.0"),
+    ],
+)
+def test_what_is_no_configuration_is_refused(change: Change, message: str) -> None:
+    data = preset("tiny").to_dict()
+    change(data)
+    with pytest.raises(InputError, match=message):
+        EscNetConfig.from_dict(data)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda d: d["clip"].update(image_size=130), "130 is not a multiple.*instance 136"),
+        (lambda d: d["clip"].update(image_size=0), r"clip\.image_size is 0, expected at least 1"),
+        (lambda d: d["clip"].update(image_size=7), "7 is not a multiple of patch_size 8.*8"),
+        (lambda d: d["clip"].update(image_size=264), "grid of 33×33 tokens does not divide"),
+        (lambda d: d["clip"].update(image_size=320), "1600 tokens, expected at most 1024"),
+        (lambda d: d["fusion"].update(window=0), r"fusion\.window is 0"),
+        (lambda d: d["fusion"].update(heads=3), r"hidden_dim is 64, expected a multiple of 3"),
+        (lambda d: d["clip"].update(vision_head_width=48), "multiple of 48"),
+        (lambda d: d["clip"].update(text_heads=5), "multiple of 5"),
+        (lambda d: d["sam"].update(heads=64), r"sam\.embed_dim is 64, expected a multiple of 128"),
+        (lambda d: d["sam"].update(mask_channels=6), "multiple of 4"),
+        (lambda d: d["decoder"].update(channels=[48, 40]), r"channels\[1\] is 40"),
+        (lambda d: d["decoder"].update(channels=[-48, 32]), "expected at least 1"),
+        (lambda d: d["decoder"].update(skip_channels=[64, 16]), "less than the 64 channels"),
+        (lambda d: d["clip"].update(skip_layers=[1, 5]), "expected blocks from 0 to 4"),
+        (lambda d: d["clip"].update(skip_layers=[-1, 3]), "expected blocks from 0 to 4"),
+        (lambda d: d.update(blocks=0), "blocks is 0"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_refused(change: Change, message: str) -> None:
+    data = preset("tiny").to_dict()
+    change(data)
+    with pytest.raises(InputError, match=f"configuration 'tiny': .*{message}"):
+        EscNetConfig.from_dict(data)
+
+
+def test_an_unknown_preset_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(InputError, match=r"'huge'; there are tiny, vit-b-16, vit-l-14-336"):
+        preset("huge")
+
+
+@pytest.mark.parametrize(("name", "grid"), [("tiny", 16), ("vit-b-16", 24), ("vit-l-14-336", 24)])
+def test_grids_of_the_presets(name: str, grid: int) -> None:
+    assert preset(name).grid == grid
+    assert preset(name).logits == 4 * grid
+
+
+@pytest.mark.parametrize(("name", "clip_millions"), [("vit-b-16", 149.9), ("vit-l-14-336", 427.9)])
+def test_the_large_presets_have_clips_size(name: str, clip_millions: float) -> None:
+    with torch.device("meta"):
+        net = build_model(preset(name))
+    assert {parameter.device.type for parameter in net.parameters()} == {"meta"}
+    count = sum(parameter.numel() for parameter in net.clip.parameters())
+    assert count / 1e6 == pytest.approx(clip_millions, abs=0.05)

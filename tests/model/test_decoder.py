@@ -1,0 +1,76 @@
+"""The decoder: the composed convolutions equal the ones they stand for."""
+
+import pytest
+import torch
+from torch import nn
+
+from escnet.decoder import SkipProjection, UpStage
+from tests.model.models import model, randomise, relative_l2
+
+
+def make_stage(width: int, skip: int, channels: int) -> UpStage:
+    torch.manual_seed(0)
+    stage = UpStage(
+        up=nn.ConvTranspose2d(width, width - skip, 2, stride=2),
+        first=nn.Conv2d(width, channels, 3, padding=1),
+        norm1=nn.GroupNorm(2, channels),
+        second=nn.Conv2d(channels, channels, 3, padding=1),
+        norm2=nn.GroupNorm(2, channels),
+    )
+    return randomise(stage).requires_grad_(False)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 3), (2, 2), (3, 5)])
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_stage_equals_its_plain_form_up_to_the_border(size: tuple[int, int], count: int) -> None:
+    stage = make_stage(12, 4, 8)
+    height, width = size
+    x, skip = torch.randn(count, 12, height, width), torch.randn(1, 4, 2 * height, 2 * width)
+    got, expected = stage(x, skip), stage.forward_plain(x, skip)
+    assert got.shape == (count, 8, 2 * height, 2 * width)
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+    assert relative_l2(got, expected) <= 1e-5
+
+
+def test_the_composed_weights_follow_both_convolutions() -> None:
+    """No weight is left out of the composition: a change of any moves both forms alike."""
+    stage = make_stage(6, 2, 4)
+    x, skip = torch.randn(2, 6, 3, 3), torch.randn(1, 2, 6, 6)
+    before = stage(x, skip)
+    for convolution in (stage.up, stage.first):
+        convolution.weight *= 1.0 + torch.rand_like(convolution.weight)
+        assert relative_l2(stage(x, skip), before) > 1e-3
+        assert relative_l2(stage(x, skip), stage.forward_plain(x, skip)) <= 1e-5
+
+
+@pytest.mark.parametrize("name", ["tiny", "narrow-large"])
+@pytest.mark.parametrize("count", [1, 2, 19])
+def test_the_decoder_equals_its_plain_form(name: str, count: int) -> None:
+    net = model(name)
+    config, grid = net.config, net.config.grid
+    skip0, skip1 = config.decoder.skip_channels
+    torch.manual_seed(count)
+    inputs = (
+        torch.randn(count, config.fusion.hidden_dim, grid, grid),
+        torch.randn(1, skip0, 2 * grid, 2 * grid),
+        torch.randn(1, skip1, 4 * grid, 4 * grid),
+    )
+    got = net.decoder(*inputs)
+    assert got.shape == (count, config.logits, config.logits)
+    assert got.dtype == torch.float32
+    assert relative_l2(got, net.decoder(*inputs, plain=True)) <= 1e-5
+
+
+def test_a_skip_projection_keeps_rows_and_columns_apart() -> None:
+    """Tokens come row by row; each raises only the pixels at its own place, and neighbours."""
+    torch.manual_seed(0)
+    up, project = nn.ConvTranspose2d(6, 5, 2, stride=2), nn.Conv2d(5, 3, 3, padding=1)
+    skip = SkipProjection(up, project, (2, 4)).requires_grad_(False)
+    tokens = torch.randn(1, 8, 6)
+    changed = tokens.clone()
+    changed[0, 3] += 10.0  # row 0, column 3
+    moved = (skip(changed) - skip(tokens)).abs().amax(dim=(0, 1))
+    assert moved.shape == (4, 8)
+    assert moved[:2, 6:].max() > 0.1
+    assert moved[:, :5].max() == 0.0
+    assert moved[3].max() == 0.0

@@ -1,0 +1,687 @@
+"""Weights from files: what fits is copied, what does not is named, and nothing is half loaded."""
+
+import copy
+import dataclasses
+import json
+import os
+import pickle
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import pytest
+import safetensors
+import torch
+from open_clip import pretrained
+from open_clip.model import resize_pos_embed
+from safetensors.torch import save_file
+from segment_anything.modeling.mask_decoder import MaskDecoder
+from segment_anything.modeling.prompt_encoder import PromptEncoder
+from segment_anything.modeling.transformer import TwoWayTransformer
+from torch import Tensor, nn
+
+from escnet import EscNet, EscNetConfig, build_model, preset
+from escnet.build import build_clip
+from escnet.weights import (
+    WeightsError,
+    load_checkpoint,
+    load_clip,
+    load_sam,
+    save_checkpoint,
+)
+from escnet_runtime.errors import InputError
+from tests.model.models import image, relative_l2, text, tokens
+
+State = dict[str, Tensor]
+
+_FULL = preset("tiny")
+# Tiny with fewer words and layers: small files, for disks are slow.
+TINY = dataclasses.replace(
+    _FULL,
+    clip=dataclasses.replace(
+        _FULL.clip, vision_layers=3, text_layers=1, vocab_size=520, skip_layers=(0, 1)
+    ),
+    blocks=2,
+)
+
+
+@pytest.fixture
+def net() -> EscNet:
+    return build_model(TINY)
+
+
+def clip_state(config: EscNetConfig = TINY, seed: int = 5) -> State:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        state: State = build_clip(config).state_dict()
+    return state
+
+
+def sam_state(seed: int = 6) -> State:
+    """A SAM of tiny's sizes at SAM's own grid, as a file of Meta's has it."""
+    sam = TINY.sam
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        encoder = PromptEncoder(sam.embed_dim, (64, 64), (1024, 1024), sam.mask_channels)
+        transformer = TwoWayTransformer(sam.depth, sam.embed_dim, sam.heads, sam.mlp_dim)
+        decoder = MaskDecoder(transformer_dim=sam.embed_dim, transformer=transformer)
+    parts: dict[str, nn.Module] = {"prompt_encoder": encoder, "mask_decoder": decoder}
+    state = {f"{p}.{k}": v for p, part in parts.items() for k, v in part.state_dict().items()}
+    return {**state, "image_encoder.pos_embed": torch.zeros(1, 2, 2, 4)}
+
+
+def write(state: State, path: Path) -> Path:
+    if path.suffix == ".safetensors":
+        save_file({name: value.contiguous() for name, value in state.items()}, path)
+    else:
+        torch.save(state, path)
+    return path
+
+
+def load_clip_from(net: EscNet, path: Path) -> None:
+    load_clip(net, str(path))
+
+
+def load_checkpoint_from(net: EscNet, path: Path) -> None:
+    load_checkpoint(path)
+
+
+def unchanged(net: EscNet) -> bool:
+    fresh = build_model(TINY).state_dict()
+    return all(torch.equal(value, fresh[name]) for name, value in net.state_dict().items())
+
+
+# --- CLIP ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["w.safetensors", "w.pt", "w.pth", "w.bin"])
+def test_a_clip_file_is_loaded_and_gives_its_embeddings(
+    name: str, net: EscNet, tmp_path: Path
+) -> None:
+    state = clip_state()
+    load_clip(net, str(write(state, tmp_path / name)))
+    assert all(torch.equal(value, state[key]) for key, value in net.clip.state_dict().items())
+    clip = build_clip(TINY).eval()
+    clip.load_state_dict(state)
+    ids = tokens(TINY, (2, 5))
+    with torch.no_grad():
+        expected = clip.encode_text(ids.long(), normalize=True)
+        assert relative_l2(net.encode_text(ids), expected) < 1e-5
+    rest = {k: v for k, v in net.state_dict().items() if not k.startswith("clip.")}
+    fresh = build_model(TINY).state_dict()
+    assert all(torch.equal(value, fresh[key]) for key, value in rest.items())
+
+
+def test_gradients_and_devices_stay_as_they_were(net: EscNet, tmp_path: Path) -> None:
+    net.clip.text_projection.requires_grad_(False)
+    before = dict(net.named_parameters())
+    load_clip(net, str(write(clip_state(), tmp_path / "w.pt")))
+    assert dict(net.named_parameters()) == before  # the same objects
+    assert not net.clip.text_projection.requires_grad
+    assert net.clip.visual.proj.requires_grad
+    assert net.clip.visual.proj.is_leaf
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_number_formats_become_the_models(
+    kind: torch.dtype, net: EscNet, tmp_path: Path
+) -> None:
+    state = {name: value.to(kind) for name, value in clip_state().items()}
+    load_clip(net, str(write(state, tmp_path / "w.safetensors")))
+    assert net.clip.visual.proj.dtype == torch.float32
+    assert torch.equal(net.clip.visual.proj, state["visual.proj"].float())
+
+
+def test_wrapped_and_prefixed_states_are_understood(net: EscNet, tmp_path: Path) -> None:
+    state = clip_state()
+    training = {
+        "epoch": 3,
+        "name": "run",
+        "state_dict": {f"module.{name}": value for name, value in state.items()},
+        "optimizer": {"state": {}, "param_groups": [{"lr": 0.1}]},
+    }
+    path = tmp_path / "epoch_3.pt"
+    torch.save(training, path)
+    load_clip(net, str(path))
+    assert torch.equal(net.clip.visual.proj, state["visual.proj"])
+
+
+def test_the_sizes_among_openais_tensors_are_ignored(net: EscNet, tmp_path: Path) -> None:
+    sizes = {"input_resolution": 128, "context_length": 77, "vocab_size": 520}
+    state = clip_state() | {name: torch.tensor(value) for name, value in sizes.items()}
+    load_clip(net, str(write(state, tmp_path / "w.pt")))
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.float16])
+def test_positions_of_another_image_size_are_resized_as_open_clip_does(
+    kind: torch.dtype, net: EscNet, tmp_path: Path
+) -> None:
+    smaller = dataclasses.replace(TINY.clip, image_size=64)
+    state = clip_state(dataclasses.replace(TINY, clip=smaller))
+    state = {name: value.to(kind) for name, value in state.items()}
+    load_clip(net, str(write(state, tmp_path / "w.safetensors")))
+    theirs = {name: value.float() for name, value in state.items()}
+    resize_pos_embed(theirs, build_clip(TINY))
+    expected = theirs["visual.positional_embedding"]
+    assert expected.shape == (257, 128)
+    assert torch.equal(net.clip.visual.positional_embedding, expected)
+
+
+def misfit(change: Callable[[State], object], state: State) -> State:
+    change(state)
+    return state
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: s.pop("visual.proj"), r"missing visual\.proj, expected float32 \[128, 128\]"),
+        (lambda s: s.update(logit_bias=torch.zeros(1)), r"surplus logit_bias, float32 \[1\]"),
+        (
+            lambda s: s.update({"visual.proj": torch.zeros(128, 64)}),
+            r"visual\.proj is float32 \[128, 64\], expected float32 \[128, 128\]",
+        ),
+        (
+            lambda s: s.update({"visual.proj": torch.zeros(128, 128, dtype=torch.int8)}),
+            r"visual\.proj is int8 \[128, 128\], expected floating-point",
+        ),
+        (
+            lambda s: s.update({"visual.proj": torch.zeros(128, 128, dtype=torch.complex64)}),
+            r"visual\.proj is complex64",
+        ),
+        (
+            lambda s: s.update({"visual.proj": torch.full((128, 128), torch.nan)}),
+            r"visual\.proj holds 16384 values that are NaN or infinite in float32",
+        ),
+        (
+            lambda s: s.update(logit_scale=torch.tensor(1e300, dtype=torch.float64)),
+            r"logit_scale holds 1 values that are NaN or infinite in float32",
+        ),
+        (
+            lambda s: s.update({"visual.positional_embedding": torch.zeros(66, 128)}),
+            r"visual\.positional_embedding is float32 \[66, 128\], expected float32 \[257, 128\]",
+        ),
+        (
+            lambda s: s.update({"visual.positional_embedding": torch.zeros(65, 64)}),
+            r"visual\.positional_embedding is float32 \[65, 64\]",
+        ),
+        (
+            lambda s: s.update(positional_embedding=torch.zeros(32, 128)),
+            r"model: positional_embedding is float32 \[32, 128\], expected float32 \[77, 128\]",
+        ),
+    ],
+)
+@pytest.mark.parametrize("name", ["w.safetensors", "w.pt"])
+def test_a_clip_that_does_not_fit_is_named_and_nothing_is_loaded(
+    name: str, change: Callable[[State], object], message: str, net: EscNet, tmp_path: Path
+) -> None:
+    path = write(misfit(change, clip_state()), tmp_path / name)
+    with pytest.raises(WeightsError, match=message) as caught:
+        load_clip(net, str(path))
+    assert str(path) in str(caught.value)
+    assert unchanged(net)
+
+
+def test_ten_misfits_are_listed_and_the_rest_is_counted(net: EscNet, tmp_path: Path) -> None:
+    path = write({f"layer{index}": torch.zeros(1) for index in range(25)}, tmp_path / "w.pt")
+    missing = len(net.clip.state_dict())
+    with pytest.raises(WeightsError, match=f"; and {missing + 25 - 10} more") as caught:
+        load_clip(net, str(path))
+    assert str(caught.value).count("missing ") == 10
+
+
+# --- open_clip's tags ----------------------------------------------------------------------------
+
+
+def b16(quick_gelu: bool = True) -> EscNet:
+    """A model of ViT-B/16's sizes without storage."""
+    config = preset("vit-b-16")
+    clip = dataclasses.replace(config.clip, quick_gelu=quick_gelu)
+    with torch.device("meta"):
+        return build_model(dataclasses.replace(config, clip=clip))
+
+
+@pytest.fixture
+def download(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """Stands in for open_clip's downloader: keeps what is asked for and fails."""
+    asked: list[dict[str, Any]] = []
+
+    def fail(entry: dict[str, Any], **_: object) -> str:
+        asked.append(entry)
+        raise FileNotFoundError("no network here")
+
+    monkeypatch.setattr(pretrained, "download_pretrained", fail)
+    return asked
+
+
+@pytest.mark.parametrize(
+    ("quick_gelu", "tag", "name", "key"),
+    [
+        (True, "openai", "ViT-B-16-quickgelu", "openai"),
+        (True, "OpenAI", "ViT-B-16-quickgelu", "openai"),
+        (False, "laion2b_s34b_b88k", "ViT-B-16", "laion2b_s34b_b88k"),
+        (False, "laion2b-s34b-b88k", "ViT-B-16", "laion2b_s34b_b88k"),
+    ],
+)
+def test_a_tag_asks_open_clip_for_its_file(
+    quick_gelu: bool, tag: str, name: str, key: str, download: list[dict[str, Any]]
+) -> None:
+    with pytest.raises(WeightsError, match=r"could not be downloaded: no network here"):
+        load_clip(b16(quick_gelu), tag)
+    assert download == [pretrained.get_pretrained_cfg(name, key)]
+
+
+def test_vit_l_takes_the_tag_of_its_image_size_first(download: list[dict[str, Any]]) -> None:
+    with torch.device("meta"):
+        net = build_model(preset("vit-l-14-336"))
+    for tag in ("openai", "metaclip_400m"):
+        with pytest.raises(WeightsError, match="could not be downloaded"):
+            load_clip(net, tag)
+    assert download == [
+        pretrained.get_pretrained_cfg("ViT-L-14-336", "openai"),
+        pretrained.get_pretrained_cfg("ViT-L-14", "metaclip_400m"),
+    ]
+
+
+def test_what_is_downloaded_is_loaded_as_a_file(
+    net: EscNet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = clip_state()
+    path = write(state, tmp_path / "open_clip_model.safetensors")
+    sizes = {
+        "embed_dim": 128,
+        "vision_cfg": {"layers": 3, "width": 128, "patch_size": 8, "head_width": 32},
+        "text_cfg": {
+            "context_length": 77,
+            "vocab_size": 520,
+            "width": 128,
+            "heads": 4,
+            "layers": 1,
+        },
+    }
+    monkeypatch.setattr(open_clip, "get_model_config", lambda name: sizes)
+    monkeypatch.setattr(pretrained, "download_pretrained", lambda entry: str(path))
+    load_clip(net, "laion2b_s34b_b88k")
+    assert torch.equal(net.clip.visual.proj, state["visual.proj"])
+
+
+@pytest.mark.parametrize(
+    ("quick_gelu", "tag", "message"),
+    [
+        (True, "openia", r"neither a file .* nor one of open_clip's tags for ViT-B-16.*openai"),
+        (True, "laion2b_s34b_b88k", "trained with quick_gelu False, the configuration has True"),
+        (False, "openai", "trained with quick_gelu True, the configuration has False"),
+        (True, "", "neither a file"),
+    ],
+)
+def test_a_tag_that_does_not_fit_is_refused(
+    quick_gelu: bool, tag: str, message: str, download: list[dict[str, Any]]
+) -> None:
+    with pytest.raises(WeightsError, match=message):
+        load_clip(b16(quick_gelu), tag)
+    assert download == []
+
+
+def test_tags_trained_with_other_colours_are_refused(download: list[dict[str, Any]]) -> None:
+    config = preset("vit-l-14-336")
+    clip = dataclasses.replace(config.clip, quick_gelu=False)
+    with torch.device("meta"):
+        net = build_model(dataclasses.replace(config, clip=clip))
+    with pytest.raises(WeightsError, match=r"image mean \(0\.5, 0\.5, 0\.5\), the configuration"):
+        load_clip(net, "laion2b_s32b_b82k")
+    assert download == []
+
+
+def test_a_preset_open_clip_does_not_know_has_no_tags(
+    net: EscNet, download: list[dict[str, Any]]
+) -> None:
+    with pytest.raises(WeightsError, match="no CLIP with the sizes of the configuration 'tiny'"):
+        load_clip(net, "openai")
+    assert download == []
+
+
+# --- SAM -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["sam_vit_b.pth", "mobile_sam.pt", "sam.safetensors"])
+def test_sam_is_loaded_into_every_block(name: str, net: EscNet, tmp_path: Path) -> None:
+    state = sam_state()
+    load_sam(net, write(state, tmp_path / name))
+    for block in net.esc_blocks:
+        for key, value in block.sam.prompt_encoder.state_dict().items():
+            assert torch.equal(value, state[f"prompt_encoder.{key}"])
+        for key, value in block.sam.transformer.state_dict().items():
+            assert torch.equal(value, state[f"mask_decoder.transformer.{key}"])
+    first, second = (block.sam.transformer.norm_final_attn.weight for block in net.esc_blocks[:2])
+    assert first.data_ptr() != second.data_ptr()  # copies, to be fine-tuned apart
+    rest = {key: value for key, value in net.state_dict().items() if ".sam." not in key}
+    fresh = build_model(TINY).state_dict()
+    assert all(torch.equal(value, fresh[key]) for key, value in rest.items())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda s: s.pop("prompt_encoder.no_mask_embed.weight"),
+            r"missing prompt_encoder\.no_mask_embed\.weight, expected float32 \[1, 64\]",
+        ),
+        (
+            lambda s: s.pop("mask_decoder.transformer.layers.1.norm4.bias"),
+            r"missing mask_decoder\.transformer\.layers\.1\.norm4\.bias",
+        ),
+        (
+            lambda s: s.update({"mask_decoder.hf_token.weight": torch.zeros(1, 64)}),
+            r"surplus mask_decoder\.hf_token\.weight",
+        ),
+        (lambda s: s.update(extra=torch.zeros(2)), r"surplus extra, float32 \[2\]"),
+        (
+            lambda s: s.update({"prompt_encoder.not_a_point_embed.weight": torch.zeros(1, 256)}),
+            r"not_a_point_embed\.weight is float32 \[1, 256\], expected float32 \[1, 64\]",
+        ),
+    ],
+)
+def test_a_sam_that_does_not_fit_is_named_and_nothing_is_loaded(
+    change: Callable[[State], object], message: str, net: EscNet, tmp_path: Path
+) -> None:
+    path = write(misfit(change, sam_state()), tmp_path / "sam.pth")
+    with pytest.raises(WeightsError, match=message):
+        load_sam(net, path)
+    assert unchanged(net)
+
+
+def test_clips_file_is_no_sam_and_the_other_way_round(net: EscNet, tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match="missing prompt_encoder"):
+        load_sam(net, write(clip_state(), tmp_path / "clip.pt"))
+    with pytest.raises(WeightsError, match="missing positional_embedding"):
+        load_clip(net, str(write(sam_state(), tmp_path / "sam.pt")))
+    assert unchanged(net)
+
+
+# --- checkpoints ---------------------------------------------------------------------------------
+
+
+def test_a_checkpoint_gives_the_same_model_back(tmp_path: Path) -> None:
+    config = dataclasses.replace(TINY, templates=("ein {} · 猫", "a {}"), name="mine")
+    net = build_model(config, seed=7)
+    path = tmp_path / "new" / "mine.safetensors"
+    save_checkpoint(net, path, trained=True, weights="trained on “shapes”, seed 7")
+    loaded = load_checkpoint(path)
+    assert loaded.trained is True
+    assert loaded.weights == "trained on “shapes”, seed 7"
+    assert loaded.model.config == config
+    assert not loaded.model.training
+    state = loaded.model.state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in net.state_dict().items())
+    with torch.no_grad():
+        inputs = image(config), text(config, 2)
+        assert torch.equal(loaded.model(*inputs), net(*inputs))
+    assert [entry.name for entry in path.parent.iterdir()] == ["mine.safetensors"]
+
+
+def test_loading_leaves_the_random_state_alone(net: EscNet, tmp_path: Path) -> None:
+    save_checkpoint(net, tmp_path / "c.safetensors", trained=False, weights="random")
+    before = torch.get_rng_state()
+    load_checkpoint(tmp_path / "c.safetensors")
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])
+def test_half_precision_is_saved_as_such_and_loaded_as_float32(
+    kind: torch.dtype, net: EscNet, tmp_path: Path
+) -> None:
+    half = copy.deepcopy(net).to(kind)
+    path = tmp_path / "c.safetensors"
+    save_checkpoint(half, path, trained=False, weights="random")
+    with safetensors.safe_open(path, "pt") as file:
+        assert file.get_tensor("clip.visual.proj").dtype == kind
+    got = load_checkpoint(path).model.clip.visual.proj
+    assert got.dtype == torch.float32
+    assert torch.equal(got, half.clip.visual.proj.float())
+
+
+def test_a_checkpoint_is_replaced_whole_or_not_at_all(
+    net: EscNet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "c.safetensors"
+    save_checkpoint(net, path, trained=False, weights="first")
+    content = path.read_bytes()
+
+    def full(tensors: object, name: Path, **_: object) -> None:
+        name.write_bytes(b"half of it")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("escnet.weights.checkpoint.save_file", full)
+    with pytest.raises(OSError, match="No space left"):
+        save_checkpoint(net, path, trained=False, weights="second")
+    assert path.read_bytes() == content
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_diverged_model_is_not_saved(net: EscNet, tmp_path: Path) -> None:
+    with torch.no_grad():
+        net.clip.visual.proj[0, 0] = torch.inf
+    path = tmp_path / "c.safetensors"
+    with pytest.raises(WeightsError, match=r"clip\.visual\.proj holds 1 values that are NaN"):
+        save_checkpoint(net, path, trained=True, weights="diverged")
+    assert not path.exists()
+
+
+def test_a_checkpoint_needs_its_suffix_and_a_place(net: EscNet, tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match=r"ends in \.safetensors, got 'c\.pt'"):
+        save_checkpoint(net, tmp_path / "c.pt", trained=False, weights="random")
+    (tmp_path / "c.safetensors").mkdir()
+    with pytest.raises(InputError, match="it is a folder"):
+        save_checkpoint(net, tmp_path / "c.safetensors", trained=False, weights="random")
+
+
+def with_changes(
+    path: Path,
+    *,
+    header: Callable[[dict[str, Any]], object] = lambda h: None,
+    state: Callable[[State], object] = lambda s: None,
+) -> Path:
+    """A checkpoint of tiny whose description or tensors were changed."""
+    save_checkpoint(build_model(TINY), path, trained=False, weights="random")
+    with safetensors.safe_open(path, "pt") as file:
+        description = json.loads(file.metadata()["escnet"])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    header(description)
+    state(tensors)
+    save_file(tensors, path, metadata={"escnet": json.dumps(description)})
+    return path
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda h: h.update(format=2), "checkpoint format 2, this version of escnet reads 1"),
+        (lambda h: h.update(format=0), "format 0, expected"),
+        (lambda h: h.update(format="1"), "format '1', expected"),
+        (lambda h: h.pop("trained"), "expected .*'trained': 'bool'"),
+        (lambda h: h.update(trained=1), "expected .*'trained': 'bool'"),
+        (lambda h: h.update(weights=None), "expected .*'weights': 'str'"),
+        (lambda h: h.update(author="me"), "with .*'author': 'str'.*, expected"),
+        (lambda h: h["configuration"].pop("sam"), "missing sam"),
+        (lambda h: h["configuration"]["clip"].update(image_size=100), "100 is not a multiple"),
+        (
+            lambda h: h["configuration"].update(blocks=4),
+            r"missing blocks\.2\.sam.*; and \d+ more",
+        ),
+        (
+            lambda h: h["configuration"].update(blocks=1),
+            r"surplus blocks\.1\..*; and \d+ more",
+        ),
+        (
+            lambda h: h["configuration"]["fusion"].update(mlp_ratio=2),
+            r"mlp\.up\.weight is float32 \[256, 64\], expected float32 \[128, 64\]",
+        ),
+    ],
+)
+def test_a_description_that_does_not_fit_is_refused(
+    change: Callable[[dict[str, Any]], object], message: str, tmp_path: Path
+) -> None:
+    path = with_changes(tmp_path / "c.safetensors", header=change)
+    with pytest.raises(WeightsError, match=message):
+        load_checkpoint(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: s.pop("decoder.head.bias"), r"missing decoder\.head\.bias"),
+        (lambda s: s.update(more=torch.zeros(1)), "surplus more"),
+        (lambda s: s["decoder.head.bias"].fill_(torch.nan), r"decoder\.head\.bias holds 1 values"),
+        (
+            lambda s: s.update({"decoder.head.bias": torch.zeros(1, dtype=torch.int64)}),
+            r"decoder\.head\.bias is int64 \[1\]",
+        ),
+    ],
+)
+def test_checkpoint_tensors_that_do_not_fit_are_refused(
+    change: Callable[[State], object], message: str, tmp_path: Path
+) -> None:
+    path = with_changes(tmp_path / "c.safetensors", state=change)
+    with pytest.raises(WeightsError, match=message):
+        load_checkpoint(path)
+
+
+def test_safetensors_of_others_are_no_checkpoints(tmp_path: Path) -> None:
+    path = write(clip_state(), tmp_path / "clip.safetensors")
+    with pytest.raises(WeightsError, match="no checkpoint of this project"):
+        load_checkpoint(path)
+    save_file({"a": torch.zeros(1)}, path, metadata={"escnet": "{"})
+    with pytest.raises(WeightsError, match="is not valid JSON"):
+        load_checkpoint(path)
+
+
+# --- files that are no weights -------------------------------------------------------------------
+
+LOADERS = {"clip": load_clip_from, "sam": load_sam, "checkpoint": load_checkpoint_from}
+each = pytest.mark.parametrize("load", LOADERS.values(), ids=LOADERS)
+
+
+@each
+def test_missing_files_and_folders(
+    load: Callable[[EscNet, Path], None], net: EscNet, tmp_path: Path
+) -> None:
+    with pytest.raises(WeightsError, match=r"none\.safetensors does not exist"):
+        load(net, tmp_path / "none.safetensors")
+    (tmp_path / "folder.safetensors").mkdir()
+    with pytest.raises(WeightsError, match=r"folder\.safetensors is a folder"):
+        load(net, tmp_path / "folder.safetensors")
+
+
+@each
+@pytest.mark.parametrize("keep", [0, 5, 0.5, -1])
+def test_truncated_safetensors(
+    load: Callable[[EscNet, Path], None], keep: float, net: EscNet, tmp_path: Path
+) -> None:
+    path = tmp_path / "c.safetensors"
+    save_checkpoint(net, path, trained=False, weights="random")
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * keep) if keep == 0.5 else int(keep)])
+    with pytest.raises(WeightsError, match="cannot be read as safetensors"):
+        load(net, path)
+    assert unchanged(net)
+
+
+@pytest.mark.parametrize("keep", [0, 5, 0.5, -1])
+@pytest.mark.parametrize("zipped", [True, False])
+def test_truncated_pickles(keep: float, zipped: bool, net: EscNet, tmp_path: Path) -> None:
+    path = tmp_path / "w.pt"
+    torch.save(clip_state(), path, _use_new_zipfile_serialization=zipped)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * keep) if keep == 0.5 else int(keep)])
+    with pytest.raises(WeightsError, match=r"w\.pt (is refused|cannot be read)") as caught:
+        load_clip(net, str(path))
+    assert "weights_only" not in str(caught.value)  # torch advises to switch safety off
+    assert unchanged(net)
+
+
+class Malicious:
+    """Unpickled without care, it creates a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.path),)
+
+
+def save_plain_pickle(content: object, path: Path) -> None:
+    path.write_bytes(pickle.dumps(content))
+
+
+@pytest.mark.parametrize("save", [torch.save, save_plain_pickle])
+def test_a_malicious_pickle_is_refused_and_does_not_run(
+    save: Callable[[object, Path], None], net: EscNet, tmp_path: Path
+) -> None:
+    trace, path = tmp_path / "trace", tmp_path / "w.pt"
+    content = {"visual.proj": torch.zeros(2), "payload": Malicious(trace)}
+    save(content, path)
+    with pytest.raises(WeightsError, match="is refused: it holds more than plain tensors"):
+        load_clip(net, str(path))
+    with pytest.raises(WeightsError, match="A pickle can run any program"):
+        load_sam(net, path)
+    assert not trace.exists()
+    assert unchanged(net)
+    torch.save(content, path)
+    torch.load(path, weights_only=False)  # the payload works where pickles do run
+    assert trace.exists()
+
+
+def test_a_pickle_called_safetensors_is_not_unpickled(net: EscNet, tmp_path: Path) -> None:
+    trace, path = tmp_path / "trace", tmp_path / "w.safetensors"
+    torch.save(Malicious(trace), path)
+    for load in LOADERS.values():
+        with pytest.raises(WeightsError, match="cannot be read as safetensors"):
+            load(net, path)
+    assert not trace.exists()
+
+
+def test_torchscript_is_refused_with_the_way_to_convert_it(net: EscNet, tmp_path: Path) -> None:
+    path = tmp_path / "ViT-B-16.pt"
+    with zipfile.ZipFile(path, "w") as archive:  # what tells TorchScript from torch.save
+        archive.writestr("ViT-B-16/data.pkl", b"")
+        archive.writestr("ViT-B-16/constants.pkl", b"")
+    with pytest.raises(WeightsError, match=r"TorchScript.*torch\.jit\.load\('ViT-B-16\.pt'\)"):
+        load_clip(net, str(path))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (torch.zeros(3), "holds a Tensor, expected a dictionary"),
+        ([torch.zeros(3)], "holds a list"),
+        ({}, "holds an empty dictionary"),
+        ({"state_dict": None}, "holds a NoneType"),
+        ({"epoch": 3, "visual.proj": torch.zeros(1)}, "'epoch' is int"),
+        ({0: torch.zeros(1)}, "0 is Tensor"),
+        ({f"n{i}": i for i in range(12)}, "; and 2 more"),
+    ],
+)
+def test_pickles_of_something_else(
+    content: object, message: str, net: EscNet, tmp_path: Path
+) -> None:
+    path = tmp_path / "w.pth"
+    torch.save(content, path)
+    with pytest.raises(WeightsError, match=message):
+        load_sam(net, path)
+
+
+def test_sparse_tensors_are_refused(net: EscNet, tmp_path: Path) -> None:
+    state = clip_state()
+    state["visual.proj"] = state["visual.proj"].to_sparse()
+    with pytest.raises(WeightsError, match=r"visual\.proj is sparse_coo float32 \[128, 128\]"):
+        load_clip(net, str(write(state, tmp_path / "w.pt")))
+    assert unchanged(net)
+
+
+def test_other_suffixes_are_refused(net: EscNet, tmp_path: Path) -> None:
+    path = tmp_path / "weights.npz"
+    path.write_bytes(b"")
+    with pytest.raises(WeightsError, match=r"suffix '\.npz', expected \.safetensors, \.pt"):
+        load_clip(net, str(path))

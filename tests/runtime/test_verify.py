@@ -1,0 +1,301 @@
+"""escnet-verify: each way in which a bundle or a device can be wrong has a check that says so."""
+
+import importlib.metadata
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import pytest
+
+from escnet_runtime.backends.onnxruntime import OnnxRuntimeBackend
+from escnet_runtime.bundle import sha256_file
+from escnet_runtime.commands.verify import main
+from escnet_runtime.errors import BackendError, BundleError
+from escnet_runtime.manifest import FileRef, Manifest
+from escnet_runtime.verify import Check, verify_bundle
+
+Captured = pytest.CaptureFixture[str]
+_Ref = TypeVar("_Ref", bound=FileRef)
+
+
+def checks_of(path: Path, backend: str = "auto") -> dict[str, Check]:
+    report = verify_bundle(path, backend)
+    assert report.passed == all(check.passed for check in report.checks)
+    checks = {check.name: check for check in report.checks}
+    assert len(checks) == len(report.checks)
+    return checks
+
+
+def failed(checks: Mapping[str, Check]) -> list[str]:
+    return [name for name, check in checks.items() if not check.passed]
+
+
+def sign(root: Path) -> None:
+    """Make the bundle's description fit its files again."""
+    path = root / "bundle.json"
+    manifest = Manifest.from_json(path.read_text(encoding="utf-8"))
+
+    def fitted(ref: _Ref) -> _Ref:
+        file = root / ref.file
+        return replace(ref, sha256=sha256_file(file), bytes=file.stat().st_size)
+
+    golden = replace(manifest.golden, files=tuple(map(fitted, manifest.golden.files)))
+    tokenizer = fitted(manifest.tokenizer)
+    signed = replace(manifest, golden=golden, tokenizer=tokenizer)
+    path.write_text(signed.to_json(), encoding="utf-8")
+
+
+def change_reference(root: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    path = root / "golden" / "reference.json"
+    reference = json.loads(path.read_text(encoding="utf-8"))
+    change(reference)
+    path.write_text(json.dumps(reference), encoding="utf-8")
+    sign(root)
+
+
+def change_graph(monkeypatch: pytest.MonkeyPatch, graph: str, change: Callable[[Any], Any]) -> None:
+    """A device that does something else to what ``graph`` gives."""
+    run = OnnxRuntimeBackend.run
+
+    def changed(self: OnnxRuntimeBackend, name: str, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        outputs = run(self, name, inputs)
+        if name != graph:
+            return outputs
+        return {key: change(self.to_host(value)) for key, value in outputs.items()}
+
+    monkeypatch.setattr(OnnxRuntimeBackend, "run", changed)
+
+
+# --- Good bundles --------------------------------------------------------------------------------
+
+
+def test_a_good_bundle_passes(tiny_bundle: Path, capsys: Captured) -> None:
+    assert main([str(tiny_bundle), "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["passed"] is True
+    names = [check["name"] for check in document["checks"]]
+    start = ["manifest", "files", "library", "backend", "tokenizer", "preprocessing"]
+    assert names[:8] == [*start, "text_encoder", "image_encoder"]
+    assert names[-3:] == ["decoder", "prompts", "labels"]
+    assert {f"esc{block}_{part}" for block in range(4) for part in ("sam", "text")} <= {*names}
+    assert all(set(check) == {"name", "passed", "detail"} for check in document["checks"])
+    assert all(check["detail"] for check in document["checks"])
+
+
+def test_people_get_a_list_and_a_verdict(
+    tiny_bundle: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main([str(tiny_bundle)]) == 0
+    out, _ = capsys.readouterr()
+    assert out.splitlines()[-1] == "The bundle is whole and computes on this device what it should."
+    change_graph(monkeypatch, "decoder", np.negative)
+    assert main([str(tiny_bundle), "--quiet"]) == 1
+    out, err = capsys.readouterr()
+    assert "FAILED  decoder" in out
+    assert out.splitlines()[-1].startswith("Do not rely on this bundle on this device: 2 of")
+    assert err == ""
+
+
+# --- Bad bundles ---------------------------------------------------------------------------------
+
+
+def test_what_is_no_bundle_is_wrong_input(tmp_path: Path, capsys: Captured) -> None:
+    for path in (tmp_path, tmp_path / "none"):
+        with pytest.raises(BundleError):
+            verify_bundle(path)
+        assert main([str(path), "--json"]) == 2
+        assert json.loads(capsys.readouterr().out)["error"]["type"] == "BundleError"
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"schema_version": "2.0"}, "Update escnet-runtime"),
+        ({"mood": "good"}, "mood"),
+        ({"precision": "fp32"}, "digest"),
+    ],
+)
+def test_a_manifest_that_cannot_be_used_ends_it(
+    bundle_copy: Path, change: dict[str, str], said: str
+) -> None:
+    path = bundle_copy / "bundle.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}), encoding="utf-8")
+    checks = checks_of(bundle_copy)
+    assert [*checks] == ["manifest"] == failed(checks)
+    assert said in checks["manifest"].detail
+
+
+def test_every_damaged_file_is_named_and_no_graph_runs(
+    bundle_copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoder, parity = bundle_copy / "graphs" / "decoder.onnx", bundle_copy / "parity.html"
+    data = bytearray(decoder.read_bytes())
+    data[len(data) // 2] ^= 1
+    decoder.write_bytes(data)
+    parity.write_bytes(parity.read_bytes()[:-1])
+    (bundle_copy / "golden" / "labels.png").unlink()
+
+    def never(*_: object) -> None:
+        raise AssertionError("a graph ran")
+
+    monkeypatch.setattr(OnnxRuntimeBackend, "run", never)
+    checks = checks_of(bundle_copy)
+    assert failed(checks) == ["files", "golden_run"]
+    for said in ("decoder.onnx: has sha256", "parity.html: has", "labels.png: is missing"):
+        assert said in checks["files"].detail
+    assert "damaged or missing" in checks["golden_run"].detail
+
+
+@pytest.mark.parametrize(
+    ("installed", "passed"),
+    [("1.9.2", False), ("1.31.0", True), ("1.32.0", True), ("2.0", True), (None, False)],
+)
+def test_the_library_must_be_able_to_read_the_bundle(
+    bundle_copy: Path, installed: str | None, passed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def version(name: str) -> str:
+        if installed is None:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return installed
+
+    path = bundle_copy / "bundle.json"
+    manifest = Manifest.from_json(path.read_text(encoding="utf-8"))
+    producer = {**manifest.producer, "onnxruntime": "1.32.0"}
+    path.write_text(replace(manifest, producer=producer).to_json(), encoding="utf-8")
+    (bundle_copy / "parity.html").unlink()  # the golden run is not what this is about
+    monkeypatch.setattr("escnet_runtime.verify.importlib.metadata.version", version)
+    check = checks_of(bundle_copy)["library"]
+    assert check.passed == passed
+    assert "1.32.0" in check.detail
+    assert (installed or "install") in check.detail
+
+
+def test_a_golden_prompt_that_the_device_would_not_choose_is_counted(bundle_copy: Path) -> None:
+    path = bundle_copy / "golden" / "prompts.npz"
+    with np.load(path) as archive:
+        arrays = dict(archive)
+    before = int(checks_of(bundle_copy)["prompts"].detail.split(" of ")[0].split()[-1])
+    arrays["points"][-1, 0, 0] = (arrays["points"][-1, 0, 0] + 1) % 4
+    np.savez_compressed(path, **arrays)
+    sign(bundle_copy)
+    check = checks_of(bundle_copy)["prompts"]
+    assert check.passed
+    assert f"choose {before + 1} of" in check.detail
+
+
+def test_other_token_ids_fail(bundle_copy: Path) -> None:
+    def change(reference: dict[str, Any]) -> None:
+        reference["tokens"][3][1] += 1
+
+    change_reference(bundle_copy, change)
+    check = checks_of(bundle_copy)["tokenizer"]
+    assert not check.passed
+    assert "1 of 12 texts" in check.detail
+
+
+def test_another_preprocessing_fails(bundle_copy: Path) -> None:
+    def change(reference: dict[str, Any]) -> None:
+        reference["preprocessed"] = [1.01 * value for value in reference["preprocessed"]]
+
+    change_reference(bundle_copy, change)
+    assert failed(checks_of(bundle_copy)) == ["preprocessing"]
+
+
+def _without_prompts(root: Path) -> None:
+    np.savez(root / "golden" / "prompts.npz", points=np.zeros(3, np.int8))
+
+
+def _small_prompts(root: Path) -> None:
+    np.savez(
+        root / "golden" / "prompts.npz",
+        points=np.zeros((1, 2, 3, 2), np.int8),
+        point_labels=np.zeros((1, 2, 3), np.int8),
+        regions=np.zeros((1, 2, 24, 24), np.int8),
+    )
+
+
+def _pickled_prompts(root: Path) -> None:
+    np.savez(
+        root / "golden" / "prompts.npz",
+        points=np.array([{}], object),
+        point_labels=np.zeros(1, np.int8),
+        regions=np.zeros(1, np.int8),
+    )
+
+
+def _no_archive(root: Path) -> None:
+    (root / "golden" / "prompts.npz").write_bytes(b"PK\x03\x04 torn")
+
+
+def _no_json(root: Path) -> None:
+    (root / "golden" / "reference.json").write_text("[]", encoding="utf-8")
+
+
+def _torn_labels(root: Path) -> None:
+    path = root / "golden" / "labels.png"
+    path.write_bytes(path.read_bytes()[:60])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [_without_prompts, _small_prompts, _pickled_prompts, _no_archive, _no_json, _torn_labels],
+)
+def test_golden_files_that_cannot_be_used_are_a_failed_check(
+    bundle_copy: Path, change: Callable[[Path], None]
+) -> None:
+    change(bundle_copy)
+    sign(bundle_copy)
+    checks = checks_of(bundle_copy)
+    assert failed(checks) == ["golden_run"]
+    assert "golden files cannot be used" in checks["golden_run"].detail
+
+
+def test_ragged_tokens_are_a_failed_check(bundle_copy: Path) -> None:
+    change_reference(bundle_copy, lambda reference: reference["tokens"][0].append(0))
+    assert failed(checks_of(bundle_copy)) == ["golden_run"]
+
+
+# --- Bad devices ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("change", [lambda array: array * 1.5, lambda array: array + np.inf])
+def test_a_stage_that_computes_otherwise_is_named_first(
+    tiny_bundle: Path, change: Callable[[Any], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    change_graph(monkeypatch, "esc1_fuse", lambda array: change(array).astype(array.dtype))
+    checks = checks_of(tiny_bundle)
+    assert failed(checks)[0] == "esc1_fuse"
+    assert "at most" in checks["esc1_fuse"].detail
+
+
+def test_a_graph_that_fails_ends_the_run(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: object) -> None:
+        raise BackendError("graph 'esc2_sam' failed: no memory")
+
+    change_graph(monkeypatch, "esc2_sam", fail)
+    checks = checks_of(tiny_bundle)
+    names = list(checks)
+    reached = [name for name in names if checks[name].passed]
+    assert reached == [*names[: names.index("esc2_sam")], "prompts"]
+    assert "no memory" in checks["labels"].detail
+
+
+def test_a_backend_that_is_not_there_is_a_failed_check(tiny_bundle: Path) -> None:
+    checks = checks_of(tiny_bundle, "abacus")
+    assert failed(checks) == ["backend", "golden_run"]
+    assert "abacus" in checks["backend"].detail
+
+
+def test_a_stage_of_another_name_fails(bundle_copy: Path) -> None:
+    def change(reference: dict[str, Any]) -> None:
+        stages = reference["stages"]
+        stages["esc0_merge"] = stages.pop("esc0_fuse")
+        stages["decoder"]["depth"] = stages["decoder"]["logits"]
+
+    change_reference(bundle_copy, change)
+    assert failed(checks_of(bundle_copy)) == ["decoder", "esc0_merge", "esc0_fuse"]

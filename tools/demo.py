@@ -1,0 +1,75 @@
+"""``make demo``: export the default preset, then segment a photo in a process that has no torch.
+
+Leaves ``demo/bundle/``, ``demo/photo.png``, ``demo/overlay.png`` and ``demo/labels.png``.
+"""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+
+#: The second process refuses to import torch, so what it does it does without.
+_SEGMENT = (
+    "import sys; sys.modules['torch'] = None; "
+    "from escnet_runtime.commands.segment import main; sys.exit(main())"
+)
+
+
+def main() -> int:
+    """Export, segment, and say what was done and where the results are."""
+    demo = ROOT / "demo"
+    demo.mkdir(exist_ok=True)
+    bundle = demo / "bundle"
+    print("1. escnet-export --precision fp16 --output demo/bundle  (about a minute)", flush=True)
+    export = ["-m", "escnet_export", "--precision", "fp16", "--output", str(bundle), "--json"]
+    exported = _run([sys.executable, *export])
+    if exported is None:
+        return 1
+    parity = exported["parity"]
+    print(f"   {exported['seconds']:.0f} s; {parity['reason']}")
+
+    photo, categories = _photo(demo)
+    print("2. escnet-segment demo/bundle demo/photo.png  (a new process, without torch)", flush=True)
+    start = time.perf_counter()
+    segment = [str(bundle), str(photo), "--classes", ", ".join(categories), "--json"]
+    result = _run([sys.executable, "-c", _SEGMENT, *segment, "--output", str(demo)])
+    if result is None:
+        return 1
+    seconds = time.perf_counter() - start
+    (image,) = result["images"]
+    for kind in ("labels", "overlay"):
+        Path(image[kind]).replace(demo / f"{kind}.png")
+    print(f"   {seconds:.1f} s with start-up, {image['milliseconds']:.0f} ms for the image")
+    print("3. Look at demo/overlay.png; the label map is demo/labels.png (index → name inside).")
+    print("   How exact the export is: demo/bundle/parity.html.")
+    if result.get("note"):
+        print(f"   NOTE: {result['note']}. The default weights are seeded random until trained.")
+    return 0
+
+
+def _photo(demo: Path) -> tuple[Path, tuple[str, ...]]:
+    """Write the scene that the export package paints."""
+    from escnet_export.samples import SAMPLE_CATEGORIES, sample_photo
+    from PIL import Image
+
+    path = demo / "photo.png"
+    Image.fromarray(sample_photo(0)).save(path)
+    return path, SAMPLE_CATEGORIES
+
+
+def _run(command: list[str]) -> dict[str, Any] | None:
+    """The JSON a command prints, or None after it failed and said why."""
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        print(f"   failed with exit status {done.returncode}: {done.stdout}", file=sys.stderr)
+        return None
+    result: dict[str, Any] = json.loads(done.stdout)
+    return result
+
+
+if __name__ == "__main__":
+    sys.exit(main())
