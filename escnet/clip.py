@@ -52,6 +52,8 @@ def dense_features(
 ) -> DenseFeatures:
     """Dense image features, MaskCLIP's way (as CAT-Seg): the last block without attention.
 
+    The paper is silent on how CLIP, trained for one vector an image, gives dense features.
+
     Args:
         visual: open_clip's vision tower.
         image: normalised image [b, 3, S, S].

@@ -1,8 +1,9 @@
 """The decoder: two guided up-sampling stages and a head, one category at a time.
 
-Layout and widths are CAT-Seg's (the paper says "U-Net style"). Each stage is a 2×2 transposed
-convolution, a concatenation with a skip feature and a 3×3 convolution; that is one linear map of
-the category's embedding plus a term that all categories share, and it is computed as such.
+The paper is silent beyond "U-Net style": layout and widths are CAT-Seg's. Each stage is a 2×2
+transposed convolution, a concatenation with a skip feature and a 3×3 convolution; that is one
+linear map of the category's embedding plus a term that all categories share, and it is computed as
+such.
 """
 
 import torch

@@ -38,6 +38,8 @@ def _maps(x: Tensor) -> Tensor:
 class CategoryAttention(nn.Module):
     """Linear attention over the categories, one pixel at a time; φ(x) = elu(x) + 1.
 
+    The paper is silent on the feature map and on how text guides; as CAT-Seg.
+
     Query and key are linear maps of [x ; t], t the category's text feature, which is the same at
     every pixel; the value is a linear map of x. No positional embedding: N is free.
     """

@@ -82,6 +82,8 @@ class EscNet(nn.Module):
         """``image_encoder``: normalised image [b, 3, S, S] → :class:`ImageFeatures`."""
         grid = (self.config.grid, self.config.grid)
         dense = dense_features(self.clip.visual, image, self.config.clip.skip_layers)
+        # The paper is silent on what the SAM blocks see: CLIP's features before normalisation,
+        # brought to SAM's width by a 1×1 convolution.
         maps = dense.projected.transpose(1, 2).unflatten(2, grid)
         return ImageFeatures(
             features=unit_norm(dense.projected).transpose(1, 2).unflatten(2, grid),
@@ -147,6 +149,7 @@ class EscNet(nn.Module):
             else:
                 embedding, kv, k = block.refine_image(embedding, guidance, text, weight)
                 embedding, scores = block.refine_text(embedding, text, scores, kv, k)
+            # The paper is silent on what flows on: features, embedding, C' for the next prompts.
             all_scores.append(scores)
         logits: Tensor = self.decoder(embedding, *skips, plain=plain)
         return Trace(all_scores, all_prompts, logits)

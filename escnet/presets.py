@@ -62,6 +62,8 @@ _DECODER = DecoderConfig(
     channels=(64, 32), skip_channels=(32, 16), skip_widths=(256, 128), norm_group=16
 )
 
+# The paper is silent about image size, skip layers and the sizes of fusion and decoder: as CAT-Seg,
+# 384 px for ViT-B/16 and 336 px for ViT-L/14, both 24×24 tokens.
 _VIT_B_16 = EscNetConfig(
     name="vit-b-16",
     clip=ClipConfig(

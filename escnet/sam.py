@@ -23,9 +23,11 @@ class SamBlock(nn.Module):
 
     Args:
         prompt_encoder: built with ``input_image_size`` equal to the grid, so that a point is a
-            grid pixel and its half-pixel shift is SAM's own.
-        transformer: SAM's two-layer two-way transformer.
-        mask_logit_scale: a region's probability p becomes the mask logit ``scale * (2 p - 1)``.
+            grid pixel and its half-pixel shift is SAM's own. Each block has its own (the paper
+            is silent).
+        transformer: SAM's two-layer two-way transformer; its tokens are the prompts alone.
+        mask_logit_scale: a region's probability p becomes the mask logit ``scale * (2 p - 1)``
+            (the paper is silent).
     """
 
     def __init__(

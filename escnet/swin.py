@@ -1,8 +1,8 @@
 """Swin layers whose queries and keys are guided by features that all categories share.
 
 The guided form is CAT-Seg's: query and key are linear maps of [x_n ; g], the value of x_n alone,
-and windows have no relative position bias. A linear map of a concatenation is W_x x_n + W_g g, and
-W_g g is the same for every category, so it is computed once.
+and windows have no relative position bias (the paper is silent). A linear map of a concatenation is
+W_x x_n + W_g g, and W_g g is the same for every category, so it is computed once.
 """
 
 import torch

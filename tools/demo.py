@@ -33,7 +33,9 @@ def main() -> int:
     print(f"   {exported['seconds']:.0f} s; {parity['reason']}")
 
     photo, categories = _photo(demo)
-    print("2. escnet-segment demo/bundle demo/photo.png  (a new process, without torch)", flush=True)
+    print(
+        "2. escnet-segment demo/bundle demo/photo.png  (a new process, without torch)", flush=True
+    )
     start = time.perf_counter()
     segment = [str(bundle), str(photo), "--classes", ", ".join(categories), "--json"]
     result = _run([sys.executable, "-c", _SEGMENT, *segment, "--output", str(demo)])
@@ -53,8 +55,9 @@ def main() -> int:
 
 def _photo(demo: Path) -> tuple[Path, tuple[str, ...]]:
     """Write the scene that the export package paints."""
-    from escnet_export.samples import SAMPLE_CATEGORIES, sample_photo
     from PIL import Image
+
+    from escnet_export.samples import SAMPLE_CATEGORIES, sample_photo
 
     path = demo / "photo.png"
     Image.fromarray(sample_photo(0)).save(path)

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import escnet_runtime
 import numpy as np
 import numpy.typing as npt
 import onnx
 import onnxruntime
 import torch
+
 from escnet.model import EscNet
 from escnet.tokenizer import write_tokenizer
 from escnet_runtime import __version__
@@ -25,6 +25,7 @@ from escnet_runtime.errors import InputError
 from escnet_runtime.images import ImageArray
 from escnet_runtime.manifest import (
     Constants,
+    DType,
     FileRef,
     Golden,
     Manifest,
@@ -71,7 +72,7 @@ _PICTURES: Final = 4
 _GOLDEN_FACTOR: Final = 2.0
 
 Step = Callable[[str], None]
-_TYPES: Final = {
+_TYPES: Final[dict[str, DType]] = {
     "float32": "float32",
     "int32": "int32",
     Precision.FP32: "float32",
@@ -333,9 +334,7 @@ def _constants(model: EscNet) -> Constants:
     return Constants(
         ppg=config.ppg,
         preprocessing=_preprocessing(model),
-        postprocessing=Postprocessing(
-            resize="bilinear", align_corners=False, confidence="softmax"
-        ),
+        postprocessing=Postprocessing(resize="bilinear", align_corners=False, confidence="softmax"),
         templates=config.templates,
         chunk=_CHUNK,
     )
@@ -343,9 +342,7 @@ def _constants(model: EscNet) -> Constants:
 
 def _preprocessing(model: EscNet) -> Preprocessing:
     config = model.config
-    return Preprocessing(
-        size=config.clip.image_size, mean=config.image_mean, std=config.image_std
-    )
+    return Preprocessing(size=config.clip.image_size, mean=config.image_mean, std=config.image_std)
 
 
 def _reference(folder: Path, file: str) -> FileRef:

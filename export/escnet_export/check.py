@@ -13,6 +13,7 @@ from typing import Final
 import numpy as np
 import onnx
 import torch
+
 from escnet.config import EscNetConfig
 from escnet_runtime.backends import GraphFile, create_backend
 from escnet_runtime.backends.base import Array

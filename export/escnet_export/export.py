@@ -12,10 +12,11 @@ import onnx
 import onnx_ir as ir
 import onnxscript.optimizer
 import torch
-from escnet.config import EscNetConfig
-from escnet_runtime.manifest import Precision
 from onnx_ir.tensor_adapters import TorchTensor
 from torch import Tensor, nn
+
+from escnet.config import EscNetConfig
+from escnet_runtime.manifest import Precision
 
 from .errors import ExportError
 from .graphs import Graph, Port
@@ -74,14 +75,20 @@ def _example(
             return labels
         case "points":
             return integers(0, config.grid).float()
-        case "weight":
-            return torch.full(shape, 1.0 / axes["n"])
-        case "probabilities" | "kv_mean" | "k_mean":
-            return torch.rand(shape, generator=generator)
+    return _example_floats(port, shape, axes["n"], generator).to(port.dtype(dtype))
+
+
+def _example_floats(
+    port: Port, shape: list[int], categories: int, generator: torch.Generator
+) -> Tensor:
+    if port.name == "weight":
+        return torch.full(shape, 1.0 / categories)
+    if port.name in ("probabilities", "kv_mean", "k_mean"):
+        return torch.rand(shape, generator=generator)
     values = torch.randn(shape, generator=generator)
     if port.name in ("features", "text"):
         values = torch.nn.functional.normalize(values, dim=1)
-    return values.to(port.dtype(dtype))
+    return values
 
 
 class GraphExporter:

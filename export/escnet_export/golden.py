@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
+
 from escnet_runtime.pictures import save_label_png
 from escnet_runtime.sketch import sketch
-from PIL import Image
 
 from .parity import Sample, label_map
 

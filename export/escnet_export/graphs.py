@@ -11,8 +11,9 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
-from escnet.model import EscNet
 from torch import Tensor, nn
+
+from escnet.model import EscNet
 
 __all__ = ["Graph", "GraphModule", "Port", "model_graphs"]
 
@@ -40,7 +41,9 @@ class Port:
 class GraphModule(nn.Module):
     """A module whose forward is one method of ``owner``, which it holds so weights are found."""
 
-    def __init__(self, owner: nn.Module, method: Callable[..., Tensor | tuple[Tensor, ...]]) -> None:
+    def __init__(
+        self, owner: nn.Module, method: Callable[..., Tensor | tuple[Tensor, ...]]
+    ) -> None:
         super().__init__()
         self.owner = owner
         self._method = method

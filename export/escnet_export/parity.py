@@ -1,4 +1,4 @@
-"""How far the typed graphs are from float32 torch: stage by stage, prompt by prompt, pixel by pixel.
+"""How far the typed graphs are from float32 torch: by stage, by prompt, by pixel.
 
 A stage is fed what torch fed it, so its figure is its own. Prompts and pixels come from the whole
 typed pipeline running freely.
@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import torch
+
 from escnet.model import EscNet
 from escnet_runtime.backends import Backend
 from escnet_runtime.images import ImageArray
@@ -72,10 +73,17 @@ class StageError:
     def add(self, got: npt.NDArray[np.generic], want: npt.NDArray[np.generic]) -> None:
         """Take one output into account."""
         self.relative_l2 = max(self.relative_l2, relative_l2(got, want))
-        x, y = np.asarray(got, np.float64).ravel(), np.asarray(want, np.float64).ravel()
-        norm = float(np.linalg.norm(x) * np.linalg.norm(y))
-        cosine = float(x @ y) / norm if norm > 0 else 1.0
-        self.cosine = min(self.cosine, cosine if np.isfinite(cosine) else -1.0)
+        self.cosine = min(self.cosine, _cosine(got, want))
+
+
+def _cosine(got: npt.NDArray[np.generic], want: npt.NDArray[np.generic]) -> float:
+    """Of the angle between two tensors; -1 if it is not defined."""
+    x, y = np.asarray(got, np.float64).ravel(), np.asarray(want, np.float64).ravel()
+    if not (x.any() or y.any()):
+        return 1.0
+    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+        cosine = float(x @ y / (np.linalg.norm(x) * np.linalg.norm(y)))
+    return cosine if np.isfinite(cosine) else -1.0
 
 
 @dataclass(slots=True, kw_only=True)
@@ -255,9 +263,7 @@ class _PixelCounts:
     ties: int = 0
     equal_without_ties: int = 0
 
-    def add(
-        self, got: npt.NDArray[np.float32], want: npt.NDArray[np.float32], size: int
-    ) -> None:
+    def add(self, got: npt.NDArray[np.float32], want: npt.NDArray[np.float32], size: int) -> None:
         same = label_map(got, size, size) == label_map(want, size, size)
         if len(want) > 1:
             best = np.partition(want, len(want) - 2, axis=0)[-2:]
@@ -291,4 +297,5 @@ def label_map(
 
 def _nearest(cells: npt.NDArray[np.bool_], size: int) -> npt.NDArray[np.bool_]:
     index = (np.arange(size) * cells.shape[0]) // size
-    return cells[index][:, index]
+    enlarged: npt.NDArray[np.bool_] = cells[index][:, index]
+    return enlarged

@@ -8,6 +8,7 @@ import copy
 from typing import Final
 
 import torch
+
 from escnet.model import EscNet
 from escnet_runtime.manifest import Precision
 

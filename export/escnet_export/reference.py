@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+
 from escnet.model import EscNet
 from escnet_runtime.backends.base import Array, Tensor
 

@@ -4,6 +4,7 @@ What joins categories is a sum, so sums are added up between chunks and the resu
 big batch. Between the graphs run the prompt generator (:mod:`escnet_runtime.ppg`) and the sums.
 """
 
+import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -29,7 +30,7 @@ def category_chunks(categories: int, chunk: int) -> list[slice]:
     """``categories`` cut into chunks of at most ``chunk``, as equal as can be."""
     count = -(-categories // chunk)
     edges = [round(index * categories / count) for index in range(count + 1)]
-    return [slice(start, stop) for start, stop in zip(edges, edges[1:], strict=False)]
+    return [slice(start, stop) for start, stop in itertools.pairwise(edges)]
 
 
 @dataclass(slots=True)

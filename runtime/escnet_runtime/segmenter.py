@@ -28,7 +28,7 @@ from .windows import LogitCanvas, crops, plan_windows
 
 __all__ = ["ImageSource", "Segmenter", "Window"]
 
-ImageSource = str | os.PathLike[str] | Image.Image | npt.NDArray[np.generic]
+ImageSource = str | os.PathLike[str] | Image.Image | npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
 Window = Literal["none", "sliding"]
 
 _LOG = logging.getLogger("escnet_runtime")
@@ -191,8 +191,10 @@ class Segmenter:
                 where = slice(start, min(start + self.chunk, count))
                 self._reduce(reduced, where, canvas.chunk(where))
         labels, confidence = reduced.result()
-        names = vocabulary.label_of[labels]
-        return names.astype(np.uint8 if len(vocabulary.names) <= 256 else np.uint16), confidence
+        indices = vocabulary.label_of[labels]  # rows of unique categories → the names given
+        if len(vocabulary.names) <= 256:
+            return indices.astype(np.uint8), confidence
+        return indices, confidence
 
     def image_logits(
         self, pixels: ImageArray, vocabulary: Vocabulary, observer: Observer | None = None

@@ -22,7 +22,10 @@ def sketch(tensor: npt.NDArray[np.generic]) -> _Doubles:
     hashed = _splitmix(np.arange(values.size, dtype=np.uint64))
     buckets = (hashed & np.uint64(BUCKETS - 1)).astype(np.int64)
     signs = np.where(hashed >> np.uint64(63), -1.0, 1.0)
-    return np.bincount(buckets, weights=signs * values, minlength=BUCKETS)
+    sums: _Doubles = np.bincount(buckets, weights=signs * values, minlength=BUCKETS).astype(
+        np.float64
+    )
+    return sums
 
 
 def sketch_distance(got: npt.ArrayLike, want: npt.ArrayLike) -> float:

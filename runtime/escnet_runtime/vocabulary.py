@@ -133,8 +133,8 @@ def read_classes_file(path: Path) -> list[str]:
 def plan_texts(names: Sequence[str], templates: Sequence[str]) -> TextPlan:
     """Plan which prompts to encode: every template with every synonym of every category.
 
-    Categories whose sets of synonyms are equal after cleaning, which lower-cases, are duplicates: they
-    are encoded once, and a warning names them.
+    Categories whose sets of synonyms are equal after cleaning, which lower-cases, are duplicates:
+    they are encoded once, and a warning names them.
 
     Args:
         names: 1 to 65,535 categories; synonyms separated by ", ".

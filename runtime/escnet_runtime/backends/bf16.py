@@ -13,8 +13,25 @@ __all__ = ["emulate_bf16"]
 
 # These only move values, which are rounded already.
 _MOVES = frozenset(
-    "Concat DepthToSpace Expand Flatten Gather GatherElements GatherND Identity Pad Reshape Slice "
-    "Split Squeeze Tile Transpose Unsqueeze Where".split()
+    [
+        "Concat",
+        "DepthToSpace",
+        "Expand",
+        "Flatten",
+        "Gather",
+        "GatherElements",
+        "GatherND",
+        "Identity",
+        "Pad",
+        "Reshape",
+        "Slice",
+        "Split",
+        "Squeeze",
+        "Tile",
+        "Transpose",
+        "Unsqueeze",
+        "Where",
+    ]
 )
 
 
@@ -35,7 +52,8 @@ def emulate_bf16(model: bytes) -> bytes:
     nodes = [made for node in graph.node for made in _rewrite(node, rounded)]
     del graph.node[:]
     graph.node.extend(nodes)
-    return proto.SerializeToString()
+    emulated: bytes = proto.SerializeToString()
+    return emulated
 
 
 def _widen(tensor: TensorProto) -> None:

@@ -102,9 +102,7 @@ class OnnxRuntimeBackend:
         if file.precision is Precision.BF16 and self._provider == "cpu":
             source = _emulated_bf16(file.path.read_bytes())
         try:
-            return ort.InferenceSession(
-                source, _options(), providers=[_PROVIDERS[self._provider]]
-            )
+            return ort.InferenceSession(source, _options(), providers=[_PROVIDERS[self._provider]])
         except Exception as error:
             raise BackendError(
                 f"ONNX Runtime {ort.__version__} cannot load graph {graph!r} "
@@ -133,7 +131,8 @@ def _share_environment() -> None:
     A process that made sessions of its own before us has an environment already; then ONNX
     Runtime refuses, our sessions get pools and arenas of their own, and a log line says so.
     """
-    global _shared  # noqa: PLW0603: ONNX Runtime's environment is global to the process
+    # ONNX Runtime's environment is global to the process, and so is the knowledge of it.
+    global _shared  # noqa: PLW0603
     with _environment:
         if _shared:
             return
@@ -152,7 +151,7 @@ def _share_environment() -> None:
 
 def _emulated_bf16(model: bytes) -> bytes:
     try:
-        from .bf16 import emulate_bf16  # noqa: PLC0415: needs the optional onnx package
+        from .bf16 import emulate_bf16  # the optional onnx package
     except ModuleNotFoundError as error:
         raise BackendError(
             "ONNX Runtime has no bf16 kernels on the CPU; emulating them needs the onnx package: "
