@@ -2,12 +2,13 @@
 
 import dataclasses
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from escnet.build import build_model
 from escnet.config import EscNetConfig
@@ -45,6 +46,15 @@ def mini_config() -> EscNetConfig:
     sam = dataclasses.replace(tiny.sam, embed_dim=32, heads=2, mlp_dim=64)
     fusion = dataclasses.replace(tiny.fusion, hidden_dim=32, window=4)
     return dataclasses.replace(tiny, name="mini", clip=clip, sam=sam, fusion=fusion, blocks=2)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Small tensors on several threads wait for each other, a hundredfold on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

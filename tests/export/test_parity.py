@@ -116,7 +116,7 @@ def test_the_reference_keeps_what_each_graph_was_given(mini: EscNet, sample: Sam
     for call in sample.calls:
         again = backend.run(call.graph, call.inputs)
         for name, tensor in again.items():
-            np.testing.assert_array_equal(backend.to_host(tensor), call.outputs[name])
+            assert relative_l2(backend.to_host(tensor), call.outputs[name]) < 1e-6
 
 
 def test_nothing_lost_means_nothing_reported(
@@ -128,7 +128,8 @@ def test_nothing_lost_means_nothing_reported(
     assert report.prompts == mini.config.blocks * CATEGORIES * mini.config.ppg.regions
     assert report.pixel_agreement == report.agreement_without_ties == 1
     assert report.pixels == spec.size**2
-    assert all(error == StageError(0.0, error.cosine) for error in report.stages.values())
+    # Not 0: where an array lies in memory decides how torch adds up.
+    assert all(error.relative_l2 < 1e-6 for error in report.stages.values())
     assert all(error.cosine == pytest.approx(1) for error in report.stages.values())
 
 
@@ -160,7 +161,7 @@ def test_a_stage_is_fed_what_torch_fed_it(
 ) -> None:
     """An error of an early stage does not show in the figures of later ones."""
     report = measured(mini, sample, spec, larger("esc0_fuse", "guidance", 1.5))
-    bad = [name for name, error in report.stages.items() if error.relative_l2 > 0]
+    bad = [name for name, error in report.stages.items() if error.relative_l2 > 1e-6]
     assert bad == ["esc0_fuse"]
 
 
@@ -235,6 +236,11 @@ def test_figures_of_a_stage_keep_the_worst() -> None:
     assert error.relative_l2 == pytest.approx(np.sqrt(2))
     error.add(np.array([np.nan, 4.0]), want)
     assert (error.relative_l2, error.cosine) == (np.inf, -1)
+    nothing = StageError()
+    nothing.add(np.zeros(2), np.zeros(2))
+    assert (nothing.relative_l2, nothing.cosine) == (0, 1)
+    nothing.add(np.zeros(2), want)
+    assert (nothing.relative_l2, nothing.cosine) == (1, -1)
 
 
 @pytest.mark.parametrize(
