@@ -13,6 +13,7 @@ from escnet_runtime.console import Console, command_parser, run_command
 from escnet_runtime.errors import InputError
 from escnet_runtime.images import ImageArray, find_images, load_image
 from escnet_runtime.manifest import Precision
+from escnet_runtime.vocabulary import MAX_CATEGORIES
 
 from .bundle import ExportReport, export_bundle
 from .check import CATEGORIES
@@ -46,7 +47,7 @@ def _parser() -> argparse.ArgumentParser:
         "--sam", type=Path, metavar="FILE", help="with --preset: a SAM checkpoint for the blocks"
     )
     parser.add_argument(
-        "--seed", type=int, default=0, help="with --preset: of the random weights (default: 0)"
+        "--seed", type=int, help="with --preset: of the random weights (default: 0)"
     )
     parser.add_argument(
         "--precision", choices=[p.value for p in _PRECISIONS], default=Precision.FP16.value
@@ -121,20 +122,24 @@ def _check_numbers(arguments: argparse.Namespace) -> None:
         raise InputError(f"--min-pixel-agreement is {agreement}, expected a fraction from 0 to 1")
     if stage is not None and not stage >= 0.0:
         raise InputError(f"--max-stage-l2 is {stage}, expected a number of at least 0")
-    if min(arguments.check_categories) < 1:
-        raise InputError(f"--check-categories has {min(arguments.check_categories)}, expected ≥ 1")
+    for number in arguments.check_categories:
+        if not 1 <= number <= MAX_CATEGORIES:
+            raise InputError(f"--check-categories has {number}, expected 1 to {MAX_CATEGORIES:,}")
 
 
 def _model(arguments: argparse.Namespace) -> tuple[EscNet, str, bool]:
     """The model, where its weights come from, and whether they are trained."""
     if arguments.checkpoint is not None:
-        if arguments.clip or arguments.sam:
-            raise InputError("--clip and --sam go with --preset: a checkpoint has its own weights")
+        if arguments.clip or arguments.sam or arguments.seed is not None:
+            raise InputError(
+                "--clip, --sam and --seed go with --preset: a checkpoint has its own weights"
+            )
         loaded = load_checkpoint(arguments.checkpoint)
         return loaded.model, loaded.weights, loaded.trained
     config = preset(arguments.preset or DEFAULT_PRESET)
-    model = build_model(config, seed=arguments.seed)
-    parts = [f"seeded random (seed {arguments.seed})"]
+    seed = arguments.seed or 0
+    model = build_model(config, seed=seed)
+    parts = [f"seeded random (seed {seed})"]
     if arguments.clip:
         load_clip(model, arguments.clip)
         parts.append(f"CLIP from {Path(arguments.clip).name}")

@@ -43,10 +43,11 @@ def example_inputs(
     """Random inputs of the kind each port takes, for ``categories`` categories.
 
     Unit-norm features, grid pixels, label and region indices as the prompt generator makes them,
-    weights 1/N; anything else is normal. One image; texts of nine tokens.
+    weights 1/N; anything else is normal. One or two images; texts of nine to eleven tokens: every
+    dynamic axis changes with the number of categories, so that none is baked in unseen.
     """
     generator = torch.Generator().manual_seed(seed)
-    axes = {"n": categories, "t": categories, "b": 1, "l": 9}
+    axes = {"n": categories, "t": categories, "b": min(categories, 2), "l": 9 + categories % 3}
     return tuple(_example(port, config, axes, dtype, generator) for port in graph.inputs)
 
 

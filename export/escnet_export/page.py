@@ -232,9 +232,10 @@ def _cards(figures: Mapping[str, object]) -> str:
 
 def _stages(report: Mapping[str, Any]) -> str:
     stages, budget = report["stages"], float(report["budget"]["stage_l2"])
-    finite = [e["relative_l2"] for e in stages.values() if 0 < e["relative_l2"] < math.inf]
-    low = math.floor(math.log10(min([budget, *finite]))) - 1
-    high = math.ceil(math.log10(max([budget, *finite])) + 0.2)
+    values = (budget, *(error["relative_l2"] for error in stages.values()))
+    shown = [value for value in values if 0 < value < math.inf] or [1.0]  # a budget may be 0
+    low = math.floor(math.log10(min(shown))) - 1
+    high = math.ceil(math.log10(max(shown)) + 0.2)
 
     def place(value: float) -> float:
         """Percent of the bar's length."""

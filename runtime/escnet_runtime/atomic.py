@@ -33,19 +33,26 @@ _TAKEN = {errno.ENOTEMPTY, errno.EEXIST}
 
 
 @contextmanager
-def atomic_directory(target: Path) -> Iterator[Path]:
+def atomic_directory(
+    target: Path, *, kind: str = "bundle", marker: str = _MARKER
+) -> Iterator[Path]:
     """Yield an empty temporary folder that becomes ``target`` when the block ends without error.
 
-    An existing target is replaced in one step if it is empty or holds ``bundle.json``. Whatever the
-    block raises, the temporary folder is removed and the target is left as it was. Of several
+    An existing target is replaced in one step if it is empty or holds the file ``marker``. Whatever
+    the block raises, the temporary folder is removed and the target is left as it was. Of several
     processes that write the same target at once, the last to finish wins, whole.
 
+    Args:
+        target: the folder.
+        kind: what is written, for messages.
+        marker: the file by which a folder of this kind is known.
+
     Raises:
-        InputError: the target is something else than a bundle, or its place is not writable.
+        InputError: the target is something else than that, or its place is not writable.
         OSError: the disk is full, or a similar failure while writing.
     """
     target = Path(os.path.realpath(target))
-    require_replaceable(target)
+    require_replaceable(target, kind=kind, marker=marker)
     with _as_input_error(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(target)
@@ -55,7 +62,9 @@ def atomic_directory(target: Path) -> Iterator[Path]:
         with _held(temporary):
             yield temporary
             _sync_tree(temporary)
-            require_replaceable(target)  # the block may have taken minutes
+            require_replaceable(
+                target, kind=kind, marker=marker
+            )  # the block may have taken minutes
             _swap(temporary, target)
             _sync(target.parent)
     finally:
@@ -91,27 +100,32 @@ def atomic_file(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def require_replaceable(target: Path) -> None:
+def require_replaceable(target: Path, *, kind: str = "bundle", marker: str = _MARKER) -> None:
     """Refuse a target that `atomic_directory` would not replace; for asking before long work.
 
+    Args:
+        target: the folder.
+        kind: what is to be written, for messages.
+        marker: the file by which a folder of this kind is known.
+
     Raises:
-        InputError: the target is neither free nor empty nor a bundle.
+        InputError: the target is neither free nor empty nor of that kind.
     """
     target = Path(os.path.realpath(target))
     if not target.name:
-        raise InputError(f"Cannot write a bundle at {target}: name a folder inside it.")
+        raise InputError(f"Cannot write a {kind} at {target}: name a folder inside it.")
     if not target.exists():
         return
     if not target.is_dir():
-        raise InputError(f"Cannot write a bundle at {target}: it exists and is not a folder.")
+        raise InputError(f"Cannot write a {kind} at {target}: it exists and is not a folder.")
     if target.is_mount():
         raise InputError(
-            f"Cannot write a bundle at {target}: it is a mount point, which cannot be replaced in "
+            f"Cannot write a {kind} at {target}: it is a mount point, which cannot be replaced in "
             "one step. Name a folder inside it."
         )
-    if not (target / _MARKER).is_file() and any(target.iterdir()):
+    if not (target / marker).is_file() and any(target.iterdir()):
         raise InputError(
-            f"Will not replace {target}: it is neither empty nor a bundle (no {_MARKER} in it). "
+            f"Will not replace {target}: it is neither empty nor a {kind} (no {marker} in it). "
             "Name another folder, or remove this one yourself."
         )
 

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from .backends import GraphFile, create_backend
+from .backends import Backend, GraphFile, create_backend
 from .bundle import Bundle
 from .embedding_cache import EmbeddingCache, default_cache_directory
 from .errors import EscNetError, InputError
@@ -44,8 +44,9 @@ class Segmenter:
     :meth:`close`; both free the backend.
 
     Args:
-        bundle: the bundle's folder.
-        backend: one of :data:`escnet_runtime.backends.BACKENDS`; "auto" logs what it chose.
+        bundle: the bundle's folder, or one that is open already.
+        backend: one of :data:`escnet_runtime.backends.BACKENDS`; "auto" logs what it chose. Or a
+            backend of your own for the graphs of this model; it is closed with the Segmenter.
         chunk: categories worked on at a time; bounds the memory and does not change the label
             map. The bundle's own value by default.
         cache: folder of the cache of text embeddings; None for none. By default
@@ -58,22 +59,16 @@ class Segmenter:
 
     def __init__(
         self,
-        bundle: str | os.PathLike[str],
-        backend: str = "auto",
+        bundle: str | os.PathLike[str] | Bundle,
+        backend: str | Backend = "auto",
         *,
         chunk: int | None = None,
         cache: str | os.PathLike[str] | Literal["default"] | None = "default",
     ) -> None:
-        self.bundle = Bundle.open(Path(bundle))
+        self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(Path(bundle))
         manifest = self.bundle.manifest
         self.chunk = _positive("chunk", manifest.constants.chunk if chunk is None else chunk)
-        self._backend = create_backend(
-            {
-                name: GraphFile(self.bundle.file(stage.file), stage.precision)
-                for name, stage in manifest.stages.items()
-            },
-            backend,
-        )
+        self._backend = self._made(backend) if isinstance(backend, str) else backend
         self.pipeline = Pipeline(
             self._backend, blocks=manifest.model.blocks, ppg=manifest.constants.ppg
         )
@@ -168,6 +163,15 @@ class Segmenter:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+    def _made(self, backend: str) -> Backend:
+        return create_backend(
+            {
+                name: GraphFile(self.bundle.file(stage.file), stage.precision)
+                for name, stage in self.bundle.manifest.stages.items()
+            },
+            backend,
+        )
 
     def _segment(
         self, pixels: ImageArray, vocabulary: Vocabulary, window: Window

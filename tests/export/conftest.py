@@ -1,6 +1,7 @@
 """A model small enough to export in seconds, its graphs, and bundles that reuse them."""
 
 import dataclasses
+import functools
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,10 +23,12 @@ from escnet_runtime.images import ImageArray
 from escnet_runtime.manifest import Precision
 from tests.model.models import randomise
 
-__all__ = ["GraphFiles", "mini_config"]
+__all__ = ["Export", "GraphFiles", "mini_config"]
 
 #: (graph's name, precision) → its file.
 GraphFiles = Callable[[str, Precision], Path]
+#: (output, options of export_bundle) → its report.
+Export = Callable[..., ExportReport]
 
 
 def mini_config() -> EscNetConfig:
@@ -89,28 +92,52 @@ def picture() -> ImageArray:
 
 
 @pytest.fixture
-def quick_export(graph_files: GraphFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+def quick_export(
+    graph_files: GraphFiles, picture: ImageArray, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """``export_bundle`` of ``mini`` takes the graphs that are exported already."""
+    make_quick(monkeypatch, graph_files, picture)
+
+
+def make_quick(
+    monkeypatch: pytest.MonkeyPatch, graph_files: GraphFiles, picture: ImageArray
+) -> None:
+    """What ``quick_export`` does, for fixtures that live longer than a test."""
 
     class Copier(GraphExporter):
         def export(self, graph: Graph, path: Path) -> None:
             shutil.copyfile(graph_files(graph.name, self._precision), path)
 
     monkeypatch.setattr("escnet_export.bundle.GraphExporter", Copier)
+    monkeypatch.setattr("escnet_export.bundle.sample_photo", lambda _=0: picture)
 
 
 @pytest.fixture
-def export(mini: EscNet, quick_export: None, picture: ImageArray) -> Callable[..., ExportReport]:
-    """``export_bundle(mini, output, **options)`` at fp32, with what makes it quick."""
+def export(mini: EscNet, quick_export: None, picture: ImageArray) -> Export:
+    """Exports ``mini`` quickly, see :func:`exported`."""
+    return functools.partial(exported, mini, picture)
 
-    def run(output: Path, **options: Any) -> ExportReport:
-        settings: dict[str, Any] = {
-            "precision": Precision.FP32,
-            "weights": "random",
-            "trained": False,
-            "images": [picture],
-            "check_categories": (2,),
-        }
-        return export_bundle(mini, output, **{**settings, **options})
 
-    return run
+def exported(model: EscNet, picture: ImageArray, output: Path, **options: Any) -> ExportReport:
+    """``export_bundle`` at fp32 with one small picture, unless the options say otherwise."""
+    settings: dict[str, Any] = {
+        "precision": Precision.FP32,
+        "weights": "random",
+        "trained": False,
+        "images": [picture],
+        "check_categories": (2,),
+    }
+    return export_bundle(model, output, **{**settings, **options})
+
+
+@pytest.fixture(scope="session")
+def mini_report(
+    mini: EscNet,
+    graph_files: GraphFiles,
+    picture: ImageArray,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> ExportReport:
+    """A bundle of ``mini`` at fp32, and what exporting it said. Do not change it."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        make_quick(monkeypatch, graph_files, picture)
+        return exported(mini, picture, tmp_path_factory.mktemp("mini") / "new" / "bundle")

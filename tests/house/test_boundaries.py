@@ -1,14 +1,19 @@
 """The rooms of the house: what may import what, and what an edge device gets."""
 
 import ast
+import json
 import subprocess
 import sys
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
+from escnet_runtime import Segmenter
+from escnet_runtime.pictures import read_label_png
 from tests.house.conftest import EdgeEnvironment
 from tests.shared import ROOT
 from tools.workspace import Distribution, distributions
@@ -165,6 +170,32 @@ def test_every_module_of_the_runtime_imports_at_the_edge(edge_environment: EdgeE
     arguments = ["-c", IMPORT_EVERYTHING, "escnet_runtime", *OPTIONAL_AT_THE_EDGE]
     done = edge_environment.run(["python", "-I", *arguments])
     assert not set(done.stdout.split()) & TORCH_WORLD
+
+
+def test_the_edge_environment_segments_as_the_development_one_does(
+    edge_environment: EdgeEnvironment, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    """Only the wheel of the runtime, outside the repository, without PyTorch: the same labels."""
+    y, x = np.mgrid[:60, :80]
+    picture = np.stack([3 * x, 4 * y, 255 * ((x // 20 + y // 15) % 2)], axis=-1).astype(np.uint8)
+    photo, output = tmp_path / "photo.png", tmp_path / "output"
+    Image.fromarray(picture).save(photo)
+    words = ["--classes", "sky, tree, road, house, dog", "--output", str(output), "--no-cache"]
+    done = edge_environment.run(["escnet-segment", tiny_bundle, photo, *words, "--json"])
+    result = json.loads(done.stdout)
+    assert result["categories"] == 5
+    with Segmenter(tiny_bundle, cache=None) as segmenter:
+        vocabulary = segmenter.vocabulary(["sky", "tree", "road", "house", "dog"])
+        want = segmenter(picture, vocabulary).labels
+    labels, names = read_label_png(Path(result["images"][0]["labels"]))
+    assert names == list(vocabulary.names)
+    np.testing.assert_array_equal(labels, want)
+
+    checks = json.loads(edge_environment.run(["escnet-verify", tiny_bundle, "--json"]).stdout)
+    assert checks["passed"], [check for check in checks["checks"] if not check["passed"]]
+    program = "import importlib.util as u, sys; print([n for n in sys.argv[1:] if u.find_spec(n)])"
+    missing = edge_environment.run(["python", "-I", "-c", program, *TORCH_WORLD])
+    assert missing.stdout.strip() == "[]"
 
 
 def _python(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -1,0 +1,156 @@
+"""What is predicted where what is true, added up over images, and the figures that follow.
+
+Definition, that of Detectron2 and CAT-Seg: over all labelled pixels of all images,
+``IoU = TP / (TP + FP + FN)`` of each class; mIoU is the mean over the classes that are present in
+the ground truth; pixel accuracy is the fraction of labelled pixels that are right. Pixels that are
+not labelled count neither for nor against anything.
+"""
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from escnet_runtime.errors import InputError
+
+__all__ = ["DEFINITION", "MATRIX_LIMIT", "Confusion", "ConfusionCounter", "Scores", "ignore_index"]
+
+DEFINITION: Final = (
+    "IoU = TP / (TP + FP + FN) over the labelled pixels of all images; mIoU is the mean over the "
+    "classes in the ground truth"
+)
+#: Classes up to which the whole matrix is kept: 8 MiB of int64. Beyond, three counters a class are.
+MATRIX_LIMIT: Final = 1024
+
+Labels = NDArray[np.uint8] | NDArray[np.uint16]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Confusion:
+    """``pixels`` of class ``truth`` that were taken for class ``prediction`` (indices)."""
+
+    truth: int
+    prediction: int
+    pixels: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Scores:
+    """Figures over all pixels counted so far.
+
+    Attributes:
+        miou: mean IoU over the classes in the ground truth; None if no pixel is labelled.
+        pixel_accuracy: fraction of the labelled pixels that are right; None likewise.
+        iou: IoU of each class; None where the ground truth has no pixel of it, whether or not it
+            was predicted: those classes are not in the mean.
+        pixels: labelled pixels.
+    """
+
+    miou: float | None
+    pixel_accuracy: float | None
+    iou: tuple[float | None, ...]
+    pixels: int
+
+
+class ConfusionCounter:
+    """Counts label maps against the ground truth, image after image.
+
+    Memory: 8·N² bytes for up to :data:`MATRIX_LIMIT` classes, 24·N beyond.
+    """
+
+    def __init__(self, classes: int) -> None:
+        if not 1 <= classes <= 65_535:
+            raise InputError(f"got {classes} classes; expected 1 to 65535")
+        self.classes = classes
+        self._matrix = np.zeros((classes, classes) if classes <= MATRIX_LIMIT else (0, 0), np.int64)
+        self._right = np.zeros(classes, np.int64)
+        self._truth = np.zeros(classes, np.int64)
+        self._predicted = np.zeros(classes, np.int64)
+
+    @property
+    def matrix(self) -> NDArray[np.int64] | None:
+        """Pixels [truth, prediction], a copy; None above :data:`MATRIX_LIMIT` classes."""
+        return self._matrix.copy() if self.classes <= MATRIX_LIMIT else None
+
+    def add(self, prediction: Labels, truth: Labels) -> None:
+        """Count one image.
+
+        Args:
+            prediction: uint8 or uint16 [H, W], each a class.
+            truth: uint8 or uint16 [H, W]; 255 in uint8 and 65535 in uint16 is "not labelled".
+
+        Raises:
+            InputError: the shapes differ, a type is another, or a value is no class.
+        """
+        if prediction.shape != truth.shape:
+            raise InputError(
+                f"the prediction is {_size(prediction)} and the labels are {_size(truth)} pixels; "
+                "expected the same size"
+            )
+        kept = truth != ignore_index(truth)
+        actual = self._checked(truth[kept], "label")
+        ignore_index(prediction)  # its type is checked
+        guess = self._checked(prediction[kept], "predicted class")
+        counts = {"minlength": self.classes}
+        self._truth += np.bincount(actual, **counts)
+        self._predicted += np.bincount(guess, **counts)
+        self._right += np.bincount(actual[actual == guess], **counts)
+        if self.classes <= MATRIX_LIMIT:
+            pairs = np.bincount(actual * self.classes + guess, minlength=self._matrix.size)
+            self._matrix += pairs.reshape(self._matrix.shape)
+
+    def scores(self) -> Scores:
+        """The figures so far; see the definition above."""
+        union = self._truth + self._predicted - self._right
+        iou = [
+            int(right) / int(total) if present else None
+            for right, total, present in zip(self._right, union, self._truth, strict=True)
+        ]
+        there = [value for value in iou if value is not None]
+        pixels = int(self._truth.sum())
+        return Scores(
+            miou=sum(there) / len(there) if there else None,
+            pixel_accuracy=int(self._right.sum()) / pixels if pixels else None,
+            iou=tuple(iou),
+            pixels=pixels,
+        )
+
+    def worst(self, most: int = 10) -> list[Confusion] | None:
+        """The commonest mistakes, most pixels first; None above :data:`MATRIX_LIMIT` classes."""
+        if self.classes > MATRIX_LIMIT:
+            return None
+        wrong = self._matrix.copy()
+        np.fill_diagonal(wrong, 0)
+        order = np.argsort(-wrong, axis=None, kind="stable")[:most]
+        rows, columns = np.unravel_index(order, wrong.shape)
+        return [
+            Confusion(truth=int(row), prediction=int(column), pixels=int(wrong[row, column]))
+            for row, column in zip(rows, columns, strict=True)
+            if wrong[row, column]
+        ]
+
+    def _checked(self, values: Labels, what: str) -> NDArray[np.int64]:
+        """The values as int64, which the index of a pair needs."""
+        if values.size and values.max() >= self.classes:
+            raise InputError(
+                f"got the {what} {values.max()}; expected 0 to {self.classes - 1} for "
+                f"{self.classes} classes"
+            )
+        return values.astype(np.int64)
+
+
+def ignore_index(labels: Labels) -> int:
+    """The value that means "not labelled" in a label map: 255 or 65535, by its type.
+
+    Raises InputError for a type other than uint8 and uint16.
+    """
+    if labels.dtype == np.uint8:
+        return 255
+    if labels.dtype == np.uint16:
+        return 65_535
+    raise InputError(f"got labels of type {labels.dtype}; expected uint8 or uint16")
+
+
+def _size(labels: NDArray[np.generic]) -> str:
+    return "×".join(str(side) for side in reversed(labels.shape))

@@ -1,0 +1,161 @@
+"""A folder of images and label maps.
+
+::
+
+    images/NAME.jpg     any image that Pillow reads
+    labels/NAME.png     8 or 16 bits a pixel, index of the class; 255 resp. 65535 is "not labelled"
+    classes.json        list of names; synonyms separated by ", "
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Protocol
+
+from escnet_runtime.errors import InputError
+from escnet_runtime.images import IMAGE_SUFFIXES, ImageArray, load_image
+from escnet_runtime.pictures import read_label_png
+from escnet_runtime.vocabulary import read_classes_file
+
+from .confusion import Labels, ignore_index
+
+__all__ = ["CLASSES", "IMAGES", "LABELS", "Dataset", "LabelledImages", "Sample", "listed"]
+
+CLASSES: Final = "classes.json"
+IMAGES: Final = "images"
+LABELS: Final = "labels"
+_LISTED: Final = 10
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Sample:
+    """An image, uint8 [H, W, 3], and its labels, uint8 or uint16 [H, W]."""
+
+    name: str
+    image: ImageArray
+    labels: Labels
+
+
+class LabelledImages(Protocol):
+    """What can be evaluated: names of classes, and images with labels, read one at a time."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Classes; labels are indices into them."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[Sample]: ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Dataset:
+    """A dataset folder that was looked over; its files are read while iterating.
+
+    ``pairs`` are the paths (image, labels), in the order of their names.
+    """
+
+    root: Path
+    names: tuple[str, ...]
+    pairs: tuple[tuple[Path, Path], ...]
+
+    @classmethod
+    def open(cls, root: Path) -> "Dataset":
+        """Look a folder over, without reading an image.
+
+        Raises:
+            InputError: something is missing, or images and labels do not fit together.
+            VocabularyError: ``classes.json`` is not a list of names.
+        """
+        if not root.is_dir():
+            raise InputError(f"there is no dataset at {root}: no such folder")
+        for name, there in (
+            (f"{IMAGES}/", (root / IMAGES).is_dir()),
+            (f"{LABELS}/", (root / LABELS).is_dir()),
+            (CLASSES, (root / CLASSES).is_file()),
+        ):
+            if not there:
+                raise InputError(
+                    f"{root} is no dataset folder: looked for {root / name}, which is not there; a "
+                    f"dataset has {IMAGES}/*, {LABELS}/*.png and {CLASSES}"
+                )
+        return cls(
+            root=root, names=tuple(read_classes_file(root / CLASSES)), pairs=tuple(_pairs(root))
+        )
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __iter__(self) -> Iterator[Sample]:
+        """Read the images and labels in order.
+
+        Raises:
+            ImageError: a file cannot be read, or labels are in another format.
+            InputError: a label is no class, or an image and its labels differ in size.
+        """
+        for image, labels in self.pairs:
+            yield self._read(image, labels)
+
+    def _read(self, image_path: Path, label_path: Path) -> Sample:
+        image = load_image(image_path)
+        labels, _ = read_label_png(label_path)
+        if labels.shape != image.shape[:2]:
+            height, width = labels.shape
+            raise InputError(
+                f"{label_path} has {width}×{height} pixels and its image "
+                f"{image.shape[1]}×{image.shape[0]}; expected the same size"
+            )
+        known = labels[labels != ignore_index(labels)]
+        if known.size and known.max() >= len(self.names):
+            raise InputError(
+                f"{label_path} has the label {known.max()}; expected 0 to {len(self.names) - 1}, "
+                f"the {len(self.names)} classes of {self.root / CLASSES}, or "
+                f"{ignore_index(labels)} for pixels that are not labelled"
+            )
+        return Sample(name=image_path.stem, image=image, labels=labels)
+
+
+def _pairs(root: Path) -> list[tuple[Path, Path]]:
+    """The files of both folders, by their stems; every one must have its partner."""
+    images = _by_stem(root / IMAGES, IMAGE_SUFFIXES)
+    labels = _by_stem(root / LABELS, {".png"})
+    lonely = images.keys() - labels.keys()
+    if lonely and labels:
+        raise InputError(
+            f"images of {root / IMAGES} without a label map {root / LABELS}/NAME.png: "
+            f"{listed(images[stem].name for stem in sorted(lonely))}"
+        )
+    lonely = labels.keys() - images.keys()
+    if lonely and images:
+        raise InputError(
+            f"label maps of {root / LABELS} without an image in {root / IMAGES}: "
+            f"{listed(labels[stem].name for stem in sorted(lonely))}"
+        )
+    if not images or not labels:
+        raise InputError(
+            f"no pair of an image {root / IMAGES}/NAME.jpg (or another format) and a label map "
+            f"{root / LABELS}/NAME.png: found {len(images)} images and {len(labels)} label maps"
+        )
+    return [(images[stem], labels[stem]) for stem in sorted(images)]
+
+
+def _by_stem(folder: Path, suffixes: Iterable[str]) -> dict[str, Path]:
+    found: dict[str, list[Path]] = defaultdict(list)
+    wanted = frozenset(suffixes)
+    for path in folder.iterdir():
+        # Hidden files are not data: some systems leave "._NAME.jpg" beside every file.
+        if path.suffix.lower() in wanted and not path.name.startswith(".") and path.is_file():
+            found[path.stem].append(path)
+    for paths in found.values():
+        if len(paths) > 1:
+            names = listed(path.name for path in sorted(paths))
+            raise InputError(f"{folder} has several files of one name: {names}; keep one of them")
+    return {stem: paths[0] for stem, paths in found.items()}
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names for a message: the first ten, and how many more there are."""
+    every = list(names)
+    more = len(every) - _LISTED
+    return ", ".join(every[:_LISTED]) + (f" and {more} more" if more > 0 else "")

@@ -1,0 +1,202 @@
+"""``escnet-eval``: mIoU and pixel accuracy of a bundle or a checkpoint on a labelled dataset."""
+
+import argparse
+import contextlib
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from rich.table import Table
+
+from escnet_runtime.backends import BACKENDS
+from escnet_runtime.console import Console, command_parser, run_command
+from escnet_runtime.errors import BackendError, InputError
+from escnet_runtime.segmenter import Segmenter
+from escnet_runtime.vocabulary import read_classes_file
+
+from .conditions import Conditions
+from .confusion import DEFINITION
+from .dataset import Dataset
+from .evaluate import Evaluation, class_keys, evaluate
+from .results import saving
+
+__all__ = ["main"]
+
+_SUFFIX: Final = ".safetensors"
+_SHOWN: Final = 30  # classes in the table
+_METHOD: Final = f"all images at their own size; {DEFINITION}"
+_EPILOG = f"""\
+DATASET: a folder with images/*, labels/*.png (8 or 16 bits, index of the class; 255 resp. 65535 is
+not labelled) and classes.json (list of names; synonyms separated by ", "). escnet-prepare makes
+one of a distributed data set.
+
+{DEFINITION}.
+Pixels that are not labelled do not count. A class that is not in the ground truth has no IoU (null)
+and is not in the mean. An image that cannot be read is an error: figures over fewer images are
+other figures.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    return run_command(_parser(), _eval, argv)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = command_parser(
+        "escnet-eval",
+        "Measure mIoU and pixel accuracy of a bundle (no PyTorch needed) or of a checkpoint "
+        "(escnet-bench[torch]), through the same pipeline.",
+        epilog=_EPILOG,
+    )
+    add = parser.add_argument
+    add("model", metavar="CHECKPOINT|BUNDLE", type=Path, help=f"a {_SUFFIX} file or a folder")
+    add("dataset", metavar="DATASET", type=Path, help="folder of the dataset")
+    add(
+        "--classes-file",
+        metavar="FILE",
+        type=Path,
+        help="what to ask the model for, in the order of the dataset's classes (its own names)",
+    )
+    add(
+        "--merge-extra",
+        action="store_true",
+        help="categories beyond the dataset's classes count as its last one (PASCAL VOC-20b)",
+    )
+    add(
+        "--window",
+        choices=("none", "sliding"),
+        default="none",
+        help="sliding: the paper's protocol, five times the work (none)",
+    )
+    add("--limit", metavar="N", type=int, help="the first N images alone, in order of their names")
+    add(
+        "--backend",
+        choices=(*BACKENDS, "torch"),
+        default="auto",
+        help="what runs the graphs; a checkpoint's are run by torch (auto)",
+    )
+    add("--chunk", metavar="N", type=int, help="categories at a time; bounds the memory")
+    add("--output", metavar="FILE", type=Path, help="also write the JSON object to this file")
+    return parser
+
+
+def _eval(arguments: argparse.Namespace, console: Console) -> tuple[int, Mapping[str, Any]]:
+    if arguments.limit is not None and arguments.limit < 1:
+        raise InputError(f"--limit is {arguments.limit}, expected at least 1")
+    if arguments.merge_extra and arguments.classes_file is None:
+        raise InputError("--merge-extra goes with --classes-file, which has the further categories")
+    dataset = Dataset.open(arguments.dataset)
+    path = arguments.classes_file
+    categories = None if path is None else read_classes_file(path)
+    with saving(arguments.output) as save, _segmenter(arguments) as segmenter:
+        conditions = _conditions(arguments.model, segmenter)
+        total = min(len(dataset), arguments.limit or len(dataset))
+        with console.progress("evaluate", total) as advance:
+            found = evaluate(
+                segmenter,
+                dataset,
+                categories=categories,
+                merge_extra=arguments.merge_extra,
+                window=arguments.window,
+                limit=arguments.limit,
+                progress=advance,
+            )
+        document = _document(arguments, segmenter, found, conditions.finished())
+        save(document)
+    console.print(*_report(document, found))
+    return 0, document
+
+
+def _segmenter(arguments: argparse.Namespace) -> contextlib.AbstractContextManager[Segmenter]:
+    """The model: a folder is a bundle, a file a checkpoint."""
+    path: Path = arguments.model
+    if path.is_dir():
+        if arguments.backend == "torch":
+            raise InputError(f"{path} is a bundle: torch runs checkpoints ({_SUFFIX}) alone")
+        return Segmenter(path, arguments.backend, chunk=arguments.chunk)
+    if path.suffix != _SUFFIX or not path.is_file():
+        raise InputError(
+            f"{path} is neither a bundle (a folder with bundle.json) nor a checkpoint (a file "
+            f"NAME{_SUFFIX})"
+        )
+    if arguments.backend not in ("auto", "torch"):
+        raise InputError(
+            f"{path} is a checkpoint, which torch runs; backend {arguments.backend!r} needs a "
+            "bundle: make one with escnet-export"
+        )
+    try:
+        from .torch_checkpoint import checkpoint_segmenter
+    except ModuleNotFoundError as error:
+        raise BackendError(
+            f"evaluating a checkpoint needs {error.name}, which is not installed: install "
+            "escnet-bench[torch], or evaluate a bundle"
+        ) from error
+    return checkpoint_segmenter(path, chunk=arguments.chunk)
+
+
+def _conditions(model: Path, segmenter: Segmenter) -> Conditions:
+    return Conditions.now(_METHOD, segmenter.bundle if model.is_dir() else None)
+
+
+def _document(
+    arguments: argparse.Namespace, segmenter: Segmenter, found: Evaluation, conditions: Conditions
+) -> dict[str, Any]:
+    manifest = segmenter.bundle.manifest
+    keys = class_keys(found.names)
+    scores = found.scores
+    confusions = found.confusions
+    return {
+        "miou": scores.miou,
+        "pixel_accuracy": scores.pixel_accuracy,
+        "images": found.images,
+        "per_class": dict(zip(keys, scores.iou, strict=True)),
+        "model": manifest.model.name,
+        "kind": "bundle" if arguments.model.is_dir() else "checkpoint",
+        "precision": manifest.precision.value,
+        "weights": manifest.model.weights,
+        "backend": segmenter.backend,
+        "window": arguments.window,
+        "chunk": segmenter.chunk,
+        "dataset": arguments.dataset.resolve().name,
+        "categories": found.categories,
+        "classes": len(found.names),
+        "classes_in_ground_truth": sum(value is not None for value in scores.iou),
+        "pixels": scores.pixels,
+        "confusions": None
+        if confusions is None
+        else [
+            {"truth": keys[one.truth], "prediction": keys[one.prediction], "pixels": one.pixels}
+            for one in confusions
+        ],
+        "seconds": round(found.seconds, 3),
+        "definition": DEFINITION,
+        "note": segmenter.note,
+        "conditions": dataclasses.asdict(conditions),
+    }
+
+
+def _report(document: Mapping[str, Any], found: Evaluation) -> list[Table | str]:
+    """For people: the figures, and the classes with most IoU down to those with least."""
+    table = Table(title="IoU by class", title_justify="left")
+    table.add_column("class")
+    table.add_column("IoU", justify="right")
+    there = [(name, iou) for name, iou in document["per_class"].items() if iou is not None]
+    there.sort(key=lambda entry: -entry[1])
+    for name, iou in there[:_SHOWN]:
+        table.add_row(name, f"{iou:.2%}")
+    more = f"and {len(there) - _SHOWN} more: --json has them all\n" if len(there) > _SHOWN else ""
+    absent = len(found.names) - len(there)
+    summary = (
+        f"{more}{document['model']} ({document['kind']}, {document['precision']}), window "
+        f"{document['window']}, {document['backend']}: {found.images} images, {len(there)} classes "
+        f"in the ground truth, {absent} not in it, {found.seconds:.1f} s\n"
+        f"mIoU {_percent(document['miou'])}, pixel accuracy {_percent(document['pixel_accuracy'])}"
+    )
+    note = document["note"]
+    return [table, summary, *([f"note: {note}"] if note else [])]
+
+
+def _percent(value: float | None) -> str:
+    return "none: no pixel is labelled" if value is None else f"{value:.2%}"

@@ -1,0 +1,111 @@
+"""Segmenting a dataset and comparing the label maps with its labels."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+import numpy as np
+
+from escnet_runtime.errors import InputError
+from escnet_runtime.segmenter import Segmenter, Window
+
+from .confusion import Confusion, ConfusionCounter, Labels, Scores
+from .dataset import LabelledImages
+
+__all__ = ["Evaluation", "class_keys", "evaluate"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Evaluation:
+    """What came out; ``names`` are the dataset's classes, which ``scores.iou`` is in the order of.
+
+    ``confusions`` are the commonest mistakes, None for very many classes; ``seconds`` is the wall
+    clock of reading, segmenting and counting all images, without encoding the categories.
+    """
+
+    scores: Scores
+    names: tuple[str, ...]
+    categories: int
+    images: int
+    seconds: float
+    confusions: tuple[Confusion, ...] | None
+
+
+def evaluate(
+    segmenter: Segmenter,
+    dataset: LabelledImages,
+    *,
+    categories: Sequence[str] | None = None,
+    merge_extra: bool = False,
+    window: Window = "none",
+    limit: int | None = None,
+    progress: Callable[[str], None] = lambda _: None,
+) -> Evaluation:
+    """Segment the images of ``dataset`` and count. One that cannot be read is an error.
+
+    A figure over fewer images would be another figure, so none is left out.
+
+    Args:
+        segmenter: of a bundle or of a checkpoint.
+        dataset: images with labels.
+        categories: what the model is asked for, in the order of the dataset's classes, which it is
+            by default.
+        merge_extra: ``categories`` may be more than the classes; those beyond count as the last
+            class (PASCAL VOC-20b: the background, described by the things that are in it).
+        window: "sliding" is the protocol of the paper.
+        limit: the first so many images, in the order of their names.
+        progress: called after each image with the name of it.
+
+    Raises:
+        InputError: the categories do not fit the classes, or a file cannot be used.
+    """
+    names = dataset.names
+    asked = names if categories is None else tuple(categories)
+    _check(len(names), len(asked), merge_extra, limit)
+    vocabulary = segmenter.vocabulary(asked)
+    counter = ConfusionCounter(len(names))
+    images, start = 0, time.perf_counter()
+    for sample in islice(iter(dataset), limit):
+        labels: Labels = segmenter(sample.image, vocabulary, window=window).labels
+        if merge_extra:
+            labels = np.minimum(labels, labels.dtype.type(len(names) - 1))
+        try:
+            counter.add(labels, sample.labels)
+        except InputError as error:
+            raise InputError(f"{sample.name}: {error}") from error
+        images += 1
+        progress(sample.name)
+    worst = counter.worst()
+    return Evaluation(
+        scores=counter.scores(),
+        names=names,
+        categories=len(asked),
+        images=images,
+        seconds=time.perf_counter() - start,
+        confusions=None if worst is None else tuple(worst),
+    )
+
+
+def class_keys(names: Sequence[str]) -> list[str]:
+    """A key for each class: its name, with its index behind it where the name comes again."""
+    seen: set[str] = set()
+    keys = []
+    for index, name in enumerate(names):
+        keys.append(f"{name} (class {index})" if name in seen else name)
+        seen.add(name)
+    return keys
+
+
+def _check(classes: int, asked: int, merge_extra: bool, limit: int | None) -> None:
+    if limit is not None and limit < 1:
+        raise InputError(f"the limit is {limit} images; expected at least 1")
+    if asked < classes or (asked > classes and not merge_extra):
+        expected = f"{classes} or more" if merge_extra else str(classes)
+        hint = (
+            "" if asked < classes else "; with --merge-extra those beyond count as the last class"
+        )
+        raise InputError(
+            f"got {asked} categories for a dataset of {classes} classes; expected {expected}, in "
+            f"the order of the dataset's classes{hint}"
+        )

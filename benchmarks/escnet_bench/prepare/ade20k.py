@@ -1,0 +1,69 @@
+"""ADE20K-150: ADEChallengeData2016, 150 classes.
+
+Layout: ``ADEChallengeData2016/{images,annotations}/{training,validation}``, pixels 0 for "other",
+which is not labelled, 1 to 150 for classes. Names: ``objectInfo150.txt`` beside them, a table with
+tabs whose columns Idx and Name count, or ``--classes-file``.
+"""
+
+import csv
+from pathlib import Path
+from typing import Final
+
+from escnet_runtime.errors import InputError
+from escnet_runtime.pictures import read_label_png
+
+from .layout import class_names, find_file, find_folder, pair_up, require_source
+from .plan import LabelMap, Plan, lookup, remap
+
+__all__ = ["PARTS", "plan_ade20k_150"]
+
+_CLASSES: Final = 150
+PARTS: Final = {"train": "training", "val": "validation"}
+
+
+def plan_ade20k_150(source: Path, split: str, classes_file: Path | None) -> Plan:
+    """Look an ADEChallengeData2016 folder over; ``split`` is "train" or "val"."""
+    require_source(source)
+    part = PARTS[split]
+    roots = [source, source / "ADEChallengeData2016"]
+    labels = find_folder(
+        [root / "annotations" / part for root in roots], "label maps of ADE20K", holding="*.png"
+    )
+    root = labels.parent.parent
+    images = find_folder([root / "images" / part], "images of ADE20K", holding="*.jpg")
+    names_file = classes_file or find_file(
+        [root / "objectInfo150.txt"],
+        "class names of ADE20K",
+        hint="; or give the 150 names with --classes-file",
+    )
+    names = class_names(names_file, _CLASSES) if classes_file else _own_names(names_file)
+    table = lookup({value: value - 1 for value in range(1, _CLASSES + 1)}, unlabelled=[0])
+
+    def read(path: Path) -> LabelMap:
+        return remap(read_label_png(path)[0], table, path)
+
+    stems = sorted(path.stem for path in labels.glob("*.png") if not path.name.startswith("."))
+    return Plan(
+        dataset="ade20k-150",
+        split=split,
+        names=names,
+        pairs=pair_up(stems, images, labels),
+        read=read,
+        origin=f"all label maps of {part}, names of {names_file.name}",
+    )
+
+
+def _own_names(path: Path) -> tuple[str, ...]:
+    wrong = InputError(
+        f"{path}: expected a table with tabs, a first line with the columns Idx and Name, and the "
+        f"numbers 1 to {_CLASSES}; give the names with --classes-file instead"
+    )
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        rows = list(csv.DictReader(text.splitlines(), delimiter="\t"))
+        names = {int(row["Idx"]): row["Name"].strip() for row in rows}
+    except (OSError, UnicodeDecodeError, KeyError, ValueError, AttributeError, TypeError) as error:
+        raise wrong from error
+    if sorted(names) != list(range(1, _CLASSES + 1)) or not all(names.values()):
+        raise wrong
+    return tuple(names[number] for number in range(1, _CLASSES + 1))

@@ -1,0 +1,121 @@
+"""ADE20K-847: the full ADE20K of 2021, ADE20K_2021_17_01.
+
+Layout: ``images/ADE/{training,validation}/**/NAME.jpg`` with ``NAME_seg.png`` and ``NAME.json``
+beside it. A pixel's class is ``R // 10 * 256 + G`` of the PNG, 0 for none; the JSON names the
+objects of the image (``annotation.object[].name``, ``name_ndx``), which tells what the numbers
+mean. ``index_ade20k.pkl`` is a pickle and is not read. Names: the 847 of the benchmark as a JSON or
+text file, ``--classes-file``; every other class is not labelled.
+"""
+
+import json
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from PIL import Image
+
+from escnet_runtime.errors import ImageError, InputError
+from escnet_runtime.vocabulary import read_classes_file
+
+from ..dataset import listed
+from .ade20k import PARTS
+from .layout import require_source
+from .plan import UNLABELLED, LabelMap, Pair, Plan, lookup, remap
+
+__all__ = ["plan_ade20k_847"]
+
+_SUFFIX: Final = "_seg.png"
+
+
+def plan_ade20k_847(source: Path, split: str, classes_file: Path | None) -> Plan:
+    """Look a full ADE20K over; ``split`` is "train" or "val"."""
+    require_source(source)
+    if classes_file is None:
+        raise InputError(
+            "ADE20K-847 needs --classes-file: the 847 names of the benchmark, spelled as in the "
+            "data set ('building, edifice'); the data set itself has over 3,000 and no such list"
+        )
+    names = tuple(read_classes_file(classes_file))
+    indices = {name: index for index, name in enumerate(names)}
+    if len(indices) < len(names):
+        again = sorted({name for name in names if names.count(name) > 1})
+        raise InputError(f"{classes_file} has names twice: {listed(again)}")
+
+    def read(path: Path) -> LabelMap:
+        return _read(path, indices)
+
+    return Plan(
+        dataset="ade20k-847",
+        split=split,
+        names=names,
+        pairs=_pairs(source, PARTS[split]),
+        read=read,
+        origin=f"all images of {PARTS[split]}, names of {classes_file.name}",
+    )
+
+
+def _pairs(source: Path, part: str) -> tuple[Pair, ...]:
+    roots = [source, source / "ADE20K_2021_17_01"]
+    places = [root / "images" / "ADE" / part for root in roots]
+    labels: list[Path] = []
+    for place in places:
+        labels = labels or sorted(place.rglob(f"*{_SUFFIX}"))
+    if not labels:
+        shown = " or ".join(f"{place}/**/*{_SUFFIX}" for place in places)
+        raise InputError(f"label maps of the full ADE20K: looked for {shown}, and found none")
+    pairs = []
+    for path in labels:
+        stem = path.name.removesuffix(_SUFFIX)
+        pairs.append(Pair(stem=stem, image=path.with_name(f"{stem}.jpg"), labels=path))
+    for suffix in (".jpg", ".json"):
+        lacking = [p.stem for p in pairs if not p.image.with_suffix(suffix).is_file()]
+        if lacking:
+            raise InputError(f"NAME{suffix} missing beside NAME{_SUFFIX}: {listed(lacking)}")
+    if len({pair.stem for pair in pairs}) < len(pairs):
+        raise InputError(f"images of {part} have the same name in several folders")
+    return tuple(pairs)
+
+
+def _read(path: Path, indices: dict[str, int]) -> LabelMap:
+    numbers = _class_numbers(path)
+    objects = _object_names(path.with_name(path.name.removesuffix(_SUFFIX) + ".json"))
+    unnamed = sorted(set(np.unique(numbers).tolist()) - objects.keys() - {0})
+    if unnamed:
+        raise InputError(
+            f"{path} has the class numbers {unnamed[:10]}, which its .json does not name; expected "
+            "files of one image of ADE20K_2021_17_01"
+        )
+    classes = {number: indices.get(name, UNLABELLED) for number, name in objects.items()}
+    return remap(numbers, lookup(classes, unlabelled=[0]), path)
+
+
+def _class_numbers(path: Path) -> LabelMap:
+    try:
+        with Image.open(path, formats=["PNG"]) as image:
+            image.load()
+            mode, pixels = image.mode, np.array(image)
+    except Exception as error:  # decoders raise nearly anything for damaged files
+        raise ImageError(f"cannot read the label map {path}: {error}") from error
+    if mode not in ("RGB", "RGBA"):
+        raise ImageError(f"{path} has mode {mode}; the full ADE20K has the class in red and green")
+    wide = pixels.astype(np.uint16)
+    numbers: LabelMap = wide[:, :, 0] // 10 * 256 + wide[:, :, 1]
+    return numbers
+
+
+def _object_names(path: Path) -> dict[int, str]:
+    try:
+        # Free text in some files is not UTF-8; the names of classes are plain.
+        text = path.read_text(encoding="utf-8", errors="replace")
+        document: Any = json.loads(text, strict=False)
+        objects = document["annotation"]["object"]
+        names = {int(one["name_ndx"]): str(one["name"]).strip() for one in objects}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise InputError(
+            f"cannot read the objects of {path} ({type(error).__name__}: {error}); expected "
+            "annotation.object[] with name and name_ndx"
+        ) from error
+    wrong = [number for number in names if not 0 <= number < UNLABELLED]
+    if wrong:
+        raise InputError(f"{path} has the class number {wrong[0]}; expected 0 to {UNLABELLED - 1}")
+    return names

@@ -1,0 +1,67 @@
+"""COCO-Stuff 164k: 171 classes of pixel maps over COCO 2017.
+
+Layout: ``images/val2017/*.jpg`` (or ``val2017/*.jpg``) and the maps of
+stuffthingmaps_trainval2017.zip under ``annotations/``, ``stuffthingmaps/`` or beside the images,
+``val2017/*.png``. Pixels hold the COCO-Stuff id less one (0 to 181), 255 where nothing is labelled.
+Names: ``labels.txt`` of COCO-Stuff ("1: person"), in the source folder, or ``--classes-file``.
+"""
+
+from pathlib import Path
+from typing import Final
+
+from escnet_runtime.errors import InputError
+from escnet_runtime.pictures import read_label_png
+
+from .layout import class_names, find_file, find_folder, numbered_names, pair_up, require_source
+from .plan import LabelMap, Plan, lookup, remap
+
+__all__ = ["plan_coco_stuff"]
+
+_IDS: Final = 182
+#: Of the 91 ids of things, eleven were never annotated; 80 things and 91 kinds of stuff remain.
+_UNUSED: Final = frozenset({12, 26, 29, 30, 45, 66, 68, 69, 71, 83, 91})
+_USED: Final = tuple(number for number in range(1, _IDS + 1) if number not in _UNUSED)
+
+
+def plan_coco_stuff(source: Path, split: str, classes_file: Path | None) -> Plan:
+    """Look a COCO-Stuff folder over; ``split`` is "train" or "val"."""
+    require_source(source)
+    part = f"{split}2017"
+    tops = [source / "annotations", source / "stuffthingmaps", source]
+    labels = find_folder([top / part for top in tops], "label maps of COCO-Stuff", holding="*.png")
+    images = find_folder(
+        [source / "images" / part, source / part], "images of COCO", holding="*.jpg"
+    )
+    names_file = classes_file or find_file(
+        [source / "labels.txt", labels.parent / "labels.txt"],
+        "class names of COCO-Stuff",
+        hint="; it comes with COCO-Stuff, or give the 171 names with --classes-file",
+    )
+    names = class_names(names_file, len(_USED)) if classes_file else _own_names(names_file)
+    table = lookup(
+        {number - 1: index for index, number in enumerate(_USED)},
+        unlabelled=[255, *(number - 1 for number in _UNUSED)],
+    )
+
+    def read(path: Path) -> LabelMap:
+        return remap(read_label_png(path)[0], table, path)
+
+    stems = sorted(path.stem for path in labels.glob("*.png") if not path.name.startswith("."))
+    return Plan(
+        dataset="coco-stuff",
+        split=split,
+        names=names,
+        pairs=pair_up(stems, images, labels),
+        read=read,
+        origin=f"all label maps of {part}, names of {names_file.name}",
+    )
+
+
+def _own_names(path: Path) -> tuple[str, ...]:
+    names = numbered_names(path)
+    lacking = [number for number in _USED if number not in names]
+    if lacking:
+        raise InputError(
+            f"{path} has no name for {lacking[:10]}; expected lines NUMBER: NAME for 1 to {_IDS}"
+        )
+    return tuple(names[number] for number in _USED)

@@ -1,0 +1,80 @@
+"""PASCAL VOC 2012 segmentation: 20 classes, with the background not labelled or as class 21.
+
+Layout: ``VOCdevkit/VOC2012`` with ``JPEGImages``, ``SegmentationClass`` (palette PNG: 0 background,
+1 to 20 classes, 255 void) and ``ImageSets/Segmentation/val.txt``. Names: those of the lists
+``ImageSets/Main/NAME_val.txt``, whose alphabetical order is that of the numbers, or
+``--classes-file``.
+"""
+
+from pathlib import Path
+from typing import Final
+
+from escnet_runtime.errors import InputError
+from escnet_runtime.pictures import read_label_png
+
+from ..dataset import listed
+from .layout import class_names, find_file, find_folder, pair_up, read_list, require_source
+from .plan import UNLABELLED, LabelMap, Plan, lookup, remap
+
+__all__ = ["plan_voc_20", "plan_voc_20b", "voc_root"]
+
+_CLASSES: Final = 20
+_BACKGROUND: Final = "background"
+
+
+def plan_voc_20(source: Path, split: str, classes_file: Path | None) -> Plan:
+    """VOC-20: the background is not labelled; ``split`` is "train" or "val"."""
+    return _plan(source, split, classes_file, background=False)
+
+
+def plan_voc_20b(source: Path, split: str, classes_file: Path | None) -> Plan:
+    """VOC-20b: the background is the last class, 20."""
+    return _plan(source, split, classes_file, background=True)
+
+
+def voc_root(source: Path, year: str) -> Path:
+    """The folder ``VOC<year>`` at or below ``source``, known by its JPEGImages."""
+    require_source(source)
+    roots = [source / f"VOC{year}", source / "VOCdevkit" / f"VOC{year}", source]
+    images = [root / "JPEGImages" for root in roots]
+    return find_folder(images, f"images of PASCAL VOC {year}", holding="*.jpg").parent
+
+
+def _plan(source: Path, split: str, classes_file: Path | None, *, background: bool) -> Plan:
+    root = voc_root(source, "2012")
+    list_file = find_file(
+        [root / "ImageSets" / "Segmentation" / f"{split}.txt"], "images of the split"
+    )
+    labels = find_folder(
+        [root / "SegmentationClass"], "label maps of PASCAL VOC 2012", holding="*.png"
+    )
+    names = class_names(classes_file, _CLASSES) if classes_file else _own_names(root)
+    table = lookup(
+        {0: _CLASSES if background else UNLABELLED}
+        | {value: value - 1 for value in range(1, _CLASSES + 1)},
+        unlabelled=[255],
+    )
+
+    def read(path: Path) -> LabelMap:
+        return remap(read_label_png(path)[0], table, path)
+
+    origin = classes_file.name if classes_file else "ImageSets/Main"
+    return Plan(
+        dataset="pascal-voc-20b" if background else "pascal-voc-20",
+        split=split,
+        names=(*names, _BACKGROUND) if background else names,
+        pairs=pair_up(read_list(list_file), root / "JPEGImages", labels),
+        read=read,
+        origin=f"ImageSets/Segmentation/{list_file.name}, names of {origin}",
+    )
+
+
+def _own_names(root: Path) -> tuple[str, ...]:
+    folder = root / "ImageSets" / "Main"
+    names = sorted(path.name.removesuffix("_val.txt") for path in folder.glob("*_val.txt"))
+    if len(names) != _CLASSES:
+        raise InputError(
+            f"class names of PASCAL VOC: looked for {_CLASSES} lists {folder}/NAME_val.txt, found "
+            f"{len(names)} ({listed(names)}); or give the names with --classes-file"
+        )
+    return tuple(names)

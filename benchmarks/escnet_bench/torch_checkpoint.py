@@ -1,0 +1,133 @@
+"""A checkpoint behind the runtime's own pipeline: torch computes the graphs, in float32.
+
+Tokenizer, prompts, windows and what follows the logits are the very code a bundle runs through, so
+two figures differ by the graphs alone. Imported only when a checkpoint is evaluated.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+
+from escnet.config import EscNetConfig
+from escnet.model import EscNet
+from escnet.tokenizer import write_tokenizer
+from escnet.weights import LoadedCheckpoint, load_checkpoint
+from escnet_export.reference import TorchBackend
+from escnet_runtime import __version__
+from escnet_runtime.bundle import Bundle, sha256_file
+from escnet_runtime.manifest import (
+    Constants,
+    FileRef,
+    Golden,
+    Manifest,
+    ModelInfo,
+    Parity,
+    Postprocessing,
+    Precision,
+    Stage,
+    TokenizerRef,
+)
+from escnet_runtime.preprocess import Preprocessing
+from escnet_runtime.segmenter import Segmenter
+
+__all__ = ["checkpoint_segmenter"]
+
+_TOKENIZER = "tokenizer.json"
+_CHUNK = 16  # as in the bundles that escnet-export writes
+
+
+@contextmanager
+def checkpoint_segmenter(path: Path, *, chunk: int | None = None) -> Iterator[Segmenter]:
+    """A Segmenter whose graphs are those of a checkpoint, run by torch.
+
+    Runs on CUDA where torch finds it, else on the CPU. Embeddings are not cached: the key of the
+    cache knows graphs, not checkpoints.
+
+    Args:
+        path: a ``.safetensors`` of this project.
+        chunk: categories at a time; 16 by default, as in bundles.
+
+    Raises:
+        WeightsError: the checkpoint cannot be used.
+    """
+    loaded = load_checkpoint(path)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = loaded.model.eval().requires_grad_(False).to(device)
+    with TemporaryDirectory(prefix="escnet-eval-") as name:
+        bundle = Bundle(root=Path(name).resolve(), manifest=_manifest(loaded, path, Path(name)))
+        with Segmenter(bundle, TorchBackend(model), chunk=chunk, cache=None) as segmenter:
+            yield segmenter
+
+
+def _manifest(loaded: LoadedCheckpoint, path: Path, folder: Path) -> Manifest:
+    """What a bundle of this model would say of it; there are no graphs, only the checkpoint."""
+    model = loaded.model
+    context = model.config.clip.context_length
+    write_tokenizer(
+        folder / _TOKENIZER, vocab_size=model.config.clip.vocab_size, context_length=context
+    )
+    checkpoint = FileRef(file=path.name, sha256=sha256_file(path), bytes=path.stat().st_size)
+    stage = Stage(
+        file=checkpoint.file,
+        sha256=checkpoint.sha256,
+        bytes=checkpoint.bytes,
+        precision=Precision.FP32,
+        inputs=(),
+        outputs=(),
+    )
+    tokenizer = folder / _TOKENIZER
+    return Manifest(
+        model=_model_info(loaded),
+        precision=Precision.FP32,
+        constants=_constants(model.config),
+        stages={"text_encoder": stage},  # tells vocabularies of different models apart
+        tokenizer=TokenizerRef(
+            file=_TOKENIZER,
+            sha256=sha256_file(tokenizer),
+            bytes=tokenizer.stat().st_size,
+            context_length=context,
+        ),
+        golden=Golden(categories=(), files=()),
+        # With itself: this is the model that bundles are compared with.
+        parity=Parity(
+            passed=True,
+            gate="pixels",
+            allowed_failure=False,
+            pixel_agreement=1.0,
+            prompt_flips=0,
+            files=(),
+        ),
+        producer={"escnet": __version__, "torch": str(torch.__version__)},
+    )
+
+
+def _model_info(loaded: LoadedCheckpoint) -> ModelInfo:
+    model: EscNet = loaded.model
+    config = model.config
+    return ModelInfo(
+        name=config.name,
+        trained=loaded.trained,
+        weights=loaded.weights,
+        image_size=config.clip.image_size,
+        grid=(config.grid, config.grid),
+        logits=(config.logits, config.logits),
+        embed_dim=config.clip.embed_dim,
+        hidden_dim=config.fusion.hidden_dim,
+        sam_dim=config.sam.embed_dim,
+        blocks=config.blocks,
+    )
+
+
+def _constants(config: EscNetConfig) -> Constants:
+    return Constants(
+        ppg=config.ppg,
+        preprocessing=Preprocessing(
+            size=config.clip.image_size, mean=config.image_mean, std=config.image_std
+        ),
+        postprocessing=Postprocessing(resize="bilinear", align_corners=False, confidence="softmax"),
+        templates=config.templates,
+        chunk=_CHUNK,
+    )

@@ -1,0 +1,133 @@
+"""Dataset folders: what is read, and what is refused with which words."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from escnet_bench.dataset import Dataset
+from escnet_runtime.errors import InputError
+from tests.bench.folders import made_dataset, save_image, save_labels
+
+
+def test_pairs_come_in_order_and_are_read_one_at_a_time(tmp_path: Path) -> None:
+    root = made_dataset(tmp_path / "data", images=3)
+    dataset = Dataset.open(root)
+    assert dataset.names == ("sky", "tree, plant", "wall")
+    assert len(dataset) == 3
+    samples = iter(dataset)
+    (root / "images" / "photo2.jpg").write_bytes(b"broken after the folder was looked over")
+    first = next(samples)
+    assert first.name == "photo0"
+    assert first.image.shape == (24, 40, 3)
+    assert first.labels.shape == (24, 40)
+    assert np.unique(first.labels).tolist() == [0, 1, 2, 255]
+    assert next(samples).name == "photo1"
+    with pytest.raises(InputError, match=r"photo2\.jpg"):
+        next(samples)
+
+
+def test_formats_of_images_and_bits_of_labels_may_be_mixed(tmp_path: Path) -> None:
+    root = made_dataset(tmp_path)
+    save_image(root / "images" / "wide.PNG", 5, 9)
+    labels = np.full((5, 9), 65_535, np.uint16)
+    labels[0, 0] = 2
+    save_labels(root / "labels" / "wide.png", labels)
+    palette = Image.fromarray(np.ones((5, 9), np.uint8)).convert("P")
+    save_image(root / "images" / "palette.webp", 5, 9)
+    palette.save(root / "labels" / "palette.png", bits=2)
+    (root / "images" / "._photo0.jpg").write_bytes(b"left by another system")
+    (root / "images" / "notes.txt").write_text("no image", encoding="utf-8")
+    samples = {sample.name: sample for sample in Dataset.open(root)}
+    assert sorted(samples) == ["palette", "photo0", "photo1", "wide"]
+    assert samples["wide"].labels.dtype == np.uint16
+    assert samples["wide"].labels[0].tolist() == [2, *[65_535] * 8]
+    assert samples["palette"].labels.max() == samples["palette"].labels.min()
+
+
+def _without(name: str) -> Callable[[Path], None]:
+    def remove(root: Path) -> None:
+        path = root / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    return remove
+
+
+def _empty(name: str) -> Callable[[Path], None]:
+    def empty(root: Path) -> None:
+        for path in (root / name).iterdir():
+            path.unlink()
+
+    return empty
+
+
+def _lonely_images(root: Path) -> None:
+    for index in range(12):
+        save_image(root / "images" / f"alone{index:02}.png", 2, 2)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (shutil.rmtree, "no such folder"),
+        (_without("images"), r"looked for .*images, which is not there"),
+        (_without("labels"), r"looked for .*labels, which is not there"),
+        (_without("classes.json"), r"looked for .*classes\.json, which is not there"),
+        (_empty("images"), "found 0 images and 2 label maps"),
+        (_empty("labels"), "found 2 images and 0 label maps"),
+        (_without("labels/photo1.png"), r"images of .* without a label map .*: photo1\.jpg"),
+        (_without("images/photo1.jpg"), r"label maps of .* without an image in .*: photo1\.png"),
+        (_lonely_images, r"alone00\.png, .*alone09\.png and 2 more"),
+        (
+            lambda root: save_image(root / "images" / "photo0.png", 24, 40),
+            r"several files of one name: photo0\.jpg, photo0\.png",
+        ),
+        (
+            lambda root: (root / "classes.json").write_text("{}", encoding="utf-8"),
+            r"classes\.json.*expected a JSON list",
+        ),
+        (
+            lambda root: (root / "classes.json").write_text("[]", encoding="utf-8"),
+            r"classes\.json.*no category",
+        ),
+    ],
+)
+def test_folders_that_are_no_dataset_are_refused(
+    damage: Callable[[Path], object], message: str, tmp_path: Path
+) -> None:
+    root = made_dataset(tmp_path / "data")
+    damage(root)
+    with pytest.raises(InputError, match=message) as caught:
+        Dataset.open(root)
+    assert str(root) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (np.full((32, 40), 3, np.uint8), r"photo1\.png has the label 3; expected 0 to 2.*or 255"),
+        (np.full((32, 40), 255, np.uint16), r"the label 255; expected 0 to 2.*or 65535"),
+        (np.zeros((32, 40, 3), np.uint8), r"photo1\.png has mode RGB"),
+        (np.zeros((40, 32), np.uint8), r"photo1\.png has 32×40 pixels and its image 40×32"),
+    ],
+)
+def test_labels_that_do_not_fit_name_their_file(
+    labels: np.ndarray[tuple[int, ...], np.dtype[np.uint8]], message: str, tmp_path: Path
+) -> None:
+    root = made_dataset(tmp_path / "data")
+    save_labels(root / "labels" / "photo1.png", labels)
+    samples = iter(Dataset.open(root))
+    next(samples)
+    with pytest.raises(InputError, match=message):
+        next(samples)
+
+
+def test_a_damaged_label_map_names_its_file(tmp_path: Path) -> None:
+    root = made_dataset(tmp_path / "data")
+    path = root / "labels" / "photo0.png"
+    path.write_bytes(path.read_bytes()[:60])
+    with pytest.raises(InputError, match=r"photo0\.png"):
+        list(Dataset.open(root))

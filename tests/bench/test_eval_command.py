@@ -1,0 +1,216 @@
+"""``escnet-eval``: the figures of bundles and checkpoints, options and exit codes."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from escnet.build import build_model
+from escnet.presets import preset
+from escnet.weights import save_checkpoint
+from escnet_bench.dataset import Dataset
+from escnet_bench.eval_command import main
+from escnet_bench.evaluate import class_keys, evaluate
+from escnet_bench.torch_checkpoint import checkpoint_segmenter
+from escnet_runtime.bundle import Bundle
+from escnet_runtime.segmenter import Segmenter
+from tests.bench.folders import made_dataset, save_labels
+from tests.shared import shared_data
+
+_WITHOUT_TORCH = """
+import sys
+sys.modules["torch"] = None
+from escnet_bench.eval_command import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The weights of ``tiny_bundle``, as a checkpoint."""
+    path = tmp_path_factory.mktemp("checkpoints") / "tiny.safetensors"
+    save_checkpoint(build_model(preset("tiny")), path, trained=False, weights="seeded random")
+    return path
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Path:
+    return made_dataset(tmp_path / "data")
+
+
+def run_json(capsys: pytest.CaptureFixture[str], *words: str | Path) -> tuple[int, Any]:
+    """Exit code and the one JSON object on standard output."""
+    code = main([*map(str, words), "--json"])
+    return code, json.loads(capsys.readouterr().out)
+
+
+def without_torch(*words: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", _WITHOUT_TORCH, *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+
+
+def test_a_bundle_is_evaluated_without_torch(tiny_bundle: Path, dataset: Path) -> None:
+    done = without_torch(tiny_bundle, dataset, "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["images"] == 2
+    assert list(found["per_class"]) == ["sky", "tree, plant", "wall"]
+    there = [value for value in found["per_class"].values() if value is not None]
+    assert found["miou"] == pytest.approx(sum(there) / len(there))
+    assert 0 <= found["pixel_accuracy"] <= 1
+    assert found["pixels"] == 40 * (23 + 31)
+    assert (found["model"], found["precision"], found["kind"]) == ("tiny", "fp16", "bundle")
+    assert "untrained" in found["note"]
+    assert found["conditions"]["bundle"]["model"] == "tiny"
+
+
+def test_a_checkpoint_without_torch_names_what_to_install(checkpoint: Path, dataset: Path) -> None:
+    done = without_torch(checkpoint, dataset)
+    assert done.returncode == 1
+    assert "escnet-bench[torch]" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_figures_are_those_of_the_label_maps(tiny_bundle: Path, dataset: Path) -> None:
+    """Labels that are what the model predicts are right everywhere; shifted by one, nowhere."""
+    names = Dataset.open(dataset).names
+    with Segmenter(tiny_bundle) as segmenter:
+        vocabulary = segmenter.vocabulary(names)
+        for shift, expected in ((0, 1.0), (1, 0.0)):
+            for image, labels in Dataset.open(dataset).pairs:
+                predicted = segmenter(image, vocabulary).labels
+                save_labels(labels, (predicted + shift).astype(np.uint8) % 3)
+            scores = evaluate(segmenter, Dataset.open(dataset)).scores
+            assert (scores.miou, scores.pixel_accuracy) == (expected, expected)
+
+
+def test_checkpoint_and_bundle_give_the_same_figures(
+    capsys: pytest.CaptureFixture[str], tiny_bundle: Path, checkpoint: Path, dataset: Path
+) -> None:
+    """The bundle is fp16 and the weights are random, whose near-ties rounding may decide."""
+    for window in ("none", "sliding"):
+        words = (dataset, "--window", window)
+        code, torch_found = run_json(capsys, checkpoint, *words)
+        assert code == 0
+        code, bundle_found = run_json(capsys, tiny_bundle, *words)
+        assert code == 0
+        assert torch_found["precision"] == "fp32"
+        assert torch_found["kind"] == "checkpoint"
+        assert torch_found["backend"].startswith("torch")
+        assert torch_found["window"] == bundle_found["window"] == window
+        for key in ("miou", "pixel_accuracy"):
+            assert torch_found[key] == pytest.approx(bundle_found[key], abs=0.02)
+        for key in ("images", "pixels", "categories", "chunk", "note", "classes_in_ground_truth"):
+            assert torch_found[key] == bundle_found[key]
+
+
+def test_a_checkpoint_is_processed_with_the_constants_of_its_bundle(
+    tiny_bundle: Path, checkpoint: Path
+) -> None:
+    manifest = Bundle.open(tiny_bundle).manifest
+    with checkpoint_segmenter(checkpoint) as segmenter:
+        own = segmenter.bundle.manifest
+        folder = segmenter.bundle.root
+        assert own.constants == manifest.constants
+        assert own.tokenizer == manifest.tokenizer
+        assert own.model.logits == manifest.model.logits
+        assert segmenter.chunk == manifest.constants.chunk
+    assert not folder.exists()
+
+
+def test_the_chunk_does_not_change_the_figures(
+    capsys: pytest.CaptureFixture[str], tiny_bundle: Path, dataset: Path
+) -> None:
+    words = (tiny_bundle, dataset, "--limit", "1", "--chunk")
+    found = [run_json(capsys, *words, chunk)[1] for chunk in ("1", "3")]
+    assert found[0]["images"] == 1
+    assert found[0]["miou"] == pytest.approx(found[1]["miou"], abs=0.02)
+
+
+def test_people_get_a_table(
+    capsys: pytest.CaptureFixture[str], tiny_bundle: Path, dataset: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "out" / "figures.json"
+    assert main([str(tiny_bundle), str(dataset), "--output", str(output)]) == 0
+    out = capsys.readouterr().out
+    for words in ("IoU by class", "tree, plant", "mIoU", "pixel accuracy", "untrained weights"):
+        assert words in out
+    text = output.read_text(encoding="utf-8")
+    assert json.loads(text)["images"] == 2
+    assert str(tmp_path) not in text  # results are published
+
+
+def test_other_names_may_be_asked_for(
+    capsys: pytest.CaptureFixture[str], tiny_bundle: Path, dataset: Path, tmp_path: Path
+) -> None:
+    names = tmp_path / "names.txt"
+    names.write_text("blue sky\nbush\nbrick wall\nbackdrop\ncurtain\n", encoding="utf-8")
+    words = (tiny_bundle, dataset, "--classes-file", names)
+    code, document = run_json(capsys, *words)
+    assert code == 2
+    assert "got 5 categories for a dataset of 3 classes" in document["error"]["message"]
+    assert "--merge-extra" in document["error"]["message"]
+    code, document = run_json(capsys, *words, "--merge-extra")
+    assert code == 0
+    assert document["categories"] == 5
+    assert list(document["per_class"]) == ["sky", "tree, plant", "wall"]
+
+
+def test_an_image_that_cannot_be_read_is_an_error(
+    capsys: pytest.CaptureFixture[str], tiny_bundle: Path, dataset: Path
+) -> None:
+    (dataset / "images" / "photo1.jpg").write_bytes(b"no picture")
+    code, document = run_json(capsys, tiny_bundle, dataset)
+    assert code == 2
+    assert "photo1.jpg" in document["error"]["message"]
+    assert "miou" not in document
+    assert run_json(capsys, tiny_bundle, dataset, "--limit", "1")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["{bundle}"], "DATASET"),
+        (["no-such-model", "{data}"], "neither a bundle"),
+        (["{data}/classes.json", "{data}"], "neither a bundle"),
+        (["{data}", "{data}"], "it holds no bundle.json"),
+        (["{bundle}", "no-such-dataset"], "there is no dataset at no-such-dataset"),
+        (["{bundle}", "{data}", "--limit", "0"], "--limit is 0"),
+        (["{bundle}", "{data}", "--chunk", "0"], "chunk is 0"),
+        (["{bundle}", "{data}", "--merge-extra"], "--classes-file"),
+        (["{bundle}", "{data}", "--window", "round"], "invalid choice"),
+        (["{bundle}", "{data}", "--backend", "torch"], "is a bundle"),
+        (["{checkpoint}", "{data}", "--backend", "onnxruntime"], "is a checkpoint"),
+        (["{bundle}", "{data}", "--classes-file", "{data}"], "Cannot read the categories"),
+    ],
+)
+def test_wrong_usage_exits_2_and_says_why(
+    words: list[str],
+    message: str,
+    tiny_bundle: Path,
+    checkpoint: Path,
+    dataset: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    places = {"bundle": tiny_bundle, "data": dataset, "checkpoint": checkpoint}
+    code, document = run_json(capsys, *[word.format(**places) for word in words])
+    assert code == 2
+    assert message in document["error"]["message"]
+
+
+def test_classes_of_one_name_keep_their_own_figures() -> None:
+    assert class_keys(["a", "b", "a"]) == ["a", "b", "a (class 2)"]
+
+
+def test_real_photographs(capsys: pytest.CaptureFixture[str], tiny_bundle: Path) -> None:
+    data = shared_data()
+    if data is None or not (data / "coco_photos").is_dir():
+        pytest.skip("no labelled photographs beside this checkout")
+    code, found = run_json(capsys, tiny_bundle, data / "coco_photos", "--limit", "2")
+    assert code == 0
+    assert found["images"] == 2
+    assert found["categories"] == len(found["per_class"]) == 80

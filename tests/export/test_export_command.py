@@ -1,0 +1,210 @@
+"""``escnet-export`` from the outside: what it says, its exit codes, and what Ctrl-C leaves."""
+
+import errno
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from escnet.model import EscNet
+from escnet.weights import save_checkpoint
+from escnet_export import ExportReport
+from escnet_export.command import main
+from escnet_runtime.bundle import Bundle
+
+Run = Callable[..., tuple[int, dict[str, Any]]]
+
+
+@pytest.fixture(scope="session")
+def checkpoint(mini: EscNet, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of the small model."""
+    path = tmp_path_factory.mktemp("checkpoint") / "mini.safetensors"
+    save_checkpoint(mini, path, trained=False, weights="made for a test")
+    return path
+
+
+@pytest.fixture
+def run(
+    checkpoint: Path, quick_export: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> Run:
+    """Exports the checkpoint to ``tmp_path/bundle`` with ``--json``: exit code and the object."""
+
+    def command(*options: str) -> tuple[int, dict[str, Any]]:
+        given = ["--checkpoint", str(checkpoint), "--output", str(tmp_path / "bundle")]
+        numbers = ["--precision", "fp32", "--check-categories", "2"]
+        code = main([*given, *numbers, "--json", *options])
+        return code, json.loads(capsys.readouterr().out)
+
+    return command
+
+
+def test_the_result_in_json(run: Run, tmp_path: Path) -> None:
+    code, result = run()
+    assert code == 0
+    assert result.keys() >= {"bundle", "precision", "seconds", "parity"}
+    assert (result["bundle"], result["precision"]) == (str(tmp_path / "bundle"), "fp32")
+    assert result["seconds"] > 0
+    parity = result["parity"]
+    assert parity["passed"] is True
+    assert 0 <= parity["pixel_agreement"] <= 1
+    assert isinstance(parity["prompt_flips"], int)
+    assert parity["kept_in_fp32"] == []
+    manifest = Bundle.open(tmp_path / "bundle", check="hashes").manifest
+    assert parity["stages"].keys() == manifest.stages.keys()
+    assert all(error.keys() == {"relative_l2", "cosine"} for error in parity["stages"].values())
+    assert manifest.model.weights == "made for a test"
+
+
+def test_the_result_for_people(
+    checkpoint: Path, quick_export: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--checkpoint", str(checkpoint), "--output", str(tmp_path / "bundle")]
+    options = ["--precision", "fp32", "--check-categories", "2", "--quiet"]
+    assert main([*arguments, *options]) == 0
+    shown = capsys.readouterr().out
+    assert "parity passed" in shown
+    assert "weights are untrained, so stages are the gate" in shown
+    assert "prompts flipped" in shown
+
+
+def test_a_missed_budget_exits_1_and_leaves_nothing(run: Run, tmp_path: Path) -> None:
+    code, result = run("--max-stage-l2", "0")
+    assert code == 1
+    assert result["error"]["type"] == "ParityError"
+    assert "--allow-parity-failure" in result["error"]["message"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_missed_budget_may_be_allowed(run: Run, tmp_path: Path) -> None:
+    code, result = run("--max-stage-l2", "0", "--allow-parity-failure")
+    assert code == 0
+    assert result["parity"]["passed"] is False
+    assert Bundle.open(tmp_path / "bundle").manifest.parity.allowed_failure
+
+
+def test_parity_on_a_folder_of_pictures(run: Run, tmp_path: Path) -> None:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    random = np.random.Generator(np.random.PCG64(1))
+    for name, size in (("a.png", (30, 40)), ("b.jpg", (50, 20)), ("c.png", (9, 9))):
+        Image.fromarray(random.integers(0, 256, (*size, 3), dtype=np.uint8)).save(folder / name)
+    code, result = run("--images", str(folder), "--limit", "2")
+    assert code == 0
+    assert result["parity"]["images"] == 2
+
+
+def test_a_full_disk_is_said_and_leaves_nothing(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> NoReturn:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("escnet_export.bundle.write_golden", full)
+    code, result = run()
+    assert code == 1
+    assert "the disk is full" in result["error"]["message"]
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--min-pixel-agreement", "1.5"], "--min-pixel-agreement is 1.5"),
+        (["--min-pixel-agreement", "nan"], "--min-pixel-agreement is nan"),
+        (["--max-stage-l2", "-1"], "--max-stage-l2 is -1.0"),
+        (["--max-stage-l2", "nan"], "--max-stage-l2 is nan"),
+        (["--check-categories", "2", "0"], "--check-categories has 0"),
+        (["--check-categories", "100000"], "--check-categories has 100000"),
+        (["--images", "nowhere"], "nowhere"),
+        (["--images", ".", "--limit", "0"], "--limit is 0"),
+        (["--precision", "fp8"], "fp8"),
+        (["--clip", "some-tag"], "go with --preset"),
+        (["--seed", "1"], "go with --preset"),
+        (["--preset", "tiny"], "not allowed with"),
+        (["--unknown"], "--unknown"),
+    ],
+)
+def test_wrong_usage_exits_2_before_any_work(
+    options: list[str], message: str, run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("escnet_export.command.export_bundle", _must_not_run)
+    monkeypatch.chdir(tmp_path)
+    code, result = run(*options)
+    assert code == 2
+    assert message in result["error"]["message"]
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_an_output_that_cannot_be_replaced_exits_2_before_the_model_is_loaded(
+    kind: str, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("escnet_export.command.load_checkpoint", _must_not_run)
+    target = tmp_path / "bundle"
+    if kind == "file":
+        target.write_text("mine")
+    else:
+        target.mkdir()
+        (target / "mine").write_text("mine")
+    code, result = run()
+    assert code == 2
+    assert result["error"]["type"] == "InputError"
+    assert str(target) in result["error"]["message"]
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_missing_checkpoint_exits_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    missing = tmp_path / "missing.safetensors"
+    assert main(["--checkpoint", str(missing), "--output", str(tmp_path / "bundle")]) == 2
+    assert "missing.safetensors" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals are POSIX")
+def test_ctrl_c_leaves_the_old_bundle_and_exits_130(
+    mini_report: ExportReport, tmp_path: Path
+) -> None:
+    target = Path(shutil.copytree(mini_report.bundle, tmp_path / "place" / "bundle"))
+    before = (target / "bundle.json").read_bytes()
+    command = [sys.executable, "-m", "escnet_export", "--preset", "tiny", "--json"]
+    process = subprocess.Popen(
+        [*command, "--output", str(target)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        _wait_for(lambda: bool(list(target.parent.glob(".bundle.tmp-*/graphs"))), process)
+        time.sleep(0.5)  # into torch's exporter
+        process.send_signal(signal.SIGINT)
+        output, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130, errors
+    assert json.loads(output)["error"]["type"] == "KeyboardInterrupt"
+    assert list(target.parent.iterdir()) == [target]
+    assert (target / "bundle.json").read_bytes() == before
+    Bundle.open(target, check="hashes")
+
+
+def _wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    until = time.monotonic() + 120
+    while not condition():
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
+def _must_not_run(*_: object, **__: object) -> NoReturn:
+    pytest.fail("work was begun")
