@@ -225,17 +225,19 @@ class Segmenter:
             reference = self.bundle.manifest.tokenizer
             path = self.bundle.file(reference.file)
             self._tokenizer = Tokenizer.open(path, reference.context_length)
-        # Texts of like length together: a batch is as long as its longest text.
-        tokens = {text: self._tokenizer.encode([text], cleaned=True)[0] for text in texts}
-        ordered = sorted(texts, key=lambda text: len(tokens[text]))
+        # Texts of one length together, without padding: what a text's embedding is, to the last
+        # bit, must not depend on the texts that happen to be encoded with it.
+        by_length: dict[int, list[tuple[str, npt.NDArray[np.int32]]]] = {}
+        for text in texts:
+            ids = self._tokenizer.encode([text], cleaned=True)[0]
+            by_length.setdefault(len(ids), []).append((text, ids))
         encoded: dict[str, npt.NDArray[np.float32]] = {}
         try:
-            for start in range(0, len(ordered), _TEXT_BATCH):
-                batch = ordered[start : start + _TEXT_BATCH]
-                ids = np.zeros((len(batch), len(tokens[batch[-1]])), np.int32)
-                for row, text in enumerate(batch):
-                    ids[row, : len(tokens[text])] = tokens[text]
-                encoded.update(zip(batch, self.pipeline.encode_text(ids), strict=True))
+            for entries in by_length.values():
+                for start in range(0, len(entries), _TEXT_BATCH):
+                    batch = entries[start : start + _TEXT_BATCH]
+                    embeddings = self.pipeline.encode_text(np.stack([ids for _, ids in batch]))
+                    encoded.update(zip((text for text, _ in batch), embeddings, strict=True))
         finally:
             self._backend.release("text_encoder")
         return encoded

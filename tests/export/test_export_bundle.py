@@ -156,7 +156,7 @@ def test_a_graph_that_gives_nan_is_refused_or_said_in_json(
     def broken(self: OnnxRuntimeBackend, graph: str, inputs: Any) -> dict[str, Any]:
         out = run(self, graph, inputs)
         if graph == "esc1_fuse" and len(self._graphs) > 1:  # not when the graph is checked alone
-            out["guidance"] = np.full(out["guidance"].shape(), np.nan, np.float32)
+            out["guidance"] = np.full(out["guidance"].shape, np.nan, np.float32)
         return out
 
     monkeypatch.setattr(OnnxRuntimeBackend, "run", broken)

@@ -399,9 +399,9 @@ def encoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def test_texts_are_encoded_once(tiny_bundle: Path, tmp_path: Path, encoded: list[int]) -> None:
     with Segmenter(tiny_bundle, cache=tmp_path) as first:
         made = first.vocabulary(NAMES)
-        assert encoded == [len(NAMES)]
+        assert sum(encoded) == len(NAMES)
         again = first.vocabulary([*reversed(NAMES), "cow"])
-        assert encoded == [len(NAMES), 1]  # the new one alone
+        assert sum(encoded) == len(NAMES) + 1  # the new one alone
     with Segmenter(tiny_bundle, cache=tmp_path) as second:
         other = second.vocabulary(NAMES)
     assert sum(encoded) == len(NAMES) + 1
@@ -413,7 +413,7 @@ def test_no_cache_means_none(tiny_bundle: Path, tmp_path: Path, encoded: list[in
     with Segmenter(tiny_bundle, cache=None) as made:
         made.vocabulary(NAMES)
         made.vocabulary(NAMES)
-    assert encoded == [len(NAMES)] * 2
+    assert sum(encoded) == 2 * len(NAMES)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -436,7 +436,7 @@ def test_a_cache_of_another_model_is_not_used(
     _retouch(bundle_copy, manifest.stages["text_encoder"].file)
     with Segmenter(bundle_copy, cache=cache) as other:
         other.vocabulary(NAMES)
-    assert encoded == [len(NAMES)] * 2
+    assert sum(encoded) == 2 * len(NAMES)
 
 
 def test_two_processes_share_a_cache(tiny_bundle: Path, tmp_path: Path) -> None:
@@ -591,3 +591,12 @@ def _retouch(bundle: Path, file: str) -> None:
     stage = dataclasses.replace(manifest.stages[name], bytes=size, sha256=digest)
     changed = dataclasses.replace(manifest, stages={**manifest.stages, name: stage})
     (bundle / "bundle.json").write_text(changed.to_json(), encoding="utf-8")
+
+
+def test_an_embedding_does_not_depend_on_what_is_encoded_with_it(tiny_bundle: Path) -> None:
+    names = ["cat", "dog", "a very long name of a thing", "tv", "sofa, couch", "物"]
+    with Segmenter(tiny_bundle, cache=None) as segmenter:
+        together = segmenter.vocabulary(names).embeddings
+        for name, embedding in zip(names, together, strict=True):
+            alone = segmenter.vocabulary([name]).embeddings[0]
+            assert np.array_equal(alone, embedding), name

@@ -20,6 +20,7 @@ __all__ = ["OnnxRuntimeBackend"]
 
 _LOG = logging.getLogger("escnet_runtime")
 _PROVIDERS: Final = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+_NUMPY_TYPES: Final = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 _QUIET: Final = 3  # errors only: ONNX Runtime's warnings are for its developers
 _environment = threading.Lock()
 _shared = False
@@ -63,11 +64,13 @@ class OnnxRuntimeBackend:
         return f"ONNX Runtime {ort.__version__} on {self._provider.upper()}"
 
     def run(self, graph: str, inputs: Mapping[str, Tensor | Array]) -> dict[str, Tensor]:
-        """See :class:`Backend`."""
+        """See :class:`Backend`. On the CPU, tensors are NumPy arrays; else ONNX Runtime's own."""
         session = self._session(graph)
         outputs = [output.name for output in session.get_outputs()]
         feeds = {name: _value(value) for name, value in inputs.items()}
         try:
+            if self._provider == "cpu":
+                return _run_into_arrays(session, feeds)
             results = session.run_with_ort_values(outputs, feeds)
         except Exception as error:  # ONNX Runtime's errors share no base below Exception
             raise BackendError(f"graph {graph!r} failed in ONNX Runtime: {error}") from error
@@ -114,6 +117,34 @@ def _value(value: Any) -> ort.OrtValue:
     if isinstance(value, np.ndarray):
         return ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(value))
     return value
+
+
+def _run_into_arrays(
+    session: ort.InferenceSession, feeds: Mapping[str, ort.OrtValue]
+) -> dict[str, Tensor]:
+    """Run with outputs in arrays of our own.
+
+    The arena that the sessions share is then left to what lives inside a graph. With outputs in it,
+    which live on between graphs and lie among what does not, it breaks up: at 847 categories of
+    vit-b-16 it took 640 MB for 250 MB of outputs.
+    """
+    axes = {
+        axis: size
+        for port in session.get_inputs()
+        for axis, size in zip(port.shape, feeds[port.name].shape(), strict=True)
+    }
+    arrays = {}
+    binding = session.io_binding()
+    for name, value in feeds.items():
+        binding.bind_ortvalue_input(name, value)
+    for port in session.get_outputs():
+        shape = [axes.get(axis, axis) for axis in port.shape]
+        arrays[port.name] = np.empty(shape, _NUMPY_TYPES[port.type])
+        binding.bind_ortvalue_output(
+            port.name, ort.OrtValue.ortvalue_from_numpy(arrays[port.name])
+        )
+    session.run_with_iobinding(binding)
+    return arrays
 
 
 def _options() -> ort.SessionOptions:
