@@ -600,3 +600,24 @@ def test_an_embedding_does_not_depend_on_what_is_encoded_with_it(tiny_bundle: Pa
         for name, embedding in zip(names, together, strict=True):
             alone = segmenter.vocabulary([name]).embeddings[0]
             assert np.array_equal(alone, embedding), name
+
+
+def test_sessions_of_others_in_the_same_process_still_work(tiny_bundle: Path) -> None:
+    program = (
+        "import sys, onnxruntime as ort\n"
+        "from escnet_runtime import Segmenter\n"
+        "with Segmenter(sys.argv[1], cache=None) as segmenter:\n"
+        "    segmenter.vocabulary(['sky'])\n"
+        "    ort.InferenceSession(sys.argv[2], providers=['CPUExecutionProvider'])\n"
+    )
+    graph = tiny_bundle / "graphs" / "correlation.onnx"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tiny_bundle), str(graph)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

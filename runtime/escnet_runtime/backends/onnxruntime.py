@@ -1,7 +1,9 @@
 """ONNX Runtime. On the CPU here; the CUDA provider is chosen by name and never silently replaced.
 
-All sessions of a process share one thread pool and one memory arena: a bundle is some twenty graphs
-that run one after the other, and a pool and an arena each would hold twenty times the memory.
+All our sessions of a process share one memory arena: a bundle is some twenty graphs that run one
+after the other, and an arena each would hold twenty times the memory. Threads are each session's
+own: a pool for all would have to be the process's, and then ONNX Runtime refuses every session that
+somebody else makes with a pool of its own.
 """
 
 import logging
@@ -150,17 +152,18 @@ def _run_into_arrays(
 def _options() -> ort.SessionOptions:
     options = ort.SessionOptions()
     options.log_severity_level = _QUIET
+    # Threads of one graph must not spin while the next one computes.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     if _shared:
-        options.use_per_session_threads = False
         options.add_session_config_entry("session.use_env_allocators", "1")
     return options
 
 
 def _share_environment() -> None:
-    """Create the process-wide thread pool and arena, once.
+    """Register the arena that our sessions share, once a process.
 
-    A process that made sessions of its own before us has an environment already; then ONNX
-    Runtime refuses, our sessions get pools and arenas of their own, and a log line says so.
+    If ONNX Runtime refuses, because somebody else has registered one, sessions get arenas of their
+    own, and a log line says so. Sessions of others do not use it.
     """
     # ONNX Runtime's environment is global to the process, and so is the knowledge of it.
     global _shared  # noqa: PLW0603
@@ -168,14 +171,13 @@ def _share_environment() -> None:
         if _shared:
             return
         try:
-            ort.set_global_thread_pool_sizes(0, 1)
             memory = ort.OrtMemoryInfo(
                 "Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT
             )
             # Extend by what is asked for, not by the next power of two.
             ort.create_and_register_allocator(memory, ort.OrtArenaCfg({"arena_extend_strategy": 1}))
         except Exception as error:
-            _LOG.info("ONNX Runtime's sessions do not share threads and memory: %s", error)
+            _LOG.info("ONNX Runtime's sessions do not share memory: %s", error)
         else:
             _shared = True
 
