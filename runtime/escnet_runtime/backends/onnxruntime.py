@@ -142,9 +142,7 @@ def _run_into_arrays(
     for port in session.get_outputs():
         shape = [axes.get(axis, axis) for axis in port.shape]
         arrays[port.name] = np.empty(shape, _NUMPY_TYPES[port.type])
-        binding.bind_ortvalue_output(
-            port.name, ort.OrtValue.ortvalue_from_numpy(arrays[port.name])
-        )
+        binding.bind_ortvalue_output(port.name, ort.OrtValue.ortvalue_from_numpy(arrays[port.name]))
     session.run_with_iobinding(binding)
     return arrays
 
