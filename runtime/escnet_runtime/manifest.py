@@ -105,7 +105,7 @@ class Postprocessing:
     """Resize of the logits to the image, and what confidence means."""
 
     resize: Literal["bilinear"]
-    align_corners: bool
+    align_corners: Literal[False]
     confidence: Literal["softmax"]
 
 

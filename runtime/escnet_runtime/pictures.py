@@ -23,6 +23,7 @@ __all__ = [
     "areas",
     "check_labels",
     "draw_overlay",
+    "is_own_picture",
     "label_image",
     "read_label_png",
     "save_label_png",
@@ -32,6 +33,7 @@ __all__ = [
 Labels = NDArray[np.uint8] | NDArray[np.uint16]
 
 CLASSES_KEY = "escnet:classes"
+PICTURE_KEY = "escnet:picture"
 
 _SMALLEST_SIDE = 320  # a picture whose longer side is shorter is enlarged for the legend's sake
 _FONT_SIZES = (14, 64)  # px; between them it grows with the picture
@@ -346,6 +348,22 @@ def save_picture(image: Image.Image, path: str | os.PathLike[str]) -> None:
         raise InputError(f"cannot write {target}: the suffix is no image format, use .png or .jpg")
     try:
         with atomic_file(target) as temporary:
-            image.save(temporary, form)
+            if form == "PNG":
+                mark = PngImagePlugin.PngInfo()
+                mark.add_itxt(PICTURE_KEY, "overlay")
+                image.save(temporary, form, pnginfo=mark)
+            else:
+                image.save(temporary, form)
     except (OSError, ValueError) as error:  # a full disk, or a size the format does not have
         raise InputError(f"cannot write {target}: {error}") from error
+
+
+def is_own_picture(path: Path) -> bool:
+    """Whether a file is a PNG of `save_label_png` or `save_picture`; reads its head only."""
+    if path.suffix.lower() != ".png":
+        return False
+    try:
+        with Image.open(path, formats=["PNG"]) as image:
+            return CLASSES_KEY in image.info or PICTURE_KEY in image.info
+    except Exception:  # a damaged file is not ours to judge: reading it reports it
+        return False

@@ -47,8 +47,9 @@ class Segmenter:
         bundle: the bundle's folder, or one that is open already.
         backend: one of :data:`escnet_runtime.backends.BACKENDS`; "auto" logs what it chose. Or a
             backend of your own for the graphs of this model; it is closed with the Segmenter.
-        chunk: categories worked on at a time; bounds the memory and does not change the label
-            map. The bundle's own value by default.
+        chunk: categories worked on at a time; bounds the memory. The result is that of one big
+            batch up to rounding, which decides nothing but near-ties. The bundle's own value by
+            default.
         cache: folder of the cache of text embeddings; None for none. By default
             ``$ESCNET_CACHE`` or the user's cache folder.
 
@@ -276,6 +277,6 @@ class Segmenter:
 
 
 def _positive(name: str, value: int) -> int:
-    if value < 1:
-        raise InputError(f"{name} is {value}, expected at least 1")
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise InputError(f"{name} is {value!r}, expected a whole number of at least 1")
     return value

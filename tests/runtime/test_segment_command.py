@@ -241,3 +241,25 @@ def test_the_public_face() -> None:
     assert all(hasattr(escnet_runtime, name) for name in escnet_runtime.__all__)
     program = "import sys, escnet_runtime; sys.exit('onnxruntime' in sys.modules)"
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+
+
+def test_a_folder_that_is_also_the_output_does_not_feed_itself(
+    tiny_bundle: Path, tmp_path: Path, capsys: Captured
+) -> None:
+    Image.new("RGB", (40, 30), "teal").save(tmp_path / "photo.png")
+    words = [str(tiny_bundle), str(tmp_path), "--classes", "cat, sofa", "--output", str(tmp_path)]
+    for _ in range(2):
+        assert main([*words, "--json"]) == 0
+        assert [Path(e["path"]).name for e in answer(capsys)["images"]] == ["photo.png"]
+    written = ["photo.png", "photo_labels.png", "photo_overlay.png"]
+    assert sorted(os.listdir(tmp_path)) == written
+    # Named outright, a picture of ours is an image like any other.
+    outright = str(tmp_path / "photo_overlay.png")
+    words = [str(tiny_bundle), outright, "--classes", "cat", "--output", str(tmp_path / "again")]
+    assert main([*words, "--json"]) == 0
+    assert len(answer(capsys)["images"]) == 1
+    # A folder of nothing but pictures of ours is an error, not a success over nothing.
+    (tmp_path / "photo.png").unlink()
+    words = [str(tiny_bundle), str(tmp_path), "--classes", "cat", "--output", str(tmp_path / "o")]
+    assert main([*words, "--json"]) == 2
+    assert "has written" in answer(capsys)["error"]["message"]

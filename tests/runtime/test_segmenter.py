@@ -154,7 +154,7 @@ def test_chunks_change_nothing_that_fp16_decides(
     assert (labels[0] == labels[1])[clear].mean() >= 0.9999
 
 
-@pytest.mark.parametrize("chunk", [0, -3])
+@pytest.mark.parametrize("chunk", [0, -3, 2.5, True])
 def test_a_chunk_is_at_least_one(chunk: int, tiny_bundle: Path) -> None:
     with pytest.raises(InputError, match=f"chunk is {chunk}"):
         Segmenter(tiny_bundle, chunk=chunk)

@@ -17,7 +17,7 @@ from ..backends import BACKENDS
 from ..console import Console, command_parser, printable, run_command
 from ..errors import EscNetError, InputError
 from ..images import find_images
-from ..pictures import save_picture
+from ..pictures import is_own_picture, save_picture
 from ..result import Segmentation
 from ..segmenter import Segmenter
 from ..vocabulary import Vocabulary, parse_classes, read_classes_file
@@ -120,10 +120,22 @@ def _categories(arguments: argparse.Namespace) -> list[str]:
 
 
 def _find(inputs: Sequence[str]) -> list[Path]:
+    """The images; label maps and overlays of earlier runs only where they are named outright."""
     try:
-        return find_images(inputs)
+        images = find_images(inputs)
     except OSError as error:
         raise InputError(f"cannot look for images in {error.filename}: {error.strerror}") from error
+    named = {Path(name) for name in inputs}
+    wanted = [path for path in images if path in named or not is_own_picture(path)]
+    if len(wanted) < len(images):
+        skipped = len(images) - len(wanted)
+        _LOG.info("left out %d pictures that escnet-segment has written before", skipped)
+    if not wanted:
+        raise InputError(
+            f"all {len(images)} images are pictures that escnet-segment has written; name photos, "
+            "or a picture outright"
+        )
+    return wanted
 
 
 def _require_writable(folder: Path) -> None:
