@@ -105,8 +105,15 @@ class Postprocessing:
     """Resize of the logits to the image, and what confidence means."""
 
     resize: Literal["bilinear"]
-    align_corners: Literal[False]
+    align_corners: bool
     confidence: Literal["softmax"]
+
+    def __post_init__(self) -> None:
+        if self.align_corners:
+            raise BundleFormatError(
+                "align_corners is true, expected false: this runtime resizes logits with "
+                "half-pixel centres alone"
+            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

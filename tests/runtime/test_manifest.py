@@ -337,3 +337,8 @@ def test_any_value_anywhere_is_read_or_refused(value: object, data: st.DataObjec
     except BundleFormatError:
         return
     assert Manifest.from_json(manifest.to_json()) == manifest
+
+
+def test_a_resize_that_the_runtime_does_not_do_is_refused() -> None:
+    with pytest.raises(BundleFormatError, match="align_corners is true, expected false"):
+        Postprocessing(resize="bilinear", align_corners=True, confidence="softmax")
