@@ -19,9 +19,9 @@ from typing import Final, Self
 from escnet_runtime.bundle import Bundle, sha256_file
 
 if sys.platform != "win32":
-    import resource
+    pass
 
-__all__ = ["BundleConditions", "Conditions", "peak_memory"]
+__all__ = ["BundleConditions", "Conditions"]
 
 _PACKAGES: Final = (
     "escnet",
@@ -46,7 +46,6 @@ _VARIABLES: Final = (
     "OPENBLAS_NUM_THREADS",
     "PYTHONMALLOC",
 )
-_STATUS: Final = Path("/proc/self/status")
 _SECONDS: Final = 20.0  # a tool that takes longer to answer is not asked
 
 
@@ -133,19 +132,6 @@ class Conditions:
     def finished(self) -> "Conditions":
         """The same with the load at the end."""
         return dataclasses.replace(self, load_after=_load())
-
-
-def peak_memory() -> int | None:
-    """Most resident memory of this process so far, in bytes; None if not known."""
-    # Linux's getrusage also counts what the process that started this one held at that time.
-    if _STATUS.exists():
-        for line in _STATUS.read_text(encoding="ascii", errors="replace").splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    if sys.platform == "win32":
-        return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def _cpu() -> str | None:

@@ -23,8 +23,7 @@ import numpy as np
 from escnet_runtime import BackendError, EscNetError, InputError, Segmenter
 from escnet_runtime.bundle import Bundle
 from escnet_runtime.images import ImageArray, load_image
-
-from .conditions import peak_memory
+from escnet_runtime.memory import peak_memory
 
 __all__ = ["METHOD", "FootprintRow", "Startup", "generated_names", "measure_footprint", "run_child"]
 

@@ -17,19 +17,19 @@ from ..backends import BACKENDS
 from ..console import Console, command_parser, printable, run_command
 from ..errors import EscNetError, InputError
 from ..images import find_images
+from ..memory import peak_memory
 from ..pictures import is_own_picture, save_picture
 from ..result import Segmentation
 from ..segmenter import Segmenter
 from ..vocabulary import Vocabulary, parse_classes, read_classes_file
 
 if sys.platform != "win32":
-    import resource
+    pass
 
 __all__ = ["main"]
 
 _LOG = logging.getLogger(__name__)
 _SHOWN = 3  # categories of an image in the table
-_STATUS = Path("/proc/self/status")
 _EPILOG = """\
 --classes: commas separate categories ("cat, sofa"). With a semicolon or a line break in the text,
 those do, and commas separate synonyms ("cat; sofa, couch").
@@ -104,7 +104,7 @@ def _segment(arguments: argparse.Namespace, console: Console) -> tuple[int, dict
         document: dict[str, Any] = {
             "backend": segmenter.backend,
             "categories": len(vocabulary.names),
-            "peak_memory_bytes": _peak_memory(),
+            "peak_memory_bytes": peak_memory(),
             "images": entries,
         }
         if segmenter.note:
@@ -218,19 +218,6 @@ def _write(result: Segmentation, target: _Target, no_overlay: bool) -> Path | No
         target.labels.unlink(missing_ok=True)
         raise
     return target.overlay
-
-
-def _peak_memory() -> int | None:
-    """Most resident memory of this process so far, in bytes; None where it is not known."""
-    # Linux's getrusage also counts what the process that started this one held at that time.
-    if _STATUS.exists():
-        for line in _STATUS.read_text(encoding="ascii", errors="replace").splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    if sys.platform == "win32":
-        return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def _show(document: dict[str, Any], output: Path, console: Console) -> None:
