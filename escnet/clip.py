@@ -48,7 +48,10 @@ def unit_norm(x: Tensor) -> Tensor:
 
 
 def dense_features(
-    visual: VisionTransformer, image: Tensor, skip_layers: tuple[int, int]
+    visual: VisionTransformer,
+    image: Tensor,
+    skip_layers: tuple[int, int],
+    positions: Tensor | None = None,
 ) -> DenseFeatures:
     """Dense image features, MaskCLIP's way (as CAT-Seg): the last block without attention.
 
@@ -58,10 +61,14 @@ def dense_features(
         visual: open_clip's vision tower.
         image: normalised image [b, 3, S, S].
         skip_layers: the blocks whose outputs are returned beside the features.
+        positions: positional embeddings of class token and patches, [P + 1, width] or
+            [b, P + 1, width]; those of the whole image by default.
     """
+    if positions is None:
+        positions = visual.positional_embedding
     x = visual.conv1(image.to(visual.conv1.weight.dtype)).flatten(2).transpose(1, 2)
     cls = visual.class_embedding.expand(x.shape[0], 1, -1)
-    x = visual.ln_pre(torch.cat([cls, x], dim=1) + visual.positional_embedding)
+    x = visual.ln_pre(torch.cat([cls, x], dim=1) + positions)
     blocks: list[ResidualAttentionBlock] = list(visual.transformer.resblocks)
     skips: dict[int, Tensor] = {}
     for index, block in enumerate(blocks[:-1]):

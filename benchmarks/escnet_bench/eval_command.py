@@ -16,8 +16,8 @@ from escnet_runtime.segmenter import Segmenter
 from escnet_runtime.vocabulary import read_classes_file
 
 from .conditions import Conditions
-from .confusion import DEFINITION
-from .dataset import Dataset
+from escnet_runtime.confusion import DEFINITION
+from escnet_runtime.dataset import Dataset
 from .evaluate import Evaluation, class_keys, evaluate
 from .results import saving
 

@@ -10,8 +10,8 @@ import numpy as np
 from escnet_runtime.errors import InputError
 from escnet_runtime.segmenter import Segmenter, Window
 
-from .confusion import Confusion, ConfusionCounter, Labels, Scores
-from .dataset import LabelledImages
+from escnet_runtime.confusion import Confusion, ConfusionCounter, Labels, Scores
+from escnet_runtime.dataset import LabelledImages
 
 __all__ = ["Evaluation", "class_keys", "evaluate"]
 

@@ -12,7 +12,7 @@ import pytest
 from escnet.build import build_model
 from escnet.presets import preset
 from escnet.weights import save_checkpoint
-from escnet_bench.dataset import Dataset
+from escnet_runtime.dataset import Dataset
 from escnet_bench.eval_command import main
 from escnet_bench.evaluate import class_keys, evaluate
 from escnet_bench.torch_checkpoint import checkpoint_segmenter

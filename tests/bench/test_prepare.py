@@ -14,7 +14,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from escnet_bench.dataset import Dataset
+from escnet_runtime.dataset import Dataset
 from escnet_bench.prepare import PREPARATIONS
 from escnet_bench.prepare.matlab import read_matrix
 from escnet_bench.prepare.plan import lookup, remap

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
 
-from escnet_runtime.errors import InputError
-from escnet_runtime.images import IMAGE_SUFFIXES, ImageArray, load_image
-from escnet_runtime.pictures import read_label_png
-from escnet_runtime.vocabulary import read_classes_file
+from .errors import InputError
+from .images import IMAGE_SUFFIXES, ImageArray, load_image
+from .pictures import read_label_png
+from .vocabulary import read_classes_file
 
 from .confusion import Labels, ignore_index
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from escnet_bench.dataset import Dataset
+from escnet_runtime.dataset import Dataset
 from escnet_runtime.errors import InputError
 from tests.bench.folders import made_dataset, save_image, save_labels
 

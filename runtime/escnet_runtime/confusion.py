@@ -12,7 +12,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from escnet_runtime.errors import InputError
+from .errors import InputError
 
 __all__ = ["DEFINITION", "MATRIX_LIMIT", "Confusion", "ConfusionCounter", "Scores", "ignore_index"]
 

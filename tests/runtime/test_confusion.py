@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from escnet_bench.confusion import MATRIX_LIMIT, ConfusionCounter, ignore_index
+from escnet_runtime.confusion import MATRIX_LIMIT, ConfusionCounter, ignore_index
 from escnet_runtime.errors import InputError
 
 _Map = NDArray[np.uint8] | NDArray[np.uint16]

@@ -1,0 +1,199 @@
+"""A small CLIP from captioned crops of the small world, by contrast (arXiv 2103.00020).
+
+Two things differ from OpenAI's recipe, and both serve dense features. The image's vector is the
+mean over its patches of the features that ESC-Net reads (last block without attention), not that of
+the class token. And crops of 64 px keep the scale and the positions they have in their scene, so
+that most of the training costs a quarter; a second phase sees whole scenes.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from escnet.clip import dense_features, encode_text, unit_norm
+from escnet.config import EscNetConfig
+from escnet.tokenizer import build_tokenizer
+from escnet.train.task import ParameterGroup
+from escnet.world import CaptionedCrop, caption_crops, dataset, vocabulary
+from escnet_runtime.atomic import atomic_file
+from escnet_runtime.confusion import ConfusionCounter
+from escnet_runtime.console import Console
+from escnet_runtime.tokenizer import Tokenizer
+
+from .pool import Shuffled, draw
+
+__all__ = ["ClipTask", "CropPool"]
+
+_CROPS_OF_A_SCENE: Final = 4
+_LARGEST_SCALE: Final = math.log(100.0)  # CLIP's own limit
+_VALIDATION_SCENES: Final = 60
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CropPool:
+    """What a phase of the training shows.
+
+    Attributes:
+        side: px a side of a crop; the whole scene if it is the model's image size.
+        scenes: how many scenes crops are taken from.
+    """
+
+    side: int
+    scenes: int
+
+
+class ClipTask:
+    """Trains ``clip`` on crops; see the module's docstring.
+
+    Args:
+        config: of the ESC-Net this CLIP is for.
+        clip: open_clip's module, changed in place.
+        pool: the crops.
+        rate: learning rate.
+        seed: of the order of the crops.
+    """
+
+    name = "CLIP"
+    score = "miou"
+
+    def __init__(
+        self,
+        config: EscNetConfig,
+        clip: nn.Module,
+        pool: CropPool,
+        *,
+        rate: float,
+        seed: int,
+        processes: int,
+        console: Console,
+    ) -> None:
+        self.config, self._clip, self._rate = config, clip, rate
+        self.module: nn.Module = _Contrast(config, clip)
+        context = config.clip.context_length
+        self._tokenizer = Tokenizer(build_tokenizer(config.clip.vocab_size, context), context)
+        whole = pool.side == config.clip.image_size
+        make = partial(
+            _crops_of, count=1 if whole else _CROPS_OF_A_SCENE, side=pool.side,
+            size=config.clip.image_size,
+        )
+        drawn = draw(make, pool.scenes, processes=processes, console=console, title="draw crops")
+        self._names = {name: index for index, name in enumerate(vocabulary("train"))}
+        self.samples = Shuffled([crop for scene in drawn for crop in scene], seed)
+
+    @property
+    def groups(self) -> Sequence[ParameterGroup]:
+        """Matrices decay, vectors do not, as in CLIP."""
+        named = dict(self.module.named_parameters())
+        matrices = {name: one for name, one in named.items() if one.ndim >= 2}
+        vectors = {name: one for name, one in named.items() if one.ndim < 2}
+        return (
+            ParameterGroup(name="matrices", parameters=matrices, rate=self._rate, weight_decay=0.1),
+            ParameterGroup(name="vectors", parameters=vectors, rate=self._rate, weight_decay=0.0),
+        )
+
+    @property
+    def collate(self) -> Callable[[list[CaptionedCrop]], dict[str, Tensor]]:
+        """Crops → images uint8, corners in patches, tokens, and who names what."""
+        return self._collate
+
+    def validate(self) -> Mapping[str, float]:
+        """mIoU of the plain correlation on held-out scenes: argmax of the cosines, up-sampled."""
+        return {"miou": self.correlation_miou("shapes:heldout", _VALIDATION_SCENES)}
+
+    def save(self, path: Path, *, step: int) -> None:
+        """open_clip's state dict, as :func:`escnet.weights.load_clip` reads it."""
+        state = {name: one.detach().contiguous() for name, one in self._clip.state_dict().items()}
+        with atomic_file(path) as temporary:
+            save_file(state, temporary, metadata={"step": str(step)})
+
+    @torch.no_grad()
+    def correlation_miou(self, name: str, scenes: int) -> float:
+        """See :meth:`validate`."""
+        data = dataset(name, length=scenes)
+        device = next(self._clip.parameters()).device
+        texts = [self.config.templates[0].format(name) for name in data.classes]
+        tokens = torch.from_numpy(self._tokenizer.encode(texts)).to(device)
+        text = encode_text(self._clip, tokens)  # type: ignore[arg-type]
+        counter = ConfusionCounter(len(data.classes))
+        for image, labels in data:
+            pixels = _normalised(self.config, torch.from_numpy(image)[None].to(device))
+            found = dense_features(self._clip.visual, pixels, self.config.clip.skip_layers)  # type: ignore[arg-type]
+            side = self.config.grid
+            maps = (unit_norm(found.projected[0]) @ text.T).T.unflatten(1, (side, side))
+            scores = F.interpolate(maps[None], size=labels.shape, mode="bilinear")
+            counter.add(scores[0].argmax(0).to(torch.uint8).cpu().numpy(), labels)
+        return float(counter.scores().miou or 0.0)
+
+    def _collate(self, crops: list[CaptionedCrop]) -> dict[str, Tensor]:
+        patch = self.config.clip.patch_size
+        corners = [[round(crop.top / patch), round(crop.left / patch)] for crop in crops]
+        return {
+            "images": torch.from_numpy(np.stack([crop.image for crop in crops])),
+            "corners": torch.tensor(corners),
+            "tokens": torch.from_numpy(self._tokenizer.encode([crop.caption for crop in crops])),
+            "spoken": torch.from_numpy(self._flags([crop.spoken for crop in crops])),
+            "seen": torch.from_numpy(self._flags([crop.seen for crop in crops])),
+        }
+
+    def _flags(self, names: Sequence[Sequence[str]]) -> NDArray[np.float32]:
+        flags = np.zeros((len(names), len(self._names)), np.float32)
+        for row, some in enumerate(names):
+            flags[row, [self._names[name] for name in some]] = 1.0
+        return flags
+
+
+class _Contrast(nn.Module):
+    """A batch of captioned crops → its contrastive loss."""
+
+    def __init__(self, config: EscNetConfig, clip: nn.Module) -> None:
+        super().__init__()
+        self.config, self.clip = config, clip
+
+    def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Losses of a batch as ``ClipTask.collate`` makes it."""
+        clip: Any = self.clip
+        image = _normalised(self.config, batch["images"])
+        positions = self._positions(batch["corners"], image.shape[-1] // self.config.clip.patch_size)
+        found = dense_features(clip.visual, image, self.config.clip.skip_layers, positions)
+        images = unit_norm(found.projected.float().mean(dim=1))
+        texts = encode_text(clip, batch["tokens"])
+        scale = clip.logit_scale.clamp(max=_LARGEST_SCALE).exp()
+        logits = scale * images @ texts.T
+        # A caption that is true of another crop as well is no wrong answer for it.
+        absent = batch["spoken"] @ (1.0 - batch["seen"]).T
+        own = torch.eye(len(logits), dtype=torch.bool, device=logits.device)
+        logits = logits.masked_fill((absent.T == 0) & ~own, -1e4)
+        target = torch.arange(len(logits), device=logits.device)
+        loss = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+        right = (logits.argmax(1) == target).float().mean()
+        return {"loss": loss, "accuracy": right, "scale": scale}
+
+    def _positions(self, corners: Tensor, side: int) -> Tensor:
+        """The positional embeddings of windows of side × side patches, [b, side² + 1, width]."""
+        table: Tensor = self.clip.visual.positional_embedding  # type: ignore[union-attr, assignment]
+        grid = self.config.grid
+        step = torch.arange(side, device=corners.device)
+        rows, columns = corners[:, :1] + step, corners[:, 1:] + step
+        index = 1 + rows[:, :, None] * grid + columns[:, None, :]
+        return torch.cat([table[:1].expand(len(corners), 1, -1), table[index.flatten(1)]], dim=1)
+
+
+def _crops_of(seed: int, *, count: int, side: int, size: int) -> tuple[CaptionedCrop, ...]:
+    return caption_crops(seed, count=count, side=side, size=size)
+
+
+def _normalised(config: EscNetConfig, image: Tensor) -> Tensor:
+    """uint8 [b, H, W, 3] → float32 [b, 3, H, W] as CLIP expects it."""
+    mean = torch.tensor(config.image_mean, device=image.device)
+    std = torch.tensor(config.image_std, device=image.device)
+    return ((image.float() / 255.0 - mean) / std).permute(0, 3, 1, 2)

@@ -1,0 +1,71 @@
+"""What the training loop asks of whatever is trained."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+__all__ = ["ParameterGroup", "Samples", "Task"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ParameterGroup:
+    """Parameters that share a learning rate. Those in no group are frozen.
+
+    Attributes:
+        name: for people, such as "attention of CLIP".
+        parameters: by their names in the module.
+        rate: learning rate after the warm-up.
+        weight_decay: AdamW's.
+    """
+
+    name: str
+    parameters: Mapping[str, nn.Parameter]
+    rate: float
+    weight_decay: float
+
+
+class Samples(Protocol):
+    """An endless list: sample ``index`` depends on the index alone, so a run resumes anywhere."""
+
+    def __getitem__(self, index: int) -> Any: ...
+
+
+class Task(Protocol):
+    """A module, its data and its figures."""
+
+    @property
+    def name(self) -> str:
+        """For progress and logs."""
+
+    @property
+    def module(self) -> nn.Module:
+        """Its ``forward`` takes a batch, and gives scalar tensors: "loss" and what else to log."""
+
+    @property
+    def groups(self) -> Sequence[ParameterGroup]:
+        """What is trained, and how fast."""
+
+    @property
+    def samples(self) -> Samples:
+        """The data. Each index is asked for once a run, by one process."""
+
+    @property
+    def collate(self) -> Callable[[list[Any]], Any]:
+        """A list of samples → a batch of tensors (in dictionaries, lists or tuples)."""
+
+    @property
+    def score(self) -> str | None:
+        """The figure of :meth:`validate` that is the better the larger it is; None: there is none."""
+
+    def validate(self) -> Mapping[str, float]:
+        """Figures of the module as it is; asked of one process, outside of autograd."""
+
+    def save(self, path: Path, *, step: int) -> None:
+        """Write the module for use, as safetensors."""
+
+
+#: Losses of one forward pass, by name.
+Losses = Mapping[str, Tensor]

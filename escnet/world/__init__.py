@@ -1,0 +1,25 @@
+"""A small world with words: procedural scenes whose every pixel has a name. No PyTorch in here.
+
+``docs/world.md`` is the definition.
+"""
+
+from .captions import CaptionedCrop, caption_crops
+from .data import ShapesDataset, dataset
+from .prompts import PromptSample, prompt_sample
+from .scene import Object, Scene, render_scene
+from .words import WORLD_VERSION, evaluation_vocabulary, vocabulary
+
+__all__ = [
+    "WORLD_VERSION",
+    "CaptionedCrop",
+    "Object",
+    "PromptSample",
+    "Scene",
+    "ShapesDataset",
+    "caption_crops",
+    "dataset",
+    "evaluation_vocabulary",
+    "prompt_sample",
+    "render_scene",
+    "vocabulary",
+]

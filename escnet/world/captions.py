@@ -1,0 +1,184 @@
+"""Pictures with captions, to train a small CLIP: crops of training scenes, described in words.
+
+Only training compositions are shown and named.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from escnet_runtime.errors import InputError
+
+from .cast import draw_cast
+from .fields import stream
+from .scene import Scene, check_arguments, compose
+
+__all__ = ["CAPTION_TEMPLATES", "PROMPT_TEMPLATE", "CaptionedCrop", "caption_crops"]
+
+_Window: TypeAlias = tuple[slice, slice]
+
+#: How ESC-Net itself asks for a category; also used for captions, of one thing, word for word.
+PROMPT_TEMPLATE: Final = "A photo of a {} in the scene"
+#: For what is seen: "a red ring", "a red ring and a blue star on a wooden floor".
+CAPTION_TEMPLATES: Final = (
+    *("{}", "a photo of {}", "a picture of {}", "a close-up of {}"),
+    *("a small scene with {}", "there is {} here"),
+)
+
+_BACKDROP_ONLY: Final = 0.12
+_OWN_PROMPT: Final = 0.3  # of the pictures that show one thing
+_PLACE: Final = 0.4  # of the captions say where
+_MOST_NAMED: Final = 3
+_NAMED_AREA: Final = 0.035  # of the crop, which an object must fill to be named
+_WANDER: Final = 0.9  # how far a window strays from its object, of the room there is
+_NAMED_SHARE: Final = 0.35  # of an object's seen pixels, which must be inside the crop
+_TRIES: Final = 12
+# "a" and "an" by sound; of all first words only these begin with a vowel.
+_WITH_AN: Final = ("orange",)
+_IN_FRONT_OF: Final = ("brick wall", "plaster wall", "calm sea", "cloudy sky")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CaptionedCrop:
+    """A square window of a training scene and what is in it.
+
+    Attributes:
+        image: uint8 [side,side,3], RGB, at the scene's own scale.
+        caption: for example "a photo of a red striped ring on a wooden floor".
+        spoken: what the caption names.
+        seen: all that is in the window, even if it can hardly be recognised.
+        left, top: where the window lies in the scene, px.
+    """
+
+    image: NDArray[np.uint8]
+    caption: str
+    spoken: tuple[str, ...]
+    seen: tuple[str, ...]
+    left: int
+    top: int
+
+
+def caption_crops(
+    seed: int, *, count: int = 4, side: int = 64, size: int = 128
+) -> tuple[CaptionedCrop, ...]:
+    """Crops of the training scene of a seed, each with a caption.
+
+    A crop shows one to three objects or the backdrop alone, and its caption names all that can be
+    recognised. One in three captions of a single thing is :data:`PROMPT_TEMPLATE`.
+
+    Args:
+        seed: 0 or more.
+        count: number of crops of the scene.
+        side: px a side of a crop, at most ``size``.
+        size: px a side of the scene, 64 to 1024.
+
+    Raises:
+        InputError: an argument is out of its range.
+    """
+    check_arguments(seed, size)
+    if not 1 <= side <= size:
+        raise InputError(f"got crops of {side} pixels a side; expected 1 to {size}, the scene's")
+    if count < 1:
+        raise InputError(f"got {count} crops; expected at least 1")
+    rng = stream("captions", seed, size, side)
+    scene = compose(rng, draw_cast(rng, seed, "train", (1, 4)), size=size, fewest=1)
+    return tuple(_crop(rng, scene, side) for _ in range(count))
+
+
+def _crop(rng: np.random.Generator, scene: Scene, side: int) -> CaptionedCrop:
+    corner = _bare_corner(rng, scene, side) if rng.random() < _BACKDROP_ONLY else None
+    left, top = corner or _object_corner(rng, scene, side)
+    window = slice(top, top + side), slice(left, left + side)
+    caption, spoken = _caption(rng, scene, window)
+    return CaptionedCrop(
+        image=scene.image[window],
+        caption=caption,
+        spoken=spoken,
+        seen=tuple(scene.names[i] for i in np.unique(scene.labels[window])),
+        left=left,
+        top=top,
+    )
+
+
+def _object_corner(rng: np.random.Generator, scene: Scene, side: int) -> tuple[int, int]:
+    """Left and top of a window that an object is in, with some of what is beside it."""
+    x0, y0, x1, y1 = scene.objects[int(rng.integers(len(scene.objects)))].box
+    limit = scene.image.shape[0] - side
+    corner = []
+    for low, high in ((x0, x1), (y0, y1)):
+        middle = (low + high - side) / 2
+        slack = _WANDER * abs(side - (high - low)) / 2
+        corner.append(round(min(max(middle + rng.uniform(-slack, slack), 0), limit)))
+    return corner[0], corner[1]
+
+
+def _bare_corner(rng: np.random.Generator, scene: Scene, side: int) -> tuple[int, int] | None:
+    """Left and top of a window without objects; None if none is found."""
+    for _ in range(_TRIES):
+        left, top = rng.integers(0, scene.image.shape[0] - side + 1, 2).tolist()
+        if (scene.instances[top : top + side, left : left + side] < 0).all():
+            return left, top
+    return None
+
+
+def _caption(
+    rng: np.random.Generator, scene: Scene, window: _Window
+) -> tuple[str, tuple[str, ...]]:
+    """A caption, and the names that are in it."""
+    objects = _named_objects(scene, window)
+    surfaces = _surfaces(scene, window)
+    if not objects:
+        objects, surfaces = surfaces, []
+    if len(objects) == 1 and rng.random() < _OWN_PROMPT:
+        return PROMPT_TEMPLATE.format(objects[0]), (objects[0],)
+    if rng.random() < 0.5:
+        objects.reverse()
+    text = _joined([_with_article(name) for name in objects])
+    if surfaces and rng.random() < _PLACE:
+        preposition = "in front of" if surfaces[0] in _IN_FRONT_OF else "on"
+        text = f"{text} {preposition} {_with_article(surfaces[0])}"
+        objects.append(surfaces[0])
+    return _template(rng).format(text), tuple(objects)
+
+
+def _named_objects(scene: Scene, window: _Window) -> list[str]:
+    """Names of the objects that can be recognised in the window, the largest first.
+
+    Where neither an object nor a surface can be, it is the object that fills most of it.
+    """
+    count = len(scene.objects)
+    inside = np.bincount(scene.instances[window].ravel() + 1, minlength=count + 1)[1:]
+    whole = np.bincount(scene.instances.ravel() + 1, minlength=count + 1)[1:]
+    enough = _NAMED_AREA * scene.instances[window].size
+    order = np.argsort(-inside, kind="stable").tolist()
+    named = [i for i in order if inside[i] >= enough and inside[i] >= _NAMED_SHARE * whole[i]]
+    if not named and not _surfaces(scene, window):
+        named = order[:1]
+    return list(dict.fromkeys(scene.objects[i].name for i in named))[:_MOST_NAMED]
+
+
+def _surfaces(scene: Scene, window: _Window) -> list[str]:
+    """Names of the surfaces in the window, the largest first; small ones are left out."""
+    backdrop = scene.labels[window][scene.instances[window] < 0]
+    counts = np.bincount(backdrop, minlength=len(scene.names))
+    order = np.argsort(-counts, kind="stable").tolist()
+    enough = _NAMED_AREA * scene.labels[window].size
+    return [scene.names[i] for i in order if counts[i] >= max(0.15 * backdrop.size, enough)]
+
+
+def _template(rng: np.random.Generator) -> str:
+    return CAPTION_TEMPLATES[int(rng.integers(len(CAPTION_TEMPLATES)))]
+
+
+def _with_article(name: str) -> str:
+    return f"{'an' if name.startswith(_WITH_AN) else 'a'} {name}"
+
+
+def _joined(names: Sequence[str]) -> str:
+    """One, "one and two", or "one, two and three"."""
+    if len(names) == 1:
+        return names[0]
+    return f"{', '.join(names[:-1])} and {names[-1]}"
