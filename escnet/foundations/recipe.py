@@ -59,7 +59,7 @@ TINY: Final = Recipe(
             pool=CropPool(side=128, scenes=12_000),
             rate=4e-4,
             loop=LoopSettings(
-                steps=400,
+                steps=280,
                 batch=96,
                 warmup=20,
                 precision="bf16",
@@ -71,13 +71,13 @@ TINY: Final = Recipe(
     ),
     sam_rate=1e-3,
     sam=LoopSettings(
-        steps=900, batch=16, warmup=60, log_every=10, save_every=50, evaluate_every=150
+        steps=600, batch=16, warmup=60, log_every=10, save_every=50, evaluate_every=200
     ),
     # The paper's rates (2e-6 and 2e-4) are for foundations trained on hundreds of millions of
     # pictures and a hundred thousand steps; ratio and rates suit a small model and few steps.
     escnet_rates=Rates(small=2e-4, large=2e-3, weight_decay=1e-4),
     escnet_categories=CategorySampling(per_image=16, hard=0.6, wide_every=8, wide=64),
     escnet=LoopSettings(
-        steps=2400, batch=4, warmup=100, log_every=10, save_every=100, evaluate_every=400
+        steps=2000, batch=4, warmup=100, log_every=10, save_every=100, evaluate_every=500
     ),
 )

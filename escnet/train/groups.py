@@ -26,6 +26,9 @@ _UNREAD: Final = (
     "blocks.*.sam.transformer.norm_final_attn.*",
     "blocks.*.sam.prompt_encoder.point_embeddings.[023].*",
     "blocks.*.sam.prompt_encoder.no_mask_embed.*",
+    # Prompts are relative to the peak of a map: what is added to all of it changes nothing, and
+    # AdamW would make steps of the rounding errors of its gradient.
+    "blocks.*.text_guidance.read_out.bias",
 )
 
 
