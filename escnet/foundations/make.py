@@ -6,6 +6,7 @@ it stopped; a finished stage is not repeated.
 """
 
 import dataclasses
+import functools
 import json
 import os
 import platform
@@ -48,6 +49,8 @@ _STAGE: Final = "stage.json"
 #: Scenes that the run itself validates on; the figures that are published are escnet-eval's.
 _VALIDATION: Final = "shapes:heldout:900"
 _VALIDATION_SCENES: Final = 24
+#: So far apart do the phases begin, so that none shows a scene of another.
+_SCENES_OF_A_PHASE: Final = 1 << 20
 _WEIGHTS: Final = "trained in the small world of escnet from seed {seed}"
 
 
@@ -64,8 +67,20 @@ def make_tiny(folder: Path, *, recipe: Recipe = TINY, console: Console) -> Path:
         start = _clip_stage(folder / phase.name, config, recipe, phase, start, console)
     assert start is not None
     sam = _sam_stage(folder / "sam", config, recipe, console)
-    _escnet_stage(folder / "esc-net", config, recipe, start, sam, console)
-    return _write(folder, config, recipe)
+    parts: Callable[[EscNet], None] = functools.partial(_foundations, clip=start, sam=sam)
+    for number, phase in enumerate(recipe.escnet):
+        last = _escnet_stage(folder / phase.name, config, recipe, number, parts, console)
+        parts = functools.partial(_continued, checkpoint=last)
+    return _write(folder, config, recipe, last)
+
+
+def _foundations(model: EscNet, *, clip: Path, sam: Path) -> None:
+    load_clip(model, str(clip))
+    load_sam(model, sam)
+
+
+def _continued(model: EscNet, *, checkpoint: Path) -> None:
+    model.load_state_dict(load_file(checkpoint))
 
 
 def _clip_stage(
@@ -102,24 +117,30 @@ def _sam_stage(folder: Path, config: EscNetConfig, recipe: Recipe, console: Cons
 
 
 def _escnet_stage(
-    folder: Path, config: EscNetConfig, recipe: Recipe, clip: Path, sam: Path, console: Console
+    folder: Path,
+    config: EscNetConfig,
+    recipe: Recipe,
+    number: int,
+    load: Callable[[EscNet], None],
+    console: Console,
 ) -> Path:
+    phase = recipe.escnet[number]
+
     def task() -> Task:
         model = build_model(config, seed=recipe.seed)
-        load_clip(model, str(clip))
-        load_sam(model, sam)
+        load(model)
         return SegmentationTask(
             model,
-            _TrainingScenes(),
+            _TrainingScenes(first=number * _SCENES_OF_A_PHASE),
             dataset("shapes:train").classes,
-            rates=recipe.escnet_rates,
-            categories=recipe.escnet_categories,
+            rates=phase.rates,
+            categories=phase.categories,
             seed=recipe.seed,
             validation=_validate,
             weights=_WEIGHTS.format(seed=recipe.seed),
         )
 
-    return _stage(folder, task, recipe.escnet, recipe, console)
+    return _stage(folder, task, phase.loop, recipe, console)
 
 
 def _stage(
@@ -145,12 +166,13 @@ def _stage(
     return folder / LAST
 
 
-def _write(folder: Path, config: EscNetConfig, recipe: Recipe) -> Path:
+def _write(folder: Path, config: EscNetConfig, recipe: Recipe, last: Path) -> Path:
     """The checkpoint of the last step (none is chosen by its score) and its provenance."""
-    shutil.copyfile(folder / "esc-net" / LAST, folder / CHECKPOINT)
+    shutil.copyfile(last, folder / CHECKPOINT)
+    clip, escnet = ([phase.name for phase in phases] for phases in (recipe.clip, recipe.escnet))
     stages = {
         name: json.loads((folder / name / _STAGE).read_text(encoding="utf-8"))
-        for name in (*(phase.name for phase in recipe.clip), "sam", "esc-net")
+        for name in (*clip, "sam", *escnet)
     }
     document = {
         "model": config.name,
@@ -167,11 +189,12 @@ def _write(folder: Path, config: EscNetConfig, recipe: Recipe) -> Path:
 class _TrainingScenes:
     """Training scenes without end; none is shown twice."""
 
-    def __init__(self) -> None:
+    def __init__(self, first: int) -> None:
+        self._first = first
         self._scenes = dataset("shapes:train", length=1 << 30)
 
     def __getitem__(self, index: int) -> TrainingSample:
-        image, labels = self._scenes[index]
+        image, labels = self._scenes[self._first + index]
         return TrainingSample(image=image, labels=labels.astype(np.int64))
 
 
