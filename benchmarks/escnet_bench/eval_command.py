@@ -77,7 +77,12 @@ def _parser() -> argparse.ArgumentParser:
         default="auto",
         help="what runs the graphs; a checkpoint's are run by torch (auto)",
     )
-    add("--chunk", metavar="N", type=int, help="categories at a time; bounds the memory")
+    add(
+        "--chunk",
+        metavar="N",
+        type=int,
+        help="categories at a time, rounded up to whole groups (16); bounds the memory alone",
+    )
     add("--output", metavar="FILE", type=Path, help="also write the JSON object to this file")
     return parser
 

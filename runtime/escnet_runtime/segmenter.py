@@ -17,6 +17,7 @@ from .backends import Backend, GraphFile, create_backend
 from .bundle import Bundle
 from .embedding_cache import EmbeddingCache, default_cache_directory
 from .errors import EscNetError, InputError
+from .groups import whole_groups
 from .images import ImageArray, load_image
 from .pipeline import Observer, Pipeline
 from .postprocess import UpsampleArgmax
@@ -47,9 +48,10 @@ class Segmenter:
         bundle: the bundle's folder, or one that is open already.
         backend: one of :data:`escnet_runtime.backends.BACKENDS`; "auto" logs what it chose. Or a
             backend of your own for the graphs of this model; it is closed with the Segmenter.
-        chunk: categories worked on at a time; bounds the memory. The result is that of one big
-            batch up to rounding, which decides nothing but near-ties. The bundle's own value by
-            default.
+        chunk: categories worked on at a time; bounds the memory and changes nothing: logits and
+            labels are the same to the last bit. Rounded up to whole groups of the bundle (16
+            categories), which is what the attribute ``chunk`` then says. The bundle's own value
+            by default.
         cache: folder of the cache of text embeddings; None for none. By default
             ``$ESCNET_CACHE`` or the user's cache folder.
 
@@ -68,12 +70,17 @@ class Segmenter:
     ) -> None:
         self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(Path(bundle))
         manifest = self.bundle.manifest
-        self.chunk = _positive("chunk", manifest.constants.chunk if chunk is None else chunk)
+        constants = manifest.constants
+        chunk = _positive("chunk", constants.chunk if chunk is None else chunk)
+        self.chunk = whole_groups(chunk, constants.group)
         self._backend = self._made(backend) if isinstance(backend, str) else backend
         self.pipeline = Pipeline(
-            self._backend, blocks=manifest.model.blocks, ppg=manifest.constants.ppg
+            self._backend,
+            blocks=manifest.model.blocks,
+            ppg=constants.ppg,
+            group=constants.group,
         )
-        self._preprocessing = manifest.constants.preprocessing
+        self._preprocessing = constants.preprocessing
         self._tokenizer: Tokenizer | None = None
         self._cache = self._open_cache(cache)
         self._lock = threading.RLock()
