@@ -79,8 +79,8 @@ def _add_gflop(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=GFLOP_CHUNK,
         metavar="N",
-        help="categories at a time in the shipped form; what they share is computed once a chunk "
-        f"(default: {GFLOP_CHUNK}, as in a bundle)",
+        help="categories at a time in the shipped form, rounded up to whole groups; what they "
+        f"share is computed once a chunk (default: {GFLOP_CHUNK}, as in a bundle)",
     )
 
 
@@ -101,7 +101,10 @@ def _add_footprint(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--backend", choices=BACKENDS, default="auto")
     parser.add_argument(
-        "--chunk", type=int, metavar="N", help="categories at a time (default: the bundle's)"
+        "--chunk",
+        type=int,
+        metavar="N",
+        help="categories at a time, rounded up to whole groups (default: the bundle's)",
     )
 
 
