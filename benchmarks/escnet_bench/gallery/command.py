@@ -67,7 +67,12 @@ def add_gallery_options(parser: argparse.ArgumentParser) -> None:
         default="auto",
         help="what runs the graphs; a checkpoint's are run by torch (auto)",
     )
-    add("--chunk", metavar="N", type=int, help="categories at a time; bounds the memory")
+    add(
+        "--chunk",
+        metavar="N",
+        type=int,
+        help="categories at a time, rounded up to whole groups (16); bounds the memory alone",
+    )
 
 
 def gallery(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
