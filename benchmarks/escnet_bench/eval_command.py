@@ -10,14 +10,14 @@ from typing import Any, Final
 from rich.table import Table
 
 from escnet_runtime.backends import BACKENDS
+from escnet_runtime.confusion import DEFINITION
 from escnet_runtime.console import Console, command_parser, run_command
+from escnet_runtime.dataset import Dataset
 from escnet_runtime.errors import BackendError, InputError
 from escnet_runtime.segmenter import Segmenter
 from escnet_runtime.vocabulary import read_classes_file
 
 from .conditions import Conditions
-from escnet_runtime.confusion import DEFINITION
-from escnet_runtime.dataset import Dataset
 from .evaluate import Evaluation, class_keys, evaluate
 from .results import saving
 

@@ -7,11 +7,10 @@ from itertools import islice
 
 import numpy as np
 
-from escnet_runtime.errors import InputError
-from escnet_runtime.segmenter import Segmenter, Window
-
 from escnet_runtime.confusion import Confusion, ConfusionCounter, Labels, Scores
 from escnet_runtime.dataset import LabelledImages
+from escnet_runtime.errors import InputError
+from escnet_runtime.segmenter import Segmenter, Window
 
 __all__ = ["Evaluation", "class_keys", "evaluate"]
 

@@ -13,12 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
 
+from .confusion import Labels, ignore_index
 from .errors import InputError
 from .images import IMAGE_SUFFIXES, ImageArray, load_image
 from .pictures import read_label_png
 from .vocabulary import read_classes_file
-
-from .confusion import Labels, ignore_index
 
 __all__ = ["CLASSES", "IMAGES", "LABELS", "Dataset", "LabelledImages", "Sample", "listed"]
 

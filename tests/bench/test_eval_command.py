@@ -12,11 +12,11 @@ import pytest
 from escnet.build import build_model
 from escnet.presets import preset
 from escnet.weights import save_checkpoint
-from escnet_runtime.dataset import Dataset
 from escnet_bench.eval_command import main
 from escnet_bench.evaluate import class_keys, evaluate
 from escnet_bench.torch_checkpoint import checkpoint_segmenter
 from escnet_runtime.bundle import Bundle
+from escnet_runtime.dataset import Dataset
 from escnet_runtime.segmenter import Segmenter
 from tests.bench.folders import made_dataset, save_labels
 from tests.shared import shared_data

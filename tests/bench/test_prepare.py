@@ -14,11 +14,11 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from escnet_runtime.dataset import Dataset
 from escnet_bench.prepare import PREPARATIONS
 from escnet_bench.prepare.matlab import read_matrix
 from escnet_bench.prepare.plan import lookup, remap
 from escnet_bench.prepare_command import main
+from escnet_runtime.dataset import Dataset
 from escnet_runtime.errors import InputError
 from tests.bench.folders import save_image, save_labels
 

@@ -15,9 +15,9 @@ from PIL import Image
 
 from escnet_runtime import __version__
 from escnet_runtime.atomic import atomic_directory, require_replaceable
+from escnet_runtime.dataset import CLASSES, IMAGES, LABELS
 from escnet_runtime.errors import InputError
 
-from ..dataset import CLASSES, IMAGES, LABELS
 from .plan import UNLABELLED, LabelMap, Plan
 
 __all__ = ["MARKER", "Written", "require_free", "write_dataset"]
