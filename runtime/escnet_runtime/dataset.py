@@ -8,7 +8,7 @@
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
@@ -42,6 +42,10 @@ class LabelledImages(Protocol):
     @property
     def names(self) -> tuple[str, ...]:
         """Classes; labels are indices into them."""
+
+    @property
+    def groups(self) -> Mapping[str, tuple[int, ...]]:
+        """Classes that get figures of their own beside those of all: name → indices."""
 
     def __len__(self) -> int: ...
 
@@ -82,6 +86,11 @@ class Dataset:
         return cls(
             root=root, names=tuple(read_classes_file(root / CLASSES)), pairs=tuple(_pairs(root))
         )
+
+    @property
+    def groups(self) -> Mapping[str, tuple[int, ...]]:
+        """None: a folder does not tell its classes apart."""
+        return {}
 
     def __len__(self) -> int:
         return len(self.pairs)
