@@ -204,13 +204,16 @@ UNUSED = (
 )
 
 
+# Prompts are relative to the peak of a map: what is added to all of it has a gradient of 0, give or
+# take rounding.
+CONSTANT = ("read_out.bias", "read_norm.bias")
+
+
 def test_every_parameter_that_is_used_gets_a_gradient() -> None:
     net = randomise(build_model(preset("tiny"), seed=1))
     words = net.encode_text(tokens(net.config, (1, 4, 9, 2)))
     net(image(net.config), words).mean().backward()
-    # Prompts are relative to the peak of a map: what is added to all of it has a gradient of 0,
-    # give or take rounding.
-    parameters = {n: p for n, p in net.named_parameters() if not n.endswith("read_out.bias")}
+    parameters = {n: p for n, p in net.named_parameters() if not n.endswith(CONSTANT)}
     without = {n for n, p in parameters.items() if p.grad is None or not p.grad.any()}
     assert without == {n for n in parameters if any(part in n for part in UNUSED)}
     gradients = [parameter.grad for parameter in net.parameters() if parameter.grad is not None]
