@@ -27,7 +27,7 @@ for split in ("heldout", "train"):
     scene = render_scene(5, split)
     digest.update(scene.image.tobytes() + scene.labels.tobytes() + repr(scene.objects).encode())
 for crop in caption_crops(5):
-    digest.update(crop.image.tobytes() + repr((crop.caption, crop.seen)).encode())
+    digest.update(crop.image.tobytes() + repr((crop.captions, crop.seen)).encode())
 sample = prompt_sample(5, points=3, coarse=True)
 digest.update(sample.image.tobytes() + sample.points.tobytes() + sample.coarse.tobytes())
 print(digest.hexdigest())

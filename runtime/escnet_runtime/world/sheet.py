@@ -46,7 +46,7 @@ def contact_sheet(seed: int = 0) -> Image.Image:
         _row([_scene(seed + index, "train") for index in range(_COLUMNS)]),
         _heading("Scenes of shapes:heldout; no training scene has what is red"),
         _row([_scene(seed + index, "heldout") for index in range(_COLUMNS)]),
-        _heading("Crops with captions"),
+        _heading("Crops with a caption for each thing"),
         _row([_crop(seed + index) for index in range(_COLUMNS)]),
     ]
     sheet = Image.new("RGB", (_WIDTH, sum(one.height for one in sections) + _GAP), _PAPER)
@@ -125,7 +125,7 @@ def _scene(seed: int, split: Split) -> Image.Image:
 def _crop(seed: int) -> Image.Image:
     (crop,) = caption_crops(seed, count=1)
     picture = Image.fromarray(crop.image).resize((_TILE, _TILE), Image.Resampling.NEAREST)
-    lines = textwrap.wrap(crop.caption, _LETTERS)
+    lines = [line for caption in crop.captions for line in textwrap.wrap(caption, _LETTERS)]
     tile, top = _tile([picture], len(lines))
     _write(tile, lines, 0, top)
     return tile
