@@ -63,7 +63,7 @@ def test_vocabularies_have_no_name_of_the_other_split() -> None:
     shared = {*STUFF, *(one.name for one in DISTRACTORS)}
     assert set(training) & set(held_out) == shared
     with pytest.raises(InputError, match="got split 'test'; expected one of train, heldout"):
-        vocabulary("test")  # type: ignore[arg-type]
+        vocabulary("test")
 
 
 def test_groups_tell_every_name_of_a_split_once() -> None:
