@@ -242,8 +242,9 @@ def _report(document: Mapping[str, Any], found: Evaluation) -> list[Table | str]
             f"\n{name}: mIoU {_percent(group['miou'])} of {group['classes_in_ground_truth']} "
             f"classes, pixel accuracy {_percent(group['pixel_accuracy'])}"
         )
-    note = document["note"]
-    return [table, summary, *([f"note: {note}"] if note else [])]
+    if document["note"]:
+        summary += f"\nnote: {document['note']}"
+    return [table, summary]
 
 
 def _percent(value: float | None) -> str:
