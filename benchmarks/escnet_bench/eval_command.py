@@ -1,7 +1,6 @@
 """``escnet-eval``: mIoU and pixel accuracy of a bundle or a checkpoint on a labelled dataset."""
 
 import argparse
-import contextlib
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,19 +12,19 @@ from escnet_runtime.backends import BACKENDS
 from escnet_runtime.confusion import DEFINITION, Scores
 from escnet_runtime.console import Console, command_parser, run_command
 from escnet_runtime.dataset import LabelledImages
-from escnet_runtime.errors import BackendError, InputError
-from escnet_runtime.labelled import ShapesImages, open_labelled
+from escnet_runtime.errors import InputError
+from escnet_runtime.labelled import ShapesImages, dataset_name, open_labelled
 from escnet_runtime.segmenter import Segmenter
 from escnet_runtime.vocabulary import read_classes_file
 from escnet_runtime.world import WORLD_VERSION
 
 from .conditions import Conditions
 from .evaluate import Evaluation, class_keys, evaluate
+from .models import CHECKPOINT_SUFFIX, open_model
 from .results import saving
 
 __all__ = ["main"]
 
-_SUFFIX: Final = ".safetensors"
 _SHOWN: Final = 30  # classes in the table
 _METHOD: Final = f"all images at their own size; {DEFINITION}"
 _EPILOG = f"""\
@@ -60,7 +59,8 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_EPILOG,
     )
     add = parser.add_argument
-    add("model", metavar="CHECKPOINT|BUNDLE", type=Path, help=f"a {_SUFFIX} file or a folder")
+    kinds = f"a {CHECKPOINT_SUFFIX} file or a folder"
+    add("model", metavar="CHECKPOINT|BUNDLE", type=Path, help=kinds)
     add("dataset", metavar="DATASET", help="a folder, or shapes:...; see below")
     add(
         "--classes-file",
@@ -112,7 +112,10 @@ def _eval(arguments: argparse.Namespace, console: Console) -> tuple[int, Mapping
     dataset = open_labelled(arguments.dataset, scenes=arguments.limit, objects=objects)
     path = arguments.classes_file
     categories = None if path is None else read_classes_file(path)
-    with saving(arguments.output) as save, _segmenter(arguments) as segmenter:
+    with (
+        saving(arguments.output) as save,
+        open_model(arguments.model, arguments.backend, chunk=arguments.chunk) as segmenter,
+    ):
         conditions = _conditions(arguments.model, segmenter)
         total = min(len(dataset), arguments.limit or len(dataset))
         with console.progress("evaluate", total) as advance:
@@ -132,33 +135,6 @@ def _eval(arguments: argparse.Namespace, console: Console) -> tuple[int, Mapping
         save(document)
     console.print(*_report(document, found))
     return 0, document
-
-
-def _segmenter(arguments: argparse.Namespace) -> contextlib.AbstractContextManager[Segmenter]:
-    """The model: a folder is a bundle, a file a checkpoint."""
-    path: Path = arguments.model
-    if path.is_dir():
-        if arguments.backend == "torch":
-            raise InputError(f"{path} is a bundle: torch runs checkpoints ({_SUFFIX}) alone")
-        return Segmenter(path, arguments.backend, chunk=arguments.chunk)
-    if path.suffix != _SUFFIX or not path.is_file():
-        raise InputError(
-            f"{path} is neither a bundle (a folder with bundle.json) nor a checkpoint (a file "
-            f"NAME{_SUFFIX})"
-        )
-    if arguments.backend not in ("auto", "torch"):
-        raise InputError(
-            f"{path} is a checkpoint, which torch runs; backend {arguments.backend!r} needs a "
-            "bundle: make one with escnet-export"
-        )
-    try:
-        from .torch_checkpoint import checkpoint_segmenter
-    except ModuleNotFoundError as error:
-        raise BackendError(
-            f"evaluating a checkpoint needs {error.name}, which is not installed: install "
-            "escnet-bench[torch], or evaluate a bundle"
-        ) from error
-    return checkpoint_segmenter(path, chunk=arguments.chunk)
 
 
 def _conditions(model: Path, segmenter: Segmenter) -> Conditions:
@@ -213,11 +189,11 @@ def _group(scores: Scores) -> dict[str, Any]:
 
 def _source(dataset: LabelledImages, where: str) -> dict[str, Any]:
     """What the images are: all that it takes to draw the same scenes again."""
-    if not isinstance(dataset, ShapesImages):
-        return {"dataset": Path(where).resolve().name, "world": None}
-    scenes = dataset.scenes
-    world = {"version": WORLD_VERSION, "size": scenes.size, "objects": scenes.objects}
-    return {"dataset": scenes.name, "world": world}
+    world = None
+    if isinstance(dataset, ShapesImages):
+        scenes = dataset.scenes
+        world = {"version": WORLD_VERSION, "size": scenes.size, "objects": scenes.objects}
+    return {"dataset": dataset_name(where), "world": world}
 
 
 def _report(document: Mapping[str, Any], found: Evaluation) -> list[Table | str]:

@@ -9,7 +9,7 @@ from .dataset import Dataset, LabelledImages, Sample
 from .errors import InputError
 from .world import ShapesDataset, class_groups, dataset
 
-__all__ = ["SHAPES", "ShapesImages", "open_labelled"]
+__all__ = ["SHAPES", "ShapesImages", "dataset_name", "open_labelled"]
 
 #: How the names of the built-in sets begin; a folder of such a name is reached as ``./shapes:...``.
 SHAPES: Final = "shapes:"
@@ -63,3 +63,8 @@ def open_labelled(
             f"{SHAPES}train and {SHAPES}heldout"
         )
     return Dataset.open(Path(where))
+
+
+def dataset_name(where: str) -> str:
+    """What to call the dataset in what is published: a folder goes without the folders above it."""
+    return where if where.startswith(SHAPES) else Path(where).resolve().name

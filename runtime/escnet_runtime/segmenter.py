@@ -118,7 +118,12 @@ class Segmenter:
         return assemble(plan, embeddings, model=self._model_key)
 
     def __call__(
-        self, image: ImageSource, vocabulary: Vocabulary, *, window: Window = "none"
+        self,
+        image: ImageSource,
+        vocabulary: Vocabulary,
+        *,
+        window: Window = "none",
+        observer: Observer | None = None,
     ) -> Segmentation:
         """Segment one image.
 
@@ -127,6 +132,9 @@ class Segmenter:
             vocabulary: from :meth:`vocabulary` of a Segmenter of the same model.
             window: "none" looks at the whole image once; "sliding" is the evaluation protocol,
                 four overlapping windows and the whole image, five times the work.
+            observer: sees every stage's outputs, tensors of ``pipeline.backend``, as they are made;
+                categories there are rows of ``vocabulary.embeddings``. With "sliding" it sees one
+                crop after another. It must not call this Segmenter's pipeline.
 
         Returns:
             Labels and confidence at the image's own size.
@@ -139,7 +147,7 @@ class Segmenter:
         pixels = load_image(image)
         with self._lock:
             self._check_open()
-            labels, confidence = self._segment(pixels, vocabulary, window)
+            labels, confidence = self._segment(pixels, vocabulary, window, observer)
         return Segmentation(
             labels=labels,
             confidence=confidence,
@@ -175,20 +183,24 @@ class Segmenter:
         )
 
     def _segment(
-        self, pixels: ImageArray, vocabulary: Vocabulary, window: Window
+        self,
+        pixels: ImageArray,
+        vocabulary: Vocabulary,
+        window: Window,
+        observer: Observer | None,
     ) -> tuple[npt.NDArray[np.uint8] | npt.NDArray[np.uint16], npt.NDArray[np.float16]]:
         count = len(vocabulary.embeddings)
         cells = self.bundle.manifest.model.logits
         height, width = pixels.shape[:2]
         if window == "none":
             reduced = UpsampleArgmax(height, width, (cells[0], cells[1]), count)
-            for where, logits in self.image_logits(pixels, vocabulary):
+            for where, logits in self.image_logits(pixels, vocabulary, observer):
                 self._reduce(reduced, where, logits)
         else:
             plan = plan_windows(self._preprocessing.size, cells[0])
             canvas = LogitCanvas(plan, count)
             for index, crop in enumerate(crops(pixels, plan)):
-                for where, logits in self.image_logits(crop, vocabulary):
+                for where, logits in self.image_logits(crop, vocabulary, observer):
                     canvas.add(index, where, logits)
             side = plan.canvas_cells
             reduced = UpsampleArgmax(height, width, (side, side), count)

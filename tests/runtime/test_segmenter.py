@@ -35,6 +35,7 @@ from escnet_runtime.manifest import Manifest
 from escnet_runtime.pipeline import Pipeline
 from escnet_runtime.postprocess import resize_bilinear
 from escnet_runtime.preprocess import resize
+from escnet_runtime.segmenter import Window
 from escnet_runtime.sketch import relative_l2
 
 NAMES = ["sky", "tree", "grass", "road", "house", "car", "dog"]
@@ -131,6 +132,20 @@ def test_the_same_again(
     again = segmenter(picture, vocabulary)
     np.testing.assert_array_equal(again.labels, result.labels)
     np.testing.assert_array_equal(again.confidence, result.confidence)
+
+
+@pytest.mark.parametrize(("window", "looks"), [("none", 1), ("sliding", 5)])
+def test_an_observer_sees_the_run_that_gave_the_labels(
+    window: Window, looks: int, segmenter: Segmenter, picture: ImageArray, vocabulary: Vocabulary
+) -> None:
+    seen: list[str] = []
+    result = segmenter(
+        picture, vocabulary, window=window, observer=lambda stage, *_: seen.append(stage)
+    )
+    assert seen.count("image_encoder") == seen.count("esc3_prompts") == looks
+    assert {"correlation", "esc0_text", "decoder"} < set(seen)
+    plain = segmenter(picture, vocabulary, window=window)
+    np.testing.assert_array_equal(result.labels, plain.labels)
 
 
 # Chunks. Exactly as promised at fp32: tests/export/test_chunks.py

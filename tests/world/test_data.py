@@ -9,7 +9,7 @@ from PIL import Image
 
 from escnet_runtime.dataset import Dataset
 from escnet_runtime.errors import InputError
-from escnet_runtime.labelled import ShapesImages, open_labelled
+from escnet_runtime.labelled import ShapesImages, dataset_name, open_labelled
 from escnet_runtime.world import dataset, render_scene, vocabulary
 from escnet_runtime.world.__main__ import main
 from escnet_runtime.world.sheet import contact_sheet
@@ -80,6 +80,11 @@ def test_scenes_as_labelled_images() -> None:
     scene = render_scene(3 << 32, "heldout", objects=(7, 8))
     np.testing.assert_array_equal(samples[0].image, scene.image)
     assert len(scene.objects) >= 7
+
+
+def test_published_names_have_no_folders_of_the_machine(tmp_path: Path) -> None:
+    assert dataset_name("shapes:heldout:4") == "shapes:heldout:4"
+    assert dataset_name(str(tmp_path / "photos")) == "photos"
 
 
 def test_anything_else_is_a_folder(tmp_path: Path) -> None:
