@@ -32,10 +32,10 @@ from escnet.train.segmentation import SegmentationTask, TextEncoding, normalised
 from escnet.train.settings import LoopSettings
 from escnet.train.task import Task
 from escnet.weights import load_clip, load_sam
-from escnet.world import dataset
 from escnet_runtime.atomic import atomic_file
 from escnet_runtime.confusion import ConfusionCounter
 from escnet_runtime.console import Console
+from escnet_runtime.world import dataset
 
 from .clip import ClipTask
 from .recipe import TINY, ClipPhase, Recipe

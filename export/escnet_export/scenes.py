@@ -5,8 +5,8 @@ from typing import Final
 
 from escnet.config import EscNetConfig
 from escnet.presets import DEFAULT_PRESET
-from escnet.world import render_scene
 from escnet_runtime.images import ImageArray
+from escnet_runtime.world import render_scene
 
 from .samples import SAMPLE_CATEGORIES, sample_photo
 

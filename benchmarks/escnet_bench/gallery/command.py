@@ -10,8 +10,9 @@ from escnet_runtime.atomic import atomic_directory
 from escnet_runtime.backends import BACKENDS
 from escnet_runtime.confusion import ConfusionCounter
 from escnet_runtime.console import Console, printable
-from escnet_runtime.dataset import Dataset, LabelledImages
+from escnet_runtime.dataset import LabelledImages
 from escnet_runtime.errors import InputError
+from escnet_runtime.labelled import dataset_name, open_labelled
 from escnet_runtime.segmenter import Segmenter
 from escnet_runtime.vocabulary import read_classes_file
 
@@ -35,7 +36,7 @@ def add_gallery_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     kinds = f"a {CHECKPOINT_SUFFIX} file (needs torch) or a folder (does not)"
     add("model", metavar="CHECKPOINT|BUNDLE", type=Path, help=kinds)
-    add("dataset", metavar="DATASET", help="folder with images/, labels/ and classes.json")
+    add("dataset", metavar="DATASET", help="a dataset folder, or shapes:heldout")
     add(
         "--output",
         metavar="FOLDER",
@@ -86,7 +87,7 @@ def gallery(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
         if getattr(arguments, option) < 1:
             name = option.replace("_", "-")
             raise InputError(f"--{name} is {getattr(arguments, option)}, expected at least 1")
-    dataset = Dataset.open(Path(arguments.dataset))
+    dataset = open_labelled(arguments.dataset)
     path = arguments.classes_file
     asked = dataset.names if path is None else tuple(read_classes_file(path))
     if len(asked) != len(dataset.names):
@@ -148,7 +149,7 @@ def _model(arguments: argparse.Namespace, segmenter: Segmenter, classes: int) ->
         trained=manifest.model.trained,
         backend=segmenter.backend,
         chunk=segmenter.chunk,
-        dataset=Path(arguments.dataset).resolve().name,
+        dataset=dataset_name(arguments.dataset),
         classes=classes,
         note=segmenter.note,
     )
