@@ -3,18 +3,18 @@
 The image is resized with the filter of the runtime's preprocessing and labels by nearest neighbour,
 both with pixel centres at ``(i + 0.5) * scale``. Every random number comes from a generator that
 is handed in, so a sample follows from its seed alone; torchvision's transforms draw from torch's
-global generator, so of torchvision its functions are used and not its classes.
+global generator, so of torchvision its functions are used and not its classes. They are given
+Pillow's images: on tensors they would compete with the training for its threads.
 """
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeAlias
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from PIL import Image
 from torchvision.transforms.v2 import functional as colour
 
 from escnet_runtime.confusion import Labels, ignore_index
@@ -26,6 +26,8 @@ __all__ = ["IGNORED", "NO_AUGMENTATION", "Augmentation", "augmented"]
 
 #: The label of a pixel that is not labelled, or lies outside of its image.
 IGNORED: Final = -1
+#: (picture, how much) → picture.
+_Change: TypeAlias = Callable[[Image.Image, float], Image.Image]
 _PADDING: Final = 128  # grey, as CAT-Seg pads
 
 
@@ -149,20 +151,15 @@ def _resized(
 def _coloured(
     image: ImageArray, augmentation: Augmentation, rng: np.random.Generator
 ) -> ImageArray:
-    changes: tuple[tuple[Callable[..., Tensor], float, float], ...] = (
+    changes: tuple[tuple[_Change, float, float], ...] = (
         (colour.adjust_brightness, 1.0, augmentation.brightness),
         (colour.adjust_contrast, 1.0, augmentation.contrast),
         (colour.adjust_saturation, 1.0, augmentation.saturation),
         (colour.adjust_hue, 0.0, augmentation.hue),
     )
-    picture: Tensor | None = None
+    picture: Image.Image | None = None
     for change, middle, spread in changes:
         amount = middle + rng.uniform(-spread, spread)
         if rng.random() < augmentation.colour and amount != middle:
-            if picture is None:
-                picture = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)
-            picture = change(picture, amount)
-    if picture is None:
-        return image
-    result: ImageArray = picture.permute(1, 2, 0).numpy()
-    return result
+            picture = change(picture or Image.fromarray(image), amount)
+    return image if picture is None else np.array(picture)
