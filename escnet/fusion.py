@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .precision import product
 from .swin import GuidedSwinLayer, Mlp
 
 __all__ = ["CategoryAttention", "ImageGuidance", "ImageGuided", "TextGuidance"]
@@ -60,13 +61,13 @@ class CategoryAttention(nn.Module):
         key = self._split(_feature(_guided(self.key, x, text).float()))
         value = self._split(self.value(x).float())
         key = key * weight[None, None, :, None]
-        return key.transpose(-2, -1) @ value, key.sum(dim=2)
+        return product(key.transpose(-2, -1), value), key.sum(dim=2)
 
     def read(self, x: Tensor, text: Tensor, kv_mean: Tensor, k_mean: Tensor) -> Tensor:
         """φ(q)·kv / φ(q)·k for each category and pixel: [n, P, C] → [n, P, C]."""
         query = self._split(_feature(_guided(self.query, x, text).float()))
-        below = query @ k_mean[..., None]
-        mixed = (query @ kv_mean) / (below + 1e-6)
+        below = product(query, k_mean[..., None])
+        mixed = product(query, kv_mean) / (below + 1e-6)
         return mixed.permute(2, 0, 1, 3).flatten(2).to(x.dtype)
 
     def _split(self, x: Tensor) -> Tensor:

@@ -4,9 +4,12 @@ The methods of :class:`EscNet` are the graphs that are exported; ``forward`` str
 in one batch of all categories, ``forward_plain`` does the same without sharing anything.
 """
 
-from typing import NamedTuple
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
+import torch.utils.checkpoint
 from open_clip.model import CLIP
 from torch import Tensor, nn
 
@@ -15,6 +18,7 @@ from .clip import dense_features, encode_text, unit_norm
 from .config import EscNetConfig
 from .decoder import Decoder, SkipProjection
 from .ppg import TorchPrompts, pseudo_prompts
+from .precision import product
 
 __all__ = ["EscNet", "ImageFeatures", "Trace"]
 
@@ -30,6 +34,10 @@ class ImageFeatures(NamedTuple):
     block_features: Tensor
     skip0: Tensor
     skip1: Tensor
+
+    def of(self, index: int) -> "ImageFeatures":
+        """Those of one image of the batch, b = 1."""
+        return ImageFeatures(*(tensor[index : index + 1] for tensor in self))
 
 
 class Trace(NamedTuple):
@@ -107,7 +115,7 @@ class EscNet(nn.Module):
             scores float32 [n, h, w] and embedding [n, E, h, w]. Prompts are decided on the
             scores, so they stay in float32 at every precision.
         """
-        scores = (text @ features[0].flatten(1)).unflatten(1, features.shape[2:])
+        scores = product(text, features[0].flatten(1)).unflatten(1, features.shape[2:])
         weight = self.correlation_embedding.weight
         return scores, self.correlation_embedding(scores[:, None].to(weight.dtype))
 
@@ -126,7 +134,26 @@ class EscNet(nn.Module):
 
     def trace(self, image: Tensor, text: Tensor, *, plain: bool = False) -> Trace:
         """A forward pass that keeps the scores and prompts of each block."""
-        encoded = self.encode_image(image)
+        return self.segment(self.encode_image(image), text, plain=plain)
+
+    def segment(
+        self,
+        encoded: ImageFeatures,
+        text: Tensor,
+        *,
+        plain: bool = False,
+        checkpoint: bool = False,
+    ) -> Trace:
+        """All that follows the encoders, for one image.
+
+        Args:
+            encoded: of one image; :meth:`ImageFeatures.of` takes one out of a batch.
+            text: [N, D], unit norm.
+            plain: nothing is shared between categories.
+            checkpoint: keep no activations inside blocks and decoder for the backward pass, which
+                computes them again: memory for a third more time.
+        """
+        step = _checkpointed if checkpoint else _direct
         features, skips = encoded.block_features, (encoded.skip0, encoded.skip1)
         scores, embedding = self.correlate(encoded.features, text)
         weight = torch.full((len(text),), 1.0 / len(text), device=text.device)
@@ -134,8 +161,8 @@ class EscNet(nn.Module):
         for block in self.esc_blocks:
             prompts = pseudo_prompts(scores, self.config.ppg)
             all_prompts.append(prompts)
-            sam = block.sam.forward_plain if plain else block.sam.forward
-            enhanced = sam(
+            enhanced = step(
+                block.sam.forward_plain if plain else block.sam.forward,
                 features,
                 prompts.points,
                 prompts.point_labels,
@@ -147,9 +174,18 @@ class EscNet(nn.Module):
             if plain:
                 embedding, scores = block.refine_plain(embedding, guidance, text, scores)
             else:
-                embedding, kv, k = block.refine_image(embedding, guidance, text, weight)
-                embedding, scores = block.refine_text(embedding, text, scores, kv, k)
+                embedding, kv, k = step(block.refine_image, embedding, guidance, text, weight)
+                embedding, scores = step(block.refine_text, embedding, text, scores, kv, k)
             # The paper is silent on what flows on: features, embedding, C' for the next prompts.
             all_scores.append(scores)
-        logits: Tensor = self.decoder(embedding, *skips, plain=plain)
+        decode = functools.partial(self.decoder, plain=plain)
+        logits: Tensor = step(decode, embedding, *skips)
         return Trace(all_scores, all_prompts, logits)
+
+
+def _direct(function: Callable[..., Any], *inputs: Tensor) -> Any:
+    return function(*inputs)
+
+
+def _checkpointed(function: Callable[..., Any], *inputs: Tensor) -> Any:
+    return torch.utils.checkpoint.checkpoint(function, *inputs, use_reentrant=False)

@@ -10,6 +10,7 @@ from segment_anything.modeling.prompt_encoder import PromptEncoder
 from segment_anything.modeling.transformer import TwoWayTransformer
 from torch import Tensor, nn
 
+from .precision import product
 from .two_way import LowRankKeys, two_way
 
 __all__ = ["SamBlock"]
@@ -151,14 +152,14 @@ class SamBlock(nn.Module):
         """Fourier features of grid pixels (x, y), float32 up to the sine: [..., 2] → [..., C]."""
         height, width = self.prompt_encoder.input_image_size
         size = torch.tensor([width, height], dtype=torch.float32, device=pixels.device)
-        matrix = self.prompt_encoder.pe_layer.positional_encoding_gaussian_matrix.float()
-        angle = 2.0 * torch.pi * ((2.0 * (pixels + 0.5) / size - 1.0) @ matrix)
+        matrix = self.prompt_encoder.pe_layer.positional_encoding_gaussian_matrix
+        angle = 2.0 * torch.pi * product(2.0 * (pixels + 0.5) / size - 1.0, matrix)
         return torch.cat([angle.sin(), angle.cos()], dim=-1).to(self._dtype)
 
     def _weighted_sum(self, enhanced: Tensor, weight: Tensor, like: Tensor) -> Tensor:
         """[n, P, C] → float32 [1, C, h, w]; accumulated in float32 because it grows with n."""
         n, pixels, channels = enhanced.shape
-        total = (weight[None] @ enhanced.float().reshape(n, -1)).reshape(pixels, channels)
+        total = product(weight[None], enhanced.reshape(n, -1)).reshape(pixels, channels)
         return total.T.reshape(1, channels, *like.shape[2:])
 
 

@@ -1,9 +1,10 @@
 """A small CLIP from captioned crops of the small world, by contrast (arXiv 2103.00020).
 
-Two things differ from OpenAI's recipe, and both serve dense features. The image's vector is the
-mean over its patches of the features that ESC-Net reads (last block without attention), not that of
-the class token. And crops of 64 px keep the scale and the positions they have in their scene, so
-that most of the training costs a quarter; a second phase sees whole scenes.
+Two things differ from OpenAI's recipe, and both serve dense features. A picture resembles a caption
+as much as its best patches do: the soft maximum over the patches of the cosine that ESC-Net reads
+(last block without attention), not the class token's; as FILIP (arXiv 2111.07783) on the side of
+the image. And crops of 64 px keep the scale and the positions they have in their scene, so that
+most of the training costs a quarter; a second phase sees whole scenes.
 """
 
 import math
@@ -16,12 +17,12 @@ from typing import Any, Final
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from escnet.clip import dense_features, encode_text, unit_norm
 from escnet.config import EscNetConfig
+from escnet.precision import product
 from escnet.tokenizer import build_tokenizer
 from escnet.train.task import ParameterGroup
 from escnet.world import CaptionedCrop, caption_crops, dataset, vocabulary
@@ -103,7 +104,7 @@ class ClipTask:
 
     @property
     def collate(self) -> Callable[[list[CaptionedCrop]], dict[str, Tensor]]:
-        """Crops → images uint8, corners in patches, tokens, and who names what."""
+        """Crops → images uint8, corners in patches, tokens, whose they are, what is true."""
         return self._collate
 
     def validate(self) -> Mapping[str, float]:
@@ -137,19 +138,18 @@ class ClipTask:
     def _collate(self, crops: list[CaptionedCrop]) -> dict[str, Tensor]:
         patch = self.config.clip.patch_size
         corners = [[round(crop.top / patch), round(crop.left / patch)] for crop in crops]
+        captions = [caption for crop in crops for caption in crop.captions]
+        seen = torch.zeros(len(crops), len(self._names), dtype=torch.bool)
+        for row, crop in enumerate(crops):
+            seen[row, [self._names[name] for name in crop.seen]] = True
+        spoken = torch.tensor([self._names[name] for crop in crops for name in crop.spoken])
         return {
             "images": torch.from_numpy(np.stack([crop.image for crop in crops])),
             "corners": torch.tensor(corners),
-            "tokens": torch.from_numpy(self._tokenizer.encode([crop.caption for crop in crops])),
-            "spoken": torch.from_numpy(self._flags([crop.spoken for crop in crops])),
-            "seen": torch.from_numpy(self._flags([crop.seen for crop in crops])),
+            "tokens": torch.from_numpy(self._tokenizer.encode(captions)),
+            "owner": torch.repeat_interleave(torch.tensor([len(crop.spoken) for crop in crops])),
+            "true": seen[:, spoken],
         }
-
-    def _flags(self, names: Sequence[Sequence[str]]) -> NDArray[np.float32]:
-        flags = np.zeros((len(names), len(self._names)), np.float32)
-        for row, some in enumerate(names):
-            flags[row, [self._names[name] for name in some]] = 1.0
-        return flags
 
 
 class _Contrast(nn.Module):
@@ -165,17 +165,20 @@ class _Contrast(nn.Module):
         image = _normalised(self.config, batch["images"])
         positions = self._positions(batch["corners"], image.shape[-1] // self.config.clip.patch_size)
         found = dense_features(clip.visual, image, self.config.clip.skip_layers, positions)
-        images = unit_norm(found.projected.float().mean(dim=1))
-        texts = encode_text(clip, batch["tokens"])
+        patches, texts = unit_norm(found.projected), encode_text(clip, batch["tokens"])
         scale = clip.logit_scale.clamp(max=_LARGEST_SCALE).exp()
-        logits = scale * images @ texts.T
+        cosines = product(patches.flatten(0, 1), texts.T).unflatten(0, patches.shape[:2])
+        logits = torch.logsumexp(scale * cosines, dim=1)
         # A caption that is true of another crop as well is no wrong answer for it.
-        absent = batch["spoken"] @ (1.0 - batch["seen"]).T
-        own = torch.eye(len(logits), dtype=torch.bool, device=logits.device)
-        logits = logits.masked_fill((absent.T == 0) & ~own, -1e4)
-        target = torch.arange(len(logits), device=logits.device)
-        loss = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
-        right = (logits.argmax(1) == target).float().mean()
+        owner = batch["owner"]
+        every = torch.arange(len(owner), device=owner.device)
+        own = torch.zeros_like(batch["true"])
+        own[owner, every] = True
+        to_image = logits.masked_fill(batch["true"] & ~own, -1e4).T
+        others = batch["true"][owner] & (every[:, None] != every)
+        to_text = logits[owner].masked_fill(others, -1e4)
+        loss = (F.cross_entropy(to_image, owner) + F.cross_entropy(to_text, every)) / 2
+        right = (to_text.argmax(1) == every).float().mean()
         return {"loss": loss, "accuracy": right, "scale": scale}
 
     def _positions(self, corners: Tensor, side: int) -> Tensor:

@@ -7,13 +7,16 @@ model: after an error the model is what it was before.
 from .checkpoint import LoadedCheckpoint, load_checkpoint, save_checkpoint
 from .clip import load_clip
 from .sam import load_sam
+from .shipped import SHIPPED, shipped_checkpoint
 from .state import WeightsError
 
 __all__ = [
+    "SHIPPED",
     "LoadedCheckpoint",
     "WeightsError",
     "load_checkpoint",
     "load_clip",
     "load_sam",
     "save_checkpoint",
+    "shipped_checkpoint",
 ]

@@ -1,9 +1,8 @@
 """Pictures with captions, to train a small CLIP: crops of training scenes, described in words.
 
-Only training compositions are shown and named.
+Only training compositions are shown and named. A crop has a caption for each thing in it.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
@@ -15,26 +14,27 @@ from escnet_runtime.errors import InputError
 from .cast import draw_cast
 from .fields import stream
 from .scene import Scene, check_arguments, compose
+from .words import STUFF
 
 __all__ = ["CAPTION_TEMPLATES", "PROMPT_TEMPLATE", "CaptionedCrop", "caption_crops"]
 
 _Window: TypeAlias = tuple[slice, slice]
 
-#: How ESC-Net itself asks for a category; also used for captions, of one thing, word for word.
+#: How ESC-Net itself asks for a category; half of the captions are this, word for word.
 PROMPT_TEMPLATE: Final = "A photo of a {} in the scene"
-#: For what is seen: "a red ring", "a red ring and a blue star on a wooden floor".
+#: The other half: "a red ring", "a close-up of a red ring on a wooden floor".
 CAPTION_TEMPLATES: Final = (
     *("{}", "a photo of {}", "a picture of {}", "a close-up of {}"),
     *("a small scene with {}", "there is {} here"),
 )
 
-_BACKDROP_ONLY: Final = 0.12
-_OWN_PROMPT: Final = 0.3  # of the pictures that show one thing
-_PLACE: Final = 0.4  # of the captions say where
-_MOST_NAMED: Final = 3
-_NAMED_AREA: Final = 0.035  # of the crop, which an object must fill to be named
-_WANDER: Final = 0.9  # how far a window strays from its object, of the room there is
+_BACKDROP_ONLY: Final = 0.08
+_OWN_PROMPT: Final = 0.5  # of the captions
+_PLACE: Final = 0.3  # of the other captions of an object say where it is
+_SURFACE: Final = 0.3  # of the surfaces beside objects have a caption
+_NAMED_AREA: Final = 0.035  # of the crop, which a thing must fill to be named
 _NAMED_SHARE: Final = 0.35  # of an object's seen pixels, which must be inside the crop
+_WANDER: Final = 0.9  # how far a window strays from its object, of the room there is
 _TRIES: Final = 12
 # "a" and "an" by sound; of all first words only these begin with a vowel.
 _WITH_AN: Final = ("orange",)
@@ -47,14 +47,14 @@ class CaptionedCrop:
 
     Attributes:
         image: uint8 [side,side,3], RGB, at the scene's own scale.
-        caption: for example "a photo of a red striped ring on a wooden floor".
-        spoken: what the caption names.
+        captions: for example "a photo of a red striped ring on a wooden floor".
+        spoken: what each caption is about; "red striped ring".
         seen: all that is in the window, even if it can hardly be recognised.
         left, top: where the window lies in the scene, px.
     """
 
     image: NDArray[np.uint8]
-    caption: str
+    captions: tuple[str, ...]
     spoken: tuple[str, ...]
     seen: tuple[str, ...]
     left: int
@@ -64,10 +64,10 @@ class CaptionedCrop:
 def caption_crops(
     seed: int, *, count: int = 4, side: int = 64, size: int = 128
 ) -> tuple[CaptionedCrop, ...]:
-    """Crops of the training scene of a seed, each with a caption.
+    """Crops of the training scene of a seed, each with captions.
 
-    A crop shows one to three objects or the backdrop alone, and its caption names all that can be
-    recognised. One in three captions of a single thing is :data:`PROMPT_TEMPLATE`.
+    A crop shows objects or the backdrop alone, and has a caption for each object that can be
+    recognised and for some of the surfaces.
 
     Args:
         seed: 0 or more.
@@ -92,10 +92,10 @@ def _crop(rng: np.random.Generator, scene: Scene, side: int) -> CaptionedCrop:
     corner = _bare_corner(rng, scene, side) if rng.random() < _BACKDROP_ONLY else None
     left, top = corner or _object_corner(rng, scene, side)
     window = slice(top, top + side), slice(left, left + side)
-    caption, spoken = _caption(rng, scene, window)
+    spoken = _named(rng, scene, window)
     return CaptionedCrop(
         image=scene.image[window],
-        caption=caption,
+        captions=tuple(_caption(rng, scene, window, name) for name in spoken),
         spoken=spoken,
         seen=tuple(scene.names[i] for i in np.unique(scene.labels[window])),
         left=left,
@@ -124,28 +124,8 @@ def _bare_corner(rng: np.random.Generator, scene: Scene, side: int) -> tuple[int
     return None
 
 
-def _caption(
-    rng: np.random.Generator, scene: Scene, window: _Window
-) -> tuple[str, tuple[str, ...]]:
-    """A caption, and the names that are in it."""
-    objects = _named_objects(scene, window)
-    surfaces = _surfaces(scene, window)
-    if not objects:
-        objects, surfaces = surfaces, []
-    if len(objects) == 1 and rng.random() < _OWN_PROMPT:
-        return PROMPT_TEMPLATE.format(objects[0]), (objects[0],)
-    if rng.random() < 0.5:
-        objects.reverse()
-    text = _joined([_with_article(name) for name in objects])
-    if surfaces and rng.random() < _PLACE:
-        preposition = "in front of" if surfaces[0] in _IN_FRONT_OF else "on"
-        text = f"{text} {preposition} {_with_article(surfaces[0])}"
-        objects.append(surfaces[0])
-    return _template(rng).format(text), tuple(objects)
-
-
-def _named_objects(scene: Scene, window: _Window) -> list[str]:
-    """Names of the objects that can be recognised in the window, the largest first.
+def _named(rng: np.random.Generator, scene: Scene, window: _Window) -> tuple[str, ...]:
+    """Names of things that can be recognised in the window, objects first; at least one.
 
     Where neither an object nor a surface can be, it is the object that fills most of it.
     """
@@ -154,10 +134,24 @@ def _named_objects(scene: Scene, window: _Window) -> list[str]:
     whole = np.bincount(scene.instances.ravel() + 1, minlength=count + 1)[1:]
     enough = _NAMED_AREA * scene.instances[window].size
     order = np.argsort(-inside, kind="stable").tolist()
-    named = [i for i in order if inside[i] >= enough and inside[i] >= _NAMED_SHARE * whole[i]]
-    if not named and not _surfaces(scene, window):
-        named = order[:1]
-    return list(dict.fromkeys(scene.objects[i].name for i in named))[:_MOST_NAMED]
+    objects = [i for i in order if inside[i] >= enough and inside[i] >= _NAMED_SHARE * whole[i]]
+    surfaces = _surfaces(scene, window)
+    if not objects and not surfaces:
+        objects = order[:1]
+    if objects:
+        surfaces = [name for name in surfaces if rng.random() < _SURFACE]
+    return tuple(dict.fromkeys([*(scene.objects[i].name for i in objects), *surfaces]))
+
+
+def _caption(rng: np.random.Generator, scene: Scene, window: _Window, name: str) -> str:
+    """A caption about a thing of the window."""
+    if rng.random() < _OWN_PROMPT:
+        return PROMPT_TEMPLATE.format(name)
+    text, surfaces = _with_article(name), _surfaces(scene, window)
+    if name not in STUFF and surfaces and rng.random() < _PLACE:
+        preposition = "in front of" if surfaces[0] in _IN_FRONT_OF else "on"
+        text = f"{text} {preposition} {_with_article(surfaces[0])}"
+    return CAPTION_TEMPLATES[int(rng.integers(len(CAPTION_TEMPLATES)))].format(text)
 
 
 def _surfaces(scene: Scene, window: _Window) -> list[str]:
@@ -169,16 +163,5 @@ def _surfaces(scene: Scene, window: _Window) -> list[str]:
     return [scene.names[i] for i in order if counts[i] >= max(0.15 * backdrop.size, enough)]
 
 
-def _template(rng: np.random.Generator) -> str:
-    return CAPTION_TEMPLATES[int(rng.integers(len(CAPTION_TEMPLATES)))]
-
-
 def _with_article(name: str) -> str:
     return f"{'an' if name.startswith(_WITH_AN) else 'a'} {name}"
-
-
-def _joined(names: Sequence[str]) -> str:
-    """One, "one and two", or "one, two and three"."""
-    if len(names) == 1:
-        return names[0]
-    return f"{', '.join(names[:-1])} and {names[-1]}"

@@ -57,7 +57,7 @@ from .parity import (
     reference_sample,
 )
 from .precision import cast_model
-from .samples import SAMPLE_CATEGORIES, sample_photo
+from .scenes import SceneSet, default_scenes
 
 __all__ = ["ExportReport", "export_bundle"]
 
@@ -113,7 +113,7 @@ def export_bundle(
         precision: fp32, fp16 or bf16.
         weights: where the weights come from, for people.
         trained: decides the gate, see :class:`Budget`.
-        images: for measuring parity; the package's own photos by default.
+        images: for measuring parity; the package's own scenes by default.
         budget: what may be lost; :meth:`Budget.default` by default.
         allow_parity_failure: write the bundle all the same, and say so in it.
         check_categories: numbers of categories to check each graph at.
@@ -138,8 +138,9 @@ def export_bundle(
             vocab_size=model.config.clip.vocab_size,
             context_length=context,
         )
+        scenes = default_scenes(model.config)
         report, pictures = _measure(
-            model, folder, precision, trained, images, budget, allow_parity_failure, step
+            model, folder, precision, trained, images, scenes, budget, allow_parity_failure, step
         )
         data = {
             **report.to_dict(),
@@ -151,7 +152,7 @@ def export_bundle(
         (folder / "parity.json").write_text(_json(data), encoding="utf-8")
         (folder / "parity.html").write_text(parity_page(data, pictures), encoding="utf-8")
         step("manifest")
-        manifest = _manifest(model, folder, precision, weights, trained, report)
+        manifest = _manifest(model, folder, precision, weights, trained, report, scenes)
         (folder / "bundle.json").write_text(manifest.to_json(), encoding="utf-8")
     return ExportReport(
         bundle=output,
@@ -187,22 +188,23 @@ def _measure(
     precision: Precision,
     trained: bool,
     images: Sequence[ImageArray] | None,
+    scenes: SceneSet,
     budget: Budget,
     allow_failure: bool,
     step: Step,
 ) -> tuple[ParityReport, list[ParityPicture]]:
     """Measure parity and write the golden run; raise if the budget is missed."""
     tokenizer = Tokenizer.open(folder / "tokenizer.json", model.config.clip.context_length)
-    plan = plan_texts(SAMPLE_CATEGORIES, model.config.templates)
+    plan = plan_texts(scenes.categories, model.config.templates)
     tokens = tokenizer.encode(plan.prompts, cleaned=True)
     with torch.inference_mode():
         prompt_embeddings = model.encode_text(torch.from_numpy(tokens)).numpy()
     text = assemble(plan, prompt_embeddings).embeddings
     spec = _preprocessing(model)
-    golden = sample_photo(0)
+    golden = scenes.images[0]
     samples = []
     if images is None:
-        images = [golden, sample_photo(1), sample_photo(2)]
+        images = scenes.images
     for index, image in enumerate(images):
         step(f"torch, image {index + 1}")
         samples.append(reference_sample(model, image, text, spec))
@@ -232,16 +234,19 @@ def _measure(
     first = samples[0] if images[0] is golden else reference_sample(model, golden, text, spec)
     _write_golden(folder, first, plan, tokens, prompt_embeddings, report)
     pairs = zip(samples[:_PICTURES], outcomes, strict=False)
-    return report, [_picture(sample, outcome, spec) for sample, outcome in pairs]
+    names = scenes.categories
+    return report, [_picture(sample, outcome, spec, names) for sample, outcome in pairs]
 
 
-def _picture(sample: Sample, outcome: Outcome, spec: Preprocessing) -> ParityPicture:
+def _picture(
+    sample: Sample, outcome: Outcome, spec: Preprocessing, names: tuple[str, ...]
+) -> ParityPicture:
     want = sample.outcome
     return ParityPicture(
         image=sample.image,
         reference_labels=label_map(want.logits, spec.size, spec.size),
         typed_labels=label_map(outcome.logits, spec.size, spec.size),
-        names=SAMPLE_CATEGORIES,
+        names=names,
         grid=want.prompts[0].regions.shape[1:],
         reference_prompts=want.prompts,
         typed_prompts=outcome.prompts,
@@ -270,7 +275,7 @@ def _write_golden(
     write_golden(
         folder / "golden",
         sample,
-        categories=SAMPLE_CATEGORIES,
+        categories=plan.names,
         prompts=plan.prompts,
         tokens=tokens,
         text=text,
@@ -286,6 +291,7 @@ def _manifest(
     weights: str,
     trained: bool,
     report: ParityReport,
+    scenes: SceneSet,
 ) -> Manifest:
     config = model.config
     tokenizer = _reference(folder, "tokenizer.json")
@@ -307,7 +313,7 @@ def _manifest(
         stages={graph.name: _stage(folder, graph, precision) for graph in model_graphs(model)},
         tokenizer=TokenizerRef(**_fields(tokenizer), context_length=config.clip.context_length),
         golden=Golden(
-            categories=SAMPLE_CATEGORIES,
+            categories=scenes.categories,
             files=tuple(_reference(folder, f"golden/{name}") for name in GOLDEN_FILES),
         ),
         parity=Parity(

@@ -7,7 +7,13 @@ from typing import Any
 from escnet.build import build_model
 from escnet.model import EscNet
 from escnet.presets import DEFAULT_PRESET, PRESETS, preset
-from escnet.weights import load_checkpoint, load_clip, load_sam
+from escnet.weights import (
+    SHIPPED,
+    load_checkpoint,
+    load_clip,
+    load_sam,
+    shipped_checkpoint,
+)
 from escnet_runtime.atomic import require_replaceable
 from escnet_runtime.console import Console, command_parser, run_command
 from escnet_runtime.errors import InputError
@@ -47,7 +53,10 @@ def _parser() -> argparse.ArgumentParser:
         "--sam", type=Path, metavar="FILE", help="with --preset: a SAM checkpoint for the blocks"
     )
     parser.add_argument(
-        "--seed", type=int, help="with --preset: of the random weights (default: 0)"
+        "--seed",
+        type=int,
+        help="with --preset: seeded random weights, for tiny too, whose trained ones are the "
+        "default",
     )
     parser.add_argument(
         "--precision", choices=[p.value for p in _PRECISIONS], default=Precision.FP16.value
@@ -137,6 +146,10 @@ def _model(arguments: argparse.Namespace) -> tuple[EscNet, str, bool]:
         loaded = load_checkpoint(arguments.checkpoint)
         return loaded.model, loaded.weights, loaded.trained
     config = preset(arguments.preset or DEFAULT_PRESET)
+    own = arguments.clip or arguments.sam or arguments.seed is not None
+    if config.name in SHIPPED and not own:
+        loaded = load_checkpoint(shipped_checkpoint(config.name))
+        return loaded.model, loaded.weights, loaded.trained
     seed = arguments.seed or 0
     model = build_model(config, seed=seed)
     parts = [f"seeded random (seed {seed})"]

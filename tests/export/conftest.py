@@ -19,6 +19,8 @@ from escnet_export import ExportReport, export_bundle
 from escnet_export.export import GraphExporter
 from escnet_export.graphs import Graph, model_graphs
 from escnet_export.precision import cast_model
+from escnet_export.samples import SAMPLE_CATEGORIES
+from escnet_export.scenes import SceneSet
 from escnet_runtime.images import ImageArray
 from escnet_runtime.manifest import Precision
 from tests.model.models import randomise
@@ -109,7 +111,8 @@ def make_quick(
             shutil.copyfile(graph_files(graph.name, self._precision), path)
 
     monkeypatch.setattr("escnet_export.bundle.GraphExporter", Copier)
-    monkeypatch.setattr("escnet_export.bundle.sample_photo", lambda _=0: picture)
+    scenes = SceneSet(images=(picture,) * 3, categories=SAMPLE_CATEGORIES)
+    monkeypatch.setattr("escnet_export.bundle.default_scenes", lambda _: scenes)
 
 
 @pytest.fixture

@@ -12,9 +12,12 @@ import onnx
 import pytest
 from onnx import TensorProto
 
+from escnet.presets import preset
+from escnet.world.words import HELD_OUT
 from escnet_export import Budget, ExportReport, ParityError
 from escnet_export.errors import ExportError
 from escnet_export.reference import RecordingBackend
+from escnet_export.scenes import default_scenes
 from escnet_runtime.backends.onnxruntime import OnnxRuntimeBackend
 from escnet_runtime.bundle import Bundle
 from escnet_runtime.errors import InputError
@@ -266,17 +269,20 @@ def test_no_image_is_an_error(export: Export, tmp_path: Path) -> None:
 
 
 def test_pictures_of_the_package_are_the_default(
-    export: Export, tmp_path: Path, picture: ImageArray, monkeypatch: pytest.MonkeyPatch
+    export: Export, tmp_path: Path
 ) -> None:
-    seeds: list[int] = []
-
-    def painted(seed: int = 0) -> ImageArray:
-        seeds.append(seed)
-        return picture.copy()
-
-    monkeypatch.setattr("escnet_export.bundle.sample_photo", painted)
     report = export(tmp_path / "bundle", images=None)
-    assert report.parity.images == len(seeds) == len(set(seeds)) == 3
+    assert report.parity.images == 3
+
+
+def test_the_default_pictures_are_those_of_the_models_world() -> None:
+    small, large = (default_scenes(preset(name)) for name in ("tiny", "vit-b-16"))
+    for scenes in (small, large):
+        assert len({image.tobytes() for image in scenes.images}) == 3
+        assert len(set(scenes.categories)) == len(scenes.categories)
+    held_out = {one.name for one in HELD_OUT}
+    assert held_out & set(small.categories), "nothing that training never saw"
+    assert "sky" in large.categories
 
 
 def test_ports_are_of_the_types_and_shapes_the_manifest_says(

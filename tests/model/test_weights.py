@@ -516,7 +516,7 @@ def with_changes(
         ),
         (
             lambda h: h["configuration"]["fusion"].update(mlp_ratio=2),
-            r"mlp\.up\.weight is float32 \[256, 64\], expected float32 \[128, 64\]",
+            r"mlp\.up\.weight is float32 \[128, 32\], expected float32 \[64, 32\]",
         ),
     ],
 )

@@ -1,0 +1,31 @@
+"""``python -m escnet.foundations --output FOLDER``: what ``make tiny`` runs."""
+
+import argparse
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from escnet_runtime.console import Console, command_parser, run_command
+
+from .make import make_tiny
+
+
+def _make(arguments: argparse.Namespace, console: Console) -> tuple[int, Mapping[str, Any]]:
+    checkpoint = make_tiny(arguments.output, console=console)
+    console.print(f"{checkpoint} ({checkpoint.stat().st_size / 1e6:.1f} MB)")
+    return 0, {"checkpoint": str(checkpoint), "bytes": checkpoint.stat().st_size}
+
+
+def main() -> int:
+    """Run the command; returns its exit code."""
+    parser = command_parser(
+        "python -m escnet.foundations",
+        "Train the preset tiny from its seed: CLIP, SAM, then ESC-Net. Run it again to resume.",
+    )
+    parser.add_argument("--output", type=Path, required=True, metavar="FOLDER")
+    return run_command(parser, _make)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

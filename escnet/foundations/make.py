@@ -1,0 +1,243 @@
+"""``make tiny``: from seeds to the checkpoint that ships, in one resumable run.
+
+A folder a stage (``clip-64``, ``clip-128``, ``sam``, ``esc-net``), each as the training loop leaves
+it, and ``tiny.safetensors`` with ``tiny.json`` (provenance) at the end. Run again, it goes on where
+it stopped; a finished stage is not repeated.
+"""
+
+import dataclasses
+import functools
+import json
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from open_clip.model import CLIP
+from safetensors.torch import load_file
+
+from escnet.build import build_clip, build_model
+from escnet.config import EscNetConfig
+from escnet.model import EscNet
+from escnet.presets import preset
+from escnet.train.data import TrainingSample
+from escnet.train.loop import LAST, train
+from escnet.train.segmentation import SegmentationTask, TextEncoding, normalised
+from escnet.train.settings import LoopSettings
+from escnet.train.task import Task
+from escnet.weights import load_clip, load_sam
+from escnet.world import dataset
+from escnet_runtime.atomic import atomic_file
+from escnet_runtime.confusion import ConfusionCounter
+from escnet_runtime.console import Console
+
+from .clip import ClipTask
+from .recipe import TINY, ClipPhase, Recipe
+from .sam import SamTask, build_sam
+
+__all__ = ["CHECKPOINT", "PROVENANCE", "make_tiny"]
+
+CHECKPOINT: Final = "tiny.safetensors"
+PROVENANCE: Final = "tiny.json"
+_STAGE: Final = "stage.json"
+#: Scenes that the run itself validates on; the figures that are published are escnet-eval's.
+_VALIDATION: Final = "shapes:heldout:900"
+_VALIDATION_SCENES: Final = 24
+#: So far apart do the phases begin, so that none shows a scene of another.
+_SCENES_OF_A_PHASE: Final = 1 << 20
+_WEIGHTS: Final = "trained in the small world of escnet from seed {seed}"
+
+
+def make_tiny(folder: Path, *, recipe: Recipe = TINY, console: Console) -> Path:
+    """Train all stages in ``folder`` and write the checkpoint there; returns its path.
+
+    Raises:
+        Stopped: SIGTERM or Ctrl-C came; run it again to go on.
+        InputError: ``folder`` holds something else.
+    """
+    config = preset("tiny")
+    start: Path | None = None
+    for phase in recipe.clip:
+        start = _clip_stage(folder / phase.name, config, recipe, phase, start, console)
+    assert start is not None
+    sam = _sam_stage(folder / "sam", config, recipe, console)
+    parts: Callable[[EscNet], None] = functools.partial(_foundations, clip=start, sam=sam)
+    for number, phase in enumerate(recipe.escnet):
+        last = _escnet_stage(folder / phase.name, config, recipe, number, parts, console)
+        parts = functools.partial(_continued, checkpoint=last)
+    return _write(folder, config, recipe, last)
+
+
+def _foundations(model: EscNet, *, clip: Path, sam: Path) -> None:
+    load_clip(model, str(clip))
+    load_sam(model, sam)
+
+
+def _continued(model: EscNet, *, checkpoint: Path) -> None:
+    model.load_state_dict(load_file(checkpoint))
+
+
+def _clip_stage(
+    folder: Path,
+    config: EscNetConfig,
+    recipe: Recipe,
+    phase: ClipPhase,
+    start: Path | None,
+    console: Console,
+) -> Path:
+    def task() -> Task:
+        clip: CLIP = _seeded(recipe.seed, lambda: build_clip(config))
+        if start is not None:
+            clip.load_state_dict(load_file(start))
+        return ClipTask(
+            config,
+            clip,
+            phase.pool,
+            rate=phase.rate,
+            seed=recipe.seed,
+            processes=os.cpu_count() or 1,
+            console=console,
+        )
+
+    return _stage(folder, task, phase.loop, recipe, console)
+
+
+def _sam_stage(folder: Path, config: EscNetConfig, recipe: Recipe, console: Console) -> Path:
+    def task() -> Task:
+        sam = _seeded(recipe.seed, lambda: build_sam(config))
+        return SamTask(config, sam, rate=recipe.sam_rate, seed=recipe.seed)
+
+    return _stage(folder, task, recipe.sam, recipe, console)
+
+
+def _escnet_stage(
+    folder: Path,
+    config: EscNetConfig,
+    recipe: Recipe,
+    number: int,
+    load: Callable[[EscNet], None],
+    console: Console,
+) -> Path:
+    phase = recipe.escnet[number]
+
+    def task() -> Task:
+        model = build_model(config, seed=recipe.seed)
+        load(model)
+        return SegmentationTask(
+            model,
+            _TrainingScenes(first=number * _SCENES_OF_A_PHASE),
+            dataset("shapes:train").classes,
+            rates=phase.rates,
+            categories=phase.categories,
+            seed=recipe.seed,
+            validation=_validate,
+            weights=_WEIGHTS.format(seed=recipe.seed),
+        )
+
+    return _stage(folder, task, phase.loop, recipe, console)
+
+
+def _stage(
+    folder: Path,
+    task: Callable[[], Task],
+    loop: LoopSettings,
+    recipe: Recipe,
+    console: Console,
+) -> Path:
+    """Train a stage unless it is finished; returns its last weights."""
+    note = folder / _STAGE
+    if not note.is_file():
+        begun = _provenance()
+        outcome = train(task(), loop, folder, resume=True, console=console)
+        entry = {
+            **begun,
+            "settings": dataclasses.asdict(loop),
+            "seconds": round(outcome.seconds),
+            "figures": dict(outcome.figures),
+        }
+        with atomic_file(note) as temporary:
+            temporary.write_text(json.dumps(entry, indent=2) + "\n", encoding="utf-8")
+    return folder / LAST
+
+
+def _write(folder: Path, config: EscNetConfig, recipe: Recipe, last: Path) -> Path:
+    """The checkpoint of the last step (none is chosen by its score) and its provenance."""
+    shutil.copyfile(last, folder / CHECKPOINT)
+    clip, escnet = ([phase.name for phase in phases] for phases in (recipe.clip, recipe.escnet))
+    stages = {
+        name: json.loads((folder / name / _STAGE).read_text(encoding="utf-8"))
+        for name in (*clip, "sam", *escnet)
+    }
+    document = {
+        "model": config.name,
+        "command": "make tiny",
+        "recipe": dataclasses.asdict(recipe),
+        "stages": stages,
+        "seconds": sum(stage["seconds"] for stage in stages.values()),
+    }
+    with atomic_file(folder / PROVENANCE) as temporary:
+        temporary.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    return folder / CHECKPOINT
+
+
+class _TrainingScenes:
+    """Training scenes without end; none is shown twice."""
+
+    def __init__(self, first: int) -> None:
+        self._first = first
+        self._scenes = dataset("shapes:train", length=1 << 30)
+
+    def __getitem__(self, index: int) -> TrainingSample:
+        image, labels = self._scenes[self._first + index]
+        return TrainingSample(image=image, labels=labels.astype(np.int64))
+
+
+@torch.no_grad()
+def _validate(model: EscNet) -> Mapping[str, float]:
+    """mIoU and pixel accuracy on some held-out scenes, among all names of the held-out set."""
+    scenes = dataset(_VALIDATION, length=_VALIDATION_SCENES)
+    device = next(model.parameters()).device
+    every = torch.arange(len(scenes.classes), device=device)
+    text = TextEncoding(model, scenes.classes).encode(model, every)
+    counter = ConfusionCounter(len(scenes.classes))
+    for image, labels in scenes:
+        pixels = normalised(model, torch.from_numpy(image)[None].to(device))
+        logits = F.interpolate(model(pixels, text)[None], size=labels.shape, mode="bilinear")
+        counter.add(logits[0].argmax(0).to(torch.uint8).cpu().numpy(), labels)
+    scores = counter.scores()
+    return {"miou": scores.miou or 0.0, "pixel_accuracy": scores.pixel_accuracy or 0.0}
+
+
+def _seeded(seed: int, make: Callable[[], Any]) -> Any:
+    """What ``make`` makes from random numbers of the seed; the caller's are left as they were."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        return make()
+
+
+def _provenance() -> dict[str, Any]:
+    """What ran, where: nothing that names a machine or a person."""
+    root = Path(__file__).resolve().parents[2]
+
+    def git(*words: str) -> str | None:
+        done = subprocess.run(
+            ["git", "-C", str(root), *words], capture_output=True, text=True, check=False
+        )
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    changed = git("status", "--porcelain", "--untracked-files=no")
+    return {
+        "commit": git("rev-parse", "HEAD"),
+        "changed": None if changed is None else bool(changed),
+        "torch": str(torch.__version__),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "machine": platform.machine(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+    }

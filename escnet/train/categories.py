@@ -1,0 +1,96 @@
+"""Which categories an image is trained with: those in it, and some that are not.
+
+With few classes an image is asked for all of them, as in the paper (171 of COCO-Stuff). With many,
+memory and time allow for some; the wrong answers that teach most are those that share a word with a
+right one ("red striped ring" beside "red dotted ring").
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from escnet_runtime.errors import InputError
+
+__all__ = ["CategorySampler", "CategorySampling"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CategorySampling:
+    """How many categories, and which.
+
+    Attributes:
+        per_image: number of categories of an image; None for all classes.
+        hard: share of the absent ones that has a word in common with a present one.
+        wide_every: each so many-th image is asked for ``wide`` categories instead; 0: none is.
+            A model that never saw many at once does not know what their mean looks like.
+        wide: see ``wide_every``.
+    """
+
+    per_image: int | None = None
+    hard: float = 0.5
+    wide_every: int = 0
+    wide: int = 0
+
+    def __post_init__(self) -> None:
+        if self.per_image is not None and self.per_image < 2:
+            raise InputError(f"per_image is {self.per_image}; expected at least 2, or none for all")
+        if not 0.0 <= self.hard <= 1.0:
+            raise InputError(f"hard is {self.hard}; expected 0 to 1")
+        if self.wide_every < 0 or (self.wide_every and self.wide < 2):
+            raise InputError(
+                f"wide_every is {self.wide_every} and wide {self.wide}; expected 0, or a number of "
+                "images and at least 2 categories"
+            )
+
+
+class CategorySampler:
+    """Draws the categories of an image.
+
+    Args:
+        names: the data set's classes.
+        sampling: how many.
+    """
+
+    def __init__(self, names: Sequence[str], sampling: CategorySampling) -> None:
+        self.sampling, self.count = sampling, len(names)
+        words = [frozenset(re.findall(r"\w+", name.lower())) for name in names]
+        every = sorted(frozenset().union(*words))
+        place = {word: column for column, word in enumerate(every)}
+        self._words = np.zeros((len(names), len(every)), bool)
+        for row, some in enumerate(words):
+            self._words[row, [place[word] for word in some]] = True
+
+    def draw(
+        self, rng: np.random.Generator, present: NDArray[np.int64], index: int
+    ) -> NDArray[np.int64]:
+        """Classes for an image, sorted: [n].
+
+        Args:
+            rng: where chance comes from.
+            present: the classes in the image, the largest first; of too many the last are dropped.
+            index: number of the image, for ``wide_every``.
+        """
+        sampling = self.sampling
+        wanted = self.count if sampling.per_image is None else sampling.per_image
+        if sampling.wide_every and index % sampling.wide_every == sampling.wide_every - 1:
+            wanted = sampling.wide
+        if wanted >= self.count:
+            return np.arange(self.count)
+        kept = present[:wanted]
+        absent = np.ones(self.count, bool)
+        absent[kept] = False
+        missing = wanted - len(kept)
+        related = absent & self._words[:, self._words[kept].any(0)].any(1)
+        hard = _some(rng, related, round(sampling.hard * missing))
+        absent[hard] = False
+        easy = _some(rng, absent, missing - len(hard))
+        return np.sort(np.concatenate([kept, hard, easy]))
+
+
+def _some(rng: np.random.Generator, which: NDArray[np.bool_], count: int) -> NDArray[np.int64]:
+    """``count`` of the indices that are true, or all if there are fewer."""
+    found = np.flatnonzero(which)
+    return rng.choice(found, min(count, len(found)), replace=False)

@@ -1,0 +1,200 @@
+"""Training of an ESC-Net: cross-entropy over the categories at every labelled pixel.
+
+The prompt generator's decisions (threshold, k-means, the choice of points) pass no gradient; the
+probabilities of the mask prompts do. Images are encoded as a batch; what follows works on one image
+at a time, whose categories are a batch of their own.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from escnet.clip import unit_norm
+from escnet.model import EscNet
+from escnet.tokenizer import build_tokenizer
+from escnet.weights import save_checkpoint
+from escnet_runtime.tokenizer import Tokenizer
+from escnet_runtime.vocabulary import TextPlan, plan_texts
+
+from .categories import CategorySampler, CategorySampling
+from .data import IGNORED, TrainingSample
+from .groups import parameter_groups
+from .task import ParameterGroup, Samples
+
+__all__ = ["Rates", "SegmentationTask", "TextEncoding"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rates:
+    """Learning rates and weight decay; see :func:`escnet.train.groups.parameter_groups`."""
+
+    small: float
+    large: float
+    weight_decay: float
+
+
+class SegmentationTask:
+    """Trains an ESC-Net on labelled images.
+
+    Args:
+        model: changed in place.
+        samples: :class:`TrainingSample` by number.
+        names: what labels are indices into; synonyms separated by ", ".
+        rates: how fast.
+        categories: which of the names an image is trained with.
+        seed: of the choice of categories.
+        checkpoint_activations: see :meth:`EscNet.segment`.
+        validation: gives figures, "miou" among them; None validates nothing.
+        weights: where the weights come from, in a sentence that the checkpoint carries.
+    """
+
+    name = "ESC-Net"
+
+    def __init__(
+        self,
+        model: EscNet,
+        samples: Samples,
+        names: Sequence[str],
+        *,
+        rates: Rates,
+        categories: CategorySampling,
+        seed: int = 0,
+        checkpoint_activations: bool = False,
+        validation: Callable[[EscNet], Mapping[str, float]] | None = None,
+        weights: str,
+    ) -> None:
+        self.model = model
+        self.module: nn.Module = _Segmentation(
+            model, TextEncoding(model, names), checkpoint=checkpoint_activations
+        )
+        self.groups: Sequence[ParameterGroup] = parameter_groups(
+            model,
+            small_rate=rates.small,
+            large_rate=rates.large,
+            weight_decay=rates.weight_decay,
+        )
+        self.samples: Samples = _WithCategories(samples, CategorySampler(names, categories), seed)
+        self.collate: Callable[[list[Any]], dict[str, Any]] = _collated
+        self.score = None if validation is None else "miou"
+        self._validation, self._weights = validation, weights
+
+    def validate(self) -> Mapping[str, float]:
+        """The figures of ``validation``."""
+        return {} if self._validation is None else self._validation(self.model)
+
+    def save(self, path: Path, *, step: int) -> None:
+        """A checkpoint of the model."""
+        weights = f"{self._weights}, step {step}"
+        save_checkpoint(self.model, path, trained=True, weights=weights)
+
+
+class TextEncoding:
+    """Embeddings of a data set's classes, by the runtime's own rules for templates and synonyms.
+
+    Args:
+        model: its text tower encodes, its configuration has the templates.
+        names: the classes.
+    """
+
+    def __init__(self, model: EscNet, names: Sequence[str]) -> None:
+        context = model.config.clip.context_length
+        tokenizer = Tokenizer(build_tokenizer(model.config.clip.vocab_size, context), context)
+        plans = [plan_texts([name], model.config.templates) for name in names]
+        prompts = dict.fromkeys(prompt for plan in plans for prompt in plan.prompts)
+        place = {prompt: index for index, prompt in enumerate(prompts)}
+        self._members = [_members(plan, place) for plan in plans]
+        self._tokens = torch.from_numpy(tokenizer.encode(list(prompts), cleaned=True))
+
+    def encode(self, model: EscNet, classes: Tensor) -> Tensor:
+        """Unit-norm embeddings, float32 [n, D], of classes int64 [n]."""
+        members = [self._members[index] for index in classes.tolist()]
+        used = np.unique(np.concatenate(members))
+        tokens = self._tokens[used]
+        # What lies behind the longest text is padding, zeros.
+        tokens = tokens[:, : int(tokens.any(0).nonzero().max()) + 1]
+        encoded = model.encode_text(tokens.to(classes.device))
+        which = torch.from_numpy(np.searchsorted(used, np.concatenate(members)))
+        owner = torch.repeat_interleave(torch.tensor([len(some) for some in members]))
+        total = torch.zeros(len(members), encoded.shape[1], device=encoded.device)
+        total = total.index_add(0, owner.to(encoded.device), encoded[which.to(encoded.device)])
+        return unit_norm(total)
+
+
+class _Segmentation(nn.Module):
+    """A batch → its loss and pixel accuracy."""
+
+    def __init__(self, model: EscNet, text: TextEncoding, *, checkpoint: bool) -> None:
+        super().__init__()
+        self.model, self.checkpoint = model, checkpoint
+        self._text = text
+
+    def forward(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Means over all labelled pixels of the batch."""
+        model, images, classes = self.model, batch["images"], batch["categories"]
+        every = torch.cat(classes).unique()
+        embeddings = self._text.encode(model, every)
+        encoded = model.encode_image(normalised(model, images))
+        loss, right, count = [], [], []
+        for index, (labels, wanted) in enumerate(zip(batch["labels"], classes, strict=True)):
+            text = embeddings[torch.searchsorted(every, wanted)]
+            trace = model.segment(encoded.of(index), text, checkpoint=self.checkpoint)
+            logits = F.interpolate(
+                trace.logits[None], size=labels.shape, mode="bilinear", align_corners=False
+            )
+            labels = labels[None]
+            loss.append(F.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum"))
+            right.append((logits.argmax(1) == labels).sum())
+            count.append((labels != IGNORED).sum())
+        pixels = torch.stack(count).sum().clamp(min=1)
+        return {
+            "loss": torch.stack(loss).sum() / pixels,
+            "accuracy": torch.stack(right).sum() / pixels,
+        }
+
+
+def normalised(model: EscNet, images: Tensor) -> Tensor:
+    """uint8 [b, H, W, 3] → float32 [b, 3, H, W] as the image encoder expects it."""
+    mean = torch.tensor(model.config.image_mean, device=images.device)
+    std = torch.tensor(model.config.image_std, device=images.device)
+    return ((images.float() / 255.0 - mean) / std).permute(0, 3, 1, 2)
+
+
+class _WithCategories:
+    """Samples with the categories they are trained with; labels index those."""
+
+    def __init__(self, samples: Samples, sampler: CategorySampler, seed: int) -> None:
+        self._samples, self._sampler, self._seed = samples, sampler, seed
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        sample: TrainingSample = self._samples[index]
+        labelled = sample.labels[sample.labels != IGNORED]
+        present, counts = np.unique(labelled, return_counts=True)
+        present = present[np.argsort(-counts, kind="stable")]
+        rng = np.random.Generator(np.random.PCG64((self._seed, index)))
+        categories = self._sampler.draw(rng, present, index)
+        lookup = np.full(self._sampler.count + 1, IGNORED)  # the last one stands for IGNORED
+        lookup[categories] = np.arange(len(categories))
+        return {
+            "image": torch.from_numpy(sample.image),
+            "labels": torch.from_numpy(lookup[sample.labels]),
+            "categories": torch.from_numpy(categories),
+        }
+
+
+def _collated(samples: list[dict[str, Tensor]]) -> dict[str, Any]:
+    return {
+        "images": torch.stack([sample["image"] for sample in samples]),
+        "labels": [sample["labels"] for sample in samples],
+        "categories": [sample["categories"] for sample in samples],
+    }
+
+
+def _members(plan: TextPlan, place: Mapping[str, int]) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Numbers of the prompts of a single category."""
+    return np.array([place[plan.prompts[member]] for member in plan.members])

@@ -1,0 +1,45 @@
+"""What parity and the golden run are measured on where the user names no images."""
+
+from dataclasses import dataclass
+from typing import Final
+
+from escnet.config import EscNetConfig
+from escnet.presets import DEFAULT_PRESET
+from escnet.world import render_scene
+from escnet_runtime.images import ImageArray
+
+from .samples import SAMPLE_CATEGORIES, sample_photo
+
+__all__ = ["SceneSet", "default_scenes"]
+
+_COUNT: Final = 3
+_SIZE: Final = 384  # px a side: a photo is larger than the model's input
+_FIRST: Final = 24  # seed of the first scene of the small world
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class SceneSet:
+    """Images, uint8 [H, W, 3], and the categories they are segmented for.
+
+    The first image is the golden one.
+    """
+
+    images: tuple[ImageArray, ...]
+    categories: tuple[str, ...]
+
+
+def default_scenes(config: EscNetConfig) -> SceneSet:
+    """Scenes of the world the model lives in.
+
+    ``tiny`` was trained in the small world: its scenes are held-out ones, whose compositions it
+    never saw. Everything else is for photos, and gets landscapes that look like some.
+    """
+    if config.name != DEFAULT_PRESET:
+        images = tuple(sample_photo(seed) for seed in range(_COUNT))
+        return SceneSet(images=images, categories=SAMPLE_CATEGORIES)
+    scenes = [
+        render_scene(_FIRST + number, "heldout", size=_SIZE, objects=(4, 6))
+        for number in range(_COUNT)
+    ]
+    names = dict.fromkeys(name for scene in scenes for name in scene.names)
+    return SceneSet(images=tuple(scene.image for scene in scenes), categories=tuple(names))
