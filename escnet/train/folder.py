@@ -5,6 +5,7 @@
     last.safetensors    the newest weights, for use
     best.safetensors    those with the best score in validation
     state.pt            to resume from: tensors and numbers, read without unpickling programs
+    config.toml         of escnet-train: the whole configuration, defaults included
     metrics.jsonl       a line for every `log_every` steps and every validation
     tensorboard/        the same as curves
     run.lock            held while a process trains here; the file stays, the lock does not
@@ -66,7 +67,15 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.state, self.last, self.best = (path / name for name in ("state.pt", LAST, BEST))
+        self.config = path / "config.toml"
         self.metrics, self.curves = path / "metrics.jsonl", path / "tensorboard"
+
+    def require_free(self, *, resume: bool) -> None:
+        """Raise InputError if there is a run here that is not to be resumed."""
+        if self.state.is_file() and not resume:
+            raise InputError(
+                f"{self.path} holds a run already: resume it with --resume, or name another folder"
+            )
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:

@@ -36,7 +36,7 @@ __all__ = ["BEST", "LAST", "Outcome", "Stopped", "train"]
 
 _LOG = logging.getLogger(__name__)
 #: fp16 steps in a row whose gradients overflow before it is called an error. The scaler halves its
-#: scale each time, so this many bring any scale below 1.
+#: scale each time, from 2**16 at first, so it is far below 1 by then.
 _MOST_SKIPPED: Final = 50
 
 
@@ -56,6 +56,7 @@ def train(
     folder: Path,
     *,
     resume: bool = False,
+    config: str | None = None,
     console: Console | None = None,
 ) -> Outcome:
     """Train, validate and save.
@@ -65,6 +66,7 @@ def train(
         settings: how long and how fast.
         folder: of this run; made if it is missing.
         resume: go on from the state in ``folder``. Without a state there it starts anew.
+        config: of which these settings are a part; kept in the folder of a run that starts anew.
         console: shows progress.
 
     Raises:
@@ -75,7 +77,8 @@ def train(
             saved is unharmed.
     """
     with accelerator_of(settings) as accelerator, contextlib.ExitStack() as stack:
-        run = _Run(task, settings, RunFolder(folder), accelerator, console or Console(quiet=True))
+        console = console or Console(quiet=True)
+        run = _Run(task, settings, RunFolder(folder), accelerator, config, console)
         on_main(accelerator, lambda: stack.enter_context(run.folder.locked()))
         return run.run(resume)
 
@@ -87,10 +90,11 @@ class _Run:
         settings: LoopSettings,
         folder: RunFolder,
         accelerator: Accelerator,
+        config: str | None,
         console: Console,
     ) -> None:
         self.task, self.settings, self.folder = task, settings, folder
-        self.accelerator, self.console = accelerator, console
+        self.accelerator, self.config, self.console = accelerator, config, console
         self.main = bool(accelerator.is_main_process)
         self.progress, self.skipped = Progress(), 0
         self._freeze()
@@ -183,9 +187,7 @@ class _Run:
     def _optimise(self, batches: Iterator[Any]) -> dict[str, Tensor]:
         """One step; the losses are means over its forward passes in this process."""
         factor = self.settings.rate_factor(self.progress.step)
-        for options, group in zip(
-            self.optimizer.param_groups, self.task.groups, strict=True
-        ):
+        for options, group in zip(self.optimizer.param_groups, self.task.groups, strict=True):
             options["lr"] = group.rate * factor
         total: dict[str, Tensor] = {}
         for _ in range(self.settings.accumulate):
@@ -267,14 +269,16 @@ class _Run:
         }
         self.folder.save(self.task.name, self.progress, tensors)
 
+    def _note(self) -> None:
+        if self.config is not None:
+            with self.folder.writing(self.folder.config):
+                self.folder.config.write_text(self.config, encoding="utf-8")
+
     def _open(self, resume: bool) -> None:
+        self.folder.require_free(resume=resume)
         if not self.folder.state.is_file():
+            on_main(self.accelerator, self._note)
             return
-        if not resume:
-            raise InputError(
-                f"{self.folder.path} holds a run already: resume it with --resume, or name another "
-                "folder"
-            )
         progress, tensors = self.folder.load(self.task.name)
         if progress.step > self.settings.steps:
             raise InputError(

@@ -100,7 +100,9 @@ def _collated(points: list[Any]) -> dict[str, Tensor]:
 
 def settings(**changes: Any) -> LoopSettings:
     """Twelve steps of four samples; ``changes`` replace some."""
-    return LoopSettings(**{"steps": 12, "batch": 4, "warmup": 2, "log_every": 1, "save_every": 4, **changes})
+    return LoopSettings(
+        **{"steps": 12, "batch": 4, "warmup": 2, "log_every": 1, "save_every": 4, **changes}
+    )
 
 
 def weights(folder: Path) -> dict[str, Tensor]:
@@ -187,7 +189,7 @@ def _kill_while_saving(nth: int) -> None:
                 file.truncate(os.path.getsize(path) // 2)
             os.kill(os.getpid(), signal.SIGKILL)
 
-    torch.save = save
+    torch.save = save  # type: ignore[assignment]
 
 
 if __name__ == "__main__":
