@@ -104,7 +104,7 @@ TINY: Final = Recipe(
             name="esc-net-wide",
             rates=Rates(small=2e-4, large=1e-3, weight_decay=1e-4),
             categories=CategorySampling(per_image=64, hard=0.6),
-            loop=LoopSettings(steps=200, batch=4, warmup=10, log_every=5, save_every=20),
+            loop=LoopSettings(steps=160, batch=4, warmup=10, log_every=5, save_every=20),
         ),
     ),
 )
