@@ -8,7 +8,7 @@ from typing import Final, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from escnet.world import ShapesDataset, dataset
+from escnet_runtime.world import ShapesDataset, dataset
 from escnet_runtime.dataset import Dataset, Sample
 from escnet_runtime.errors import InputError
 
@@ -48,7 +48,7 @@ def open_source(name: str, *, size: int, limit: int | None = None) -> LabelledSo
     """The images of a dataset folder, or of the built-in world.
 
     Args:
-        name: path of a folder, or a name of :data:`escnet.world.data.DATASET_NAMES`.
+        name: path of a folder, or a name of :data:`escnet_runtime.world.data.DATASET_NAMES`.
         size: px a side of built-in scenes.
         limit: the first so many images alone.
 
