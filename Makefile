@@ -8,13 +8,16 @@ RUN := $(PYTHON) tools/run.py
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types format check clean
+.PHONY: help demo tiny test lint types format check clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' $(MAKEFILE_LIST) | expand -t 16
 
 demo:  ## segment a picture: checkpoint, export, bundle, result
 	@$(RUN) python tools/demo.py $(ARGS)
+
+tiny:  ## train the default model from its seed (two hours on two cores; resumes)
+	@$(RUN) python -m escnet.foundations --output out/tiny --ship escnet/checkpoints
 
 test:  ## run the tests
 	@$(RUN) python -m pytest -q $(ARGS)

@@ -12,7 +12,7 @@ class EscBlock(nn.Module):
     """The four graphs of one block; the runtime calls them chunk by chunk and adds the sums up.
 
     Args:
-        sam: prompts of every category → the sum of their enhanced features.
+        sam: prompts of every category → the sums of their enhanced features.
         merge: 1×1 convolution of the mean enhanced feature, added to the image features.
         guide: 1×1 convolution of the new image features → guidance of the Swin layers.
     """
@@ -42,10 +42,11 @@ class EscBlock(nn.Module):
     def refine_image(
         self, embedding: Tensor, guidance: Tensor, text: Tensor, weight: Tensor
     ) -> ImageGuided:
-        """``esc{i}_image``: embedding [n, E, h, w], guidance [1, G, h, w], text [n, D], weight [n].
+        """``esc{i}_image``: embedding [n, E, h, w], guidance [1, G, h, w], text [n, D].
 
         Returns:
-            embedding' [n, E, h, w], kv_sum [h·w, H, d, d] and k_sum [h·w, H, d] in float32.
+            embedding' [n, E, h, w] and, for weights float32 [g, group], in float32
+            kv_sum [g, h·w, H, d, d] and k_sum [g, h·w, H, d].
         """
         refined = self.image_guidance(embedding, guidance)
         return ImageGuided(refined, *self.text_guidance.sums(refined, text, weight))

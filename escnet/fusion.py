@@ -3,7 +3,8 @@
 Paper: arXiv 2411.14723, section 3.3. Image guidance is a pair of Swin layers, one category at a
 time; text guidance is linear attention over the categories at each pixel. Linear attention needs
 of the other categories only two sums (Katharopoulos et al., arXiv 2006.16236, equation 5), which is
-why a chunk of categories can be worked on alone and the sums be added up between chunks.
+why a chunk of categories can be worked on alone and the sums be added up between chunks, group by
+group (:mod:`escnet.groups`).
 """
 
 from typing import NamedTuple
@@ -12,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .groups import by_group, weighted_sums
 from .precision import product
 from .swin import GuidedSwinLayer, Mlp
 
@@ -19,7 +21,7 @@ __all__ = ["CategoryAttention", "ImageGuidance", "ImageGuided", "TextGuidance"]
 
 
 class ImageGuided(NamedTuple):
-    """What ``esc{i}_image`` gives: the embedding, and this chunk's part of the two sums."""
+    """What ``esc{i}_image`` gives: the embedding, and the two sums of each group."""
 
     embedding: Tensor
     kv_sum: Tensor
@@ -50,34 +52,37 @@ class CategoryAttention(nn.Module):
         self.query, self.key, self.value, self.heads = query, key, value, heads
 
     def sums(self, x: Tensor, text: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """Σ_n w_n φ(k_n) v_nᵀ and Σ_n w_n φ(k_n), in float32.
+        """Σ_n w_n φ(k_n) v_nᵀ and Σ_n w_n φ(k_n) over each group, in float32.
 
         Args:
-            x: [n, P, C]; text: [n, C]; weight: float32 [n].
+            x: [n, P, C]; text: [n, C]; weight: float32 [g, G].
 
         Returns:
-            [P, H, d, d] and [P, H, d].
+            [g, P, H, d, d] and [g, P, H, d].
         """
-        key = self._split(_feature(_guided(self.key, x, text).float()))
-        value = self._split(self.value(x).float())
-        key = key * weight[None, None, :, None]
-        return product(key.transpose(-2, -1), value), key.sum(dim=2)
+        key = by_group(_feature(_guided(self.key, x, text).float()), weight)
+        value = by_group(self.value(x), weight).float()
+        k_sum = weighted_sums(key, weight).unflatten(-1, (self.heads, -1))
+        key = self._split(key * weight[:, :, None, None])
+        return product(key.transpose(-2, -1), self._split(value)), k_sum
 
     def read(self, x: Tensor, text: Tensor, kv_mean: Tensor, k_mean: Tensor) -> Tensor:
         """φ(q)·kv / φ(q)·k for each category and pixel: [n, P, C] → [n, P, C]."""
         query = self._split(_feature(_guided(self.query, x, text).float()))
-        below = product(query, k_mean[..., None])
-        mixed = product(query, kv_mean) / (below + 1e-6)
+        # One product: on one column alone, ONNX Runtime's order of additions depends on n.
+        both = product(query, torch.cat([kv_mean, k_mean[..., None]], dim=-1))
+        mixed = both[..., :-1] / (both[..., -1:] + 1e-6)
         return mixed.permute(2, 0, 1, 3).flatten(2).to(x.dtype)
 
     def _split(self, x: Tensor) -> Tensor:
-        """[n, P, C] → [P, H, n, d]."""
-        out: Tensor = x.unflatten(-1, (self.heads, -1)).permute(1, 2, 0, 3)
+        """[..., n, P, C] → [..., P, H, n, d]."""
+        out: Tensor = x.unflatten(-1, (self.heads, -1)).movedim(-4, -2)
         return out
 
 
 def _feature(x: Tensor) -> Tensor:
-    return F.elu(x) + 1.0
+    """elu(x) + 1, by an exponential: ONNX Runtime's Elu rounds an element by where it stands."""
+    return x.clamp(max=0.0).exp() + F.relu(x)
 
 
 def _guided(linear: nn.Linear, x: Tensor, text: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from .block import EscBlock
 from .clip import dense_features, encode_text, unit_norm
 from .config import EscNetConfig
 from .decoder import Decoder, SkipProjection
+from .groups import group_weights, sum_of_groups
 from .ppg import TorchPrompts, pseudo_prompts
 from .precision import product
 
@@ -156,7 +157,7 @@ class EscNet(nn.Module):
         step = _checkpointed if checkpoint else _direct
         features, skips = encoded.block_features, (encoded.skip0, encoded.skip1)
         scores, embedding = self.correlate(encoded.features, text)
-        weight = torch.full((len(text),), 1.0 / len(text), device=text.device)
+        weight = group_weights(len(text), device=text.device)
         all_scores, all_prompts = [scores], []
         for block in self.esc_blocks:
             prompts = pseudo_prompts(scores, self.config.ppg)
@@ -170,11 +171,12 @@ class EscNet(nn.Module):
                 prompts.probabilities,
                 weight,
             )
-            features, guidance = block.fuse(features, enhanced)
+            features, guidance = block.fuse(features, sum_of_groups(enhanced)[None])
             if plain:
                 embedding, scores = block.refine_plain(embedding, guidance, text, scores)
             else:
                 embedding, kv, k = step(block.refine_image, embedding, guidance, text, weight)
+                kv, k = sum_of_groups(kv), sum_of_groups(k)
                 embedding, scores = step(block.refine_text, embedding, text, scores, kv, k)
             # The paper is silent on what flows on: features, embedding, C' for the next prompts.
             all_scores.append(scores)

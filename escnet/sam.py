@@ -10,6 +10,7 @@ from segment_anything.modeling.prompt_encoder import PromptEncoder
 from segment_anything.modeling.transformer import TwoWayTransformer
 from torch import Tensor, nn
 
+from .groups import by_group, weighted_sums
 from .precision import product
 from .two_way import LowRankKeys, two_way
 
@@ -20,7 +21,7 @@ _FOREGROUND = 1
 
 
 class SamBlock(nn.Module):
-    """Prompts of n categories → the weighted sum of their enhanced image features.
+    """Prompts of n categories → the weighted sums of their enhanced image features.
 
     Args:
         prompt_encoder: built with ``input_image_size`` equal to the grid, so that a point is a
@@ -48,7 +49,7 @@ class SamBlock(nn.Module):
         probabilities: Tensor,
         weight: Tensor,
     ) -> Tensor:
-        """Σ_n weight_n · enhanced_n.
+        """Σ_n weight_n · enhanced_n over each group of categories.
 
         Args:
             block_features: [1, C, h, w].
@@ -56,10 +57,10 @@ class SamBlock(nn.Module):
             point_labels: int32 [n, K], 1 or -1 (not a point).
             regions: int32 [n, h, w], region of each pixel, -1 for none.
             probabilities: float32 [n, h, w].
-            weight: float32 [n]; 1/N for a mean over N categories, 0 for padding.
+            weight: float32 [g, G]; 1/N for a mean over N categories, 0 for padding.
 
         Returns:
-            float32 [1, C, h, w].
+            float32 [g, C, h, w].
         """
         mask = self.embed_masks(regions, probabilities, point_labels).flatten(2).transpose(1, 2)
         last = self._last_mask_convolution()
@@ -69,7 +70,7 @@ class SamBlock(nn.Module):
         keys = LowRankKeys(shared, mask, last.weight.flatten(1))
         tokens = self.embed_points(points, point_labels)
         enhanced = two_way(self.transformer, keys, self.position(), tokens)
-        return self._weighted_sum(enhanced, weight, block_features)
+        return self._group_sums(enhanced, weight, block_features)
 
     def forward_plain(
         self,
@@ -86,7 +87,7 @@ class SamBlock(nn.Module):
         position = self.position().T.reshape(1, *image.shape[1:]).expand_as(image)
         tokens = self.embed_points(points, point_labels)
         _, enhanced = self.transformer(image, position, tokens)
-        return self._weighted_sum(enhanced, weight, block_features)
+        return self._group_sums(enhanced, weight, block_features)
 
     def position(self) -> Tensor:
         """SAM's positional encoding of the grid, [h · w, C]."""
@@ -156,11 +157,11 @@ class SamBlock(nn.Module):
         angle = 2.0 * torch.pi * product(2.0 * (pixels + 0.5) / size - 1.0, matrix)
         return torch.cat([angle.sin(), angle.cos()], dim=-1).to(self._dtype)
 
-    def _weighted_sum(self, enhanced: Tensor, weight: Tensor, like: Tensor) -> Tensor:
-        """[n, P, C] → float32 [1, C, h, w]; accumulated in float32 because it grows with n."""
-        n, pixels, channels = enhanced.shape
-        total = product(weight[None], enhanced.reshape(n, -1)).reshape(pixels, channels)
-        return total.T.reshape(1, channels, *like.shape[2:])
+    def _group_sums(self, enhanced: Tensor, weight: Tensor, like: Tensor) -> Tensor:
+        """[n, P, C] → float32 [g, C, h, w]; accumulated in float32 because it grows with n."""
+        sums = weighted_sums(by_group(enhanced, weight), weight)
+        maps: Tensor = sums.transpose(1, 2).unflatten(2, like.shape[2:])
+        return maps
 
 
 def _layer_norm_2d(x: Tensor, norm: nn.Module) -> Tensor:

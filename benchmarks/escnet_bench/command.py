@@ -1,4 +1,4 @@
-"""``escnet-bench``: operations, footprint and prompt generator, measured with their conditions."""
+"""``escnet-bench``: what was measured or drawn, with the conditions it was made under."""
 
 import argparse
 from collections.abc import Mapping, Sequence
@@ -16,6 +16,7 @@ from escnet_runtime.vocabulary import MAX_CATEGORIES, read_classes_file
 from .conditions import Conditions
 from .footprint import METHOD as FOOTPRINT_METHOD
 from .footprint import FootprintRow, Startup, measure_footprint
+from .gallery.command import add_gallery_options, gallery
 from .ppg_time import PpgRow, measure_ppg
 from .results import Document, result_document, saving
 
@@ -42,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = command_parser(
         "escnet-bench",
-        "Measure ESC-Net and report the numbers with the conditions they were measured under.",
+        "Measure ESC-Net, and draw what it does, with the conditions that belong to it.",
         common=False,
     )
     benchmarks = parser.add_subparsers(dest="benchmark", required=True, metavar="BENCHMARK")
@@ -51,16 +52,21 @@ def _parser() -> argparse.ArgumentParser:
         _subparser(benchmarks, "footprint", "memory, time and cold start of a bundle (no torch)")
     )
     _add_ppg(_subparser(benchmarks, "ppg", "time of the prompt generator on this CPU"))
+    text = "draw images with their masks and how the correlation and the prompts lead to them"
+    add_gallery_options(_subparser(benchmarks, "gallery", text, result_file=False))
     return parser
 
 
-def _subparser(benchmarks: Any, name: str, text: str) -> argparse.ArgumentParser:
+def _subparser(
+    benchmarks: Any, name: str, text: str, *, result_file: bool = True
+) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = benchmarks.add_parser(
         name, help=text, description=f"{text[0].upper()}{text[1:]}.", allow_abbrev=False
     )
-    parser.add_argument(
-        "--output", type=Path, metavar="FILE", help="also write the JSON object to this file"
-    )
+    if result_file:
+        parser.add_argument(
+            "--output", type=Path, metavar="FILE", help="also write the JSON object to this file"
+        )
     add_common_options(parser)
     return parser
 
@@ -73,8 +79,8 @@ def _add_gflop(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=GFLOP_CHUNK,
         metavar="N",
-        help="categories at a time in the shipped form; what they share is computed once a chunk "
-        f"(default: {GFLOP_CHUNK}, as in a bundle)",
+        help="categories at a time in the shipped form, rounded up to whole groups; what they "
+        f"share is computed once a chunk (default: {GFLOP_CHUNK}, as in a bundle)",
     )
 
 
@@ -95,7 +101,10 @@ def _add_footprint(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--backend", choices=BACKENDS, default="auto")
     parser.add_argument(
-        "--chunk", type=int, metavar="N", help="categories at a time (default: the bundle's)"
+        "--chunk",
+        type=int,
+        metavar="N",
+        help="categories at a time, rounded up to whole groups (default: the bundle's)",
     )
 
 
@@ -124,6 +133,8 @@ def _add_categories(parser: argparse.ArgumentParser, default: list[int]) -> None
 
 
 def _bench(arguments: argparse.Namespace, console: Console) -> tuple[int, Mapping[str, Any]]:
+    if arguments.benchmark == "gallery":
+        return 0, gallery(arguments, console)
     least, most = min(arguments.categories), max(arguments.categories)
     if least < 1 or most > MAX_CATEGORIES:
         wrong = least if least < 1 else most

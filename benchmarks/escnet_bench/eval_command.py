@@ -1,7 +1,6 @@
 """``escnet-eval``: mIoU and pixel accuracy of a bundle or a checkpoint on a labelled dataset."""
 
 import argparse
-import contextlib
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,26 +9,35 @@ from typing import Any, Final
 from rich.table import Table
 
 from escnet_runtime.backends import BACKENDS
+from escnet_runtime.confusion import DEFINITION, Scores
 from escnet_runtime.console import Console, command_parser, run_command
-from escnet_runtime.errors import BackendError, InputError
+from escnet_runtime.dataset import LabelledImages
+from escnet_runtime.errors import InputError
+from escnet_runtime.labelled import ShapesImages, dataset_name, open_labelled
 from escnet_runtime.segmenter import Segmenter
 from escnet_runtime.vocabulary import read_classes_file
+from escnet_runtime.world import WORLD_VERSION
 
 from .conditions import Conditions
-from escnet_runtime.confusion import DEFINITION
-from escnet_runtime.dataset import Dataset
 from .evaluate import Evaluation, class_keys, evaluate
+from .models import CHECKPOINT_SUFFIX, open_model
 from .results import saving
 
 __all__ = ["main"]
 
-_SUFFIX: Final = ".safetensors"
 _SHOWN: Final = 30  # classes in the table
 _METHOD: Final = f"all images at their own size; {DEFINITION}"
 _EPILOG = f"""\
 DATASET: a folder with images/*, labels/*.png (8 or 16 bits, index of the class; 255 resp. 65535 is
-not labelled) and classes.json (list of names; synonyms separated by ", "). escnet-prepare makes
-one of a distributed data set.
+not labelled) and classes.json (list of names; synonyms separated by ", "), as escnet-prepare makes
+it of a distributed data set; or a set of the built-in small world, drawn as it is needed:
+
+shapes:heldout       300 scenes with compositions that the default model has never seen
+shapes:heldout:SEED  the same with other scenes (SEED 0 is shapes:heldout)
+shapes:train         scenes as in training
+
+Their figures are also given for groups of classes: held_out (compositions never seen, what the
+world is for), seen (compositions of training), surfaces.
 
 {DEFINITION}.
 Pixels that are not labelled do not count. A class that is not in the ground truth has no IoU (null)
@@ -51,8 +59,9 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_EPILOG,
     )
     add = parser.add_argument
-    add("model", metavar="CHECKPOINT|BUNDLE", type=Path, help=f"a {_SUFFIX} file or a folder")
-    add("dataset", metavar="DATASET", type=Path, help="folder of the dataset")
+    kinds = f"a {CHECKPOINT_SUFFIX} file or a folder"
+    add("model", metavar="CHECKPOINT|BUNDLE", type=Path, help=kinds)
+    add("dataset", metavar="DATASET", help="a folder, or shapes:...; see below")
     add(
         "--classes-file",
         metavar="FILE",
@@ -70,14 +79,31 @@ def _parser() -> argparse.ArgumentParser:
         default="none",
         help="sliding: the paper's protocol, five times the work (none)",
     )
-    add("--limit", metavar="N", type=int, help="the first N images alone, in order of their names")
+    add(
+        "--limit",
+        metavar="N",
+        type=int,
+        help="the first N images alone, in order of their names; of shapes:..., N scenes (300)",
+    )
+    add(
+        "--objects",
+        metavar=("MIN", "MAX"),
+        type=int,
+        nargs=2,
+        help="objects of a scene of shapes:... (2 6); more of them hide more of each other",
+    )
     add(
         "--backend",
         choices=(*BACKENDS, "torch"),
         default="auto",
         help="what runs the graphs; a checkpoint's are run by torch (auto)",
     )
-    add("--chunk", metavar="N", type=int, help="categories at a time; bounds the memory")
+    add(
+        "--chunk",
+        metavar="N",
+        type=int,
+        help="categories at a time, rounded up to whole groups (16); bounds the memory alone",
+    )
     add("--output", metavar="FILE", type=Path, help="also write the JSON object to this file")
     return parser
 
@@ -87,10 +113,14 @@ def _eval(arguments: argparse.Namespace, console: Console) -> tuple[int, Mapping
         raise InputError(f"--limit is {arguments.limit}, expected at least 1")
     if arguments.merge_extra and arguments.classes_file is None:
         raise InputError("--merge-extra goes with --classes-file, which has the further categories")
-    dataset = Dataset.open(arguments.dataset)
+    objects = None if arguments.objects is None else (arguments.objects[0], arguments.objects[1])
+    dataset = open_labelled(arguments.dataset, scenes=arguments.limit, objects=objects)
     path = arguments.classes_file
     categories = None if path is None else read_classes_file(path)
-    with saving(arguments.output) as save, _segmenter(arguments) as segmenter:
+    with (
+        saving(arguments.output) as save,
+        open_model(arguments.model, arguments.backend, chunk=arguments.chunk) as segmenter,
+    ):
         conditions = _conditions(arguments.model, segmenter)
         total = min(len(dataset), arguments.limit or len(dataset))
         with console.progress("evaluate", total) as advance:
@@ -103,37 +133,13 @@ def _eval(arguments: argparse.Namespace, console: Console) -> tuple[int, Mapping
                 limit=arguments.limit,
                 progress=advance,
             )
-        document = _document(arguments, segmenter, found, conditions.finished())
+        document = {
+            **_document(arguments, segmenter, found, conditions.finished()),
+            **_source(dataset, arguments.dataset),
+        }
         save(document)
     console.print(*_report(document, found))
     return 0, document
-
-
-def _segmenter(arguments: argparse.Namespace) -> contextlib.AbstractContextManager[Segmenter]:
-    """The model: a folder is a bundle, a file a checkpoint."""
-    path: Path = arguments.model
-    if path.is_dir():
-        if arguments.backend == "torch":
-            raise InputError(f"{path} is a bundle: torch runs checkpoints ({_SUFFIX}) alone")
-        return Segmenter(path, arguments.backend, chunk=arguments.chunk)
-    if path.suffix != _SUFFIX or not path.is_file():
-        raise InputError(
-            f"{path} is neither a bundle (a folder with bundle.json) nor a checkpoint (a file "
-            f"NAME{_SUFFIX})"
-        )
-    if arguments.backend not in ("auto", "torch"):
-        raise InputError(
-            f"{path} is a checkpoint, which torch runs; backend {arguments.backend!r} needs a "
-            "bundle: make one with escnet-export"
-        )
-    try:
-        from .torch_checkpoint import checkpoint_segmenter
-    except ModuleNotFoundError as error:
-        raise BackendError(
-            f"evaluating a checkpoint needs {error.name}, which is not installed: install "
-            "escnet-bench[torch], or evaluate a bundle"
-        ) from error
-    return checkpoint_segmenter(path, chunk=arguments.chunk)
 
 
 def _conditions(model: Path, segmenter: Segmenter) -> Conditions:
@@ -152,6 +158,7 @@ def _document(
         "pixel_accuracy": scores.pixel_accuracy,
         "images": found.images,
         "per_class": dict(zip(keys, scores.iou, strict=True)),
+        "groups": {name: _group(one) for name, one in found.groups.items()},
         "model": manifest.model.name,
         "kind": "bundle" if arguments.model.is_dir() else "checkpoint",
         "precision": manifest.precision.value,
@@ -159,7 +166,6 @@ def _document(
         "backend": segmenter.backend,
         "window": arguments.window,
         "chunk": segmenter.chunk,
-        "dataset": arguments.dataset.resolve().name,
         "categories": found.categories,
         "classes": len(found.names),
         "classes_in_ground_truth": sum(value is not None for value in scores.iou),
@@ -175,6 +181,24 @@ def _document(
         "note": segmenter.note,
         "conditions": dataclasses.asdict(conditions),
     }
+
+
+def _group(scores: Scores) -> dict[str, Any]:
+    return {
+        "miou": scores.miou,
+        "pixel_accuracy": scores.pixel_accuracy,
+        "classes_in_ground_truth": sum(value is not None for value in scores.iou),
+        "pixels": scores.pixels,
+    }
+
+
+def _source(dataset: LabelledImages, where: str) -> dict[str, Any]:
+    """What the images are: all that it takes to draw the same scenes again."""
+    world = None
+    if isinstance(dataset, ShapesImages):
+        scenes = dataset.scenes
+        world = {"version": WORLD_VERSION, "size": scenes.size, "objects": scenes.objects}
+    return {"dataset": dataset_name(where), "world": world}
 
 
 def _report(document: Mapping[str, Any], found: Evaluation) -> list[Table | str]:
@@ -194,8 +218,14 @@ def _report(document: Mapping[str, Any], found: Evaluation) -> list[Table | str]
         f"in the ground truth, {absent} not in it, {found.seconds:.1f} s\n"
         f"mIoU {_percent(document['miou'])}, pixel accuracy {_percent(document['pixel_accuracy'])}"
     )
-    note = document["note"]
-    return [table, summary, *([f"note: {note}"] if note else [])]
+    for name, group in document["groups"].items():
+        summary += (
+            f"\n{name}: mIoU {_percent(group['miou'])} of {group['classes_in_ground_truth']} "
+            f"classes, pixel accuracy {_percent(group['pixel_accuracy'])}"
+        )
+    if document["note"]:
+        summary += f"\nnote: {document['note']}"
+    return [table, summary]
 
 
 def _percent(value: float | None) -> str:

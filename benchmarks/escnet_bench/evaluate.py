@@ -1,17 +1,16 @@
 """Segmenting a dataset and comparing the label maps with its labels."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
 import numpy as np
 
-from escnet_runtime.errors import InputError
-from escnet_runtime.segmenter import Segmenter, Window
-
 from escnet_runtime.confusion import Confusion, ConfusionCounter, Labels, Scores
 from escnet_runtime.dataset import LabelledImages
+from escnet_runtime.errors import InputError
+from escnet_runtime.segmenter import Segmenter, Window
 
 __all__ = ["Evaluation", "class_keys", "evaluate"]
 
@@ -20,11 +19,13 @@ __all__ = ["Evaluation", "class_keys", "evaluate"]
 class Evaluation:
     """What came out; ``names`` are the dataset's classes, which ``scores.iou`` is in the order of.
 
+    ``groups`` are the figures of the dataset's groups of classes, by their names.
     ``confusions`` are the commonest mistakes, None for very many classes; ``seconds`` is the wall
     clock of reading, segmenting and counting all images, without encoding the categories.
     """
 
     scores: Scores
+    groups: Mapping[str, Scores]
     names: tuple[str, ...]
     categories: int
     images: int
@@ -54,7 +55,7 @@ def evaluate(
         merge_extra: ``categories`` may be more than the classes; those beyond count as the last
             class (PASCAL VOC-20b: the background, described by the things that are in it).
         window: "sliding" is the protocol of the paper.
-        limit: the first so many images, in the order of their names.
+        limit: the first so many images, in the dataset's order.
         progress: called after each image with the name of it.
 
     Raises:
@@ -79,6 +80,7 @@ def evaluate(
     worst = counter.worst()
     return Evaluation(
         scores=counter.scores(),
+        groups={name: counter.scores(classes) for name, classes in dataset.groups.items()},
         names=names,
         categories=len(asked),
         images=images,

@@ -29,7 +29,7 @@ from escnet.config import EscNetConfig
 from escnet.model import EscNet
 from escnet_export.graphs import Graph, Port, model_graphs
 from escnet_runtime.errors import InputError
-from escnet_runtime.pipeline import category_chunks
+from escnet_runtime.groups import GROUP, category_chunks, whole_groups
 
 __all__ = ["METHOD", "Form", "GflopRow", "count_flops", "gflop_rows"]
 
@@ -74,7 +74,7 @@ def gflop_rows(
     Args:
         config: the model; its weights do not matter.
         categories: numbers of categories, at least 1.
-        chunk: categories at a time in the shipped form.
+        chunk: categories at a time in the shipped form, rounded up to whole groups.
         step: called with a few words before each number of categories.
 
     Raises:
@@ -91,10 +91,10 @@ def gflop_rows(
         if step:
             step(f"{n} categories")
         plain = _add_up(_plain(model, n))
-        shipped = _add_up(_shipped(model, category_chunks(n, chunk)))
+        shipped = _add_up(_shipped(model, category_chunks(n, chunk, GROUP)))
         forms: list[tuple[Form, int | None, dict[str, int]]] = [
             ("plain", None, plain),
-            ("shipped", chunk, shipped),
+            ("shipped", whole_groups(chunk, GROUP), shipped),
         ]
         for form, size, stages in forms:
             total = sum(stages.values())
@@ -206,7 +206,7 @@ def _stage(graph: Graph, n: int, times: int = 1) -> _Stage:
 
 def _inputs(ports: Sequence[Port], n: int) -> list[Tensor]:
     """Meta tensors of one image and ``n`` categories."""
-    sizes = {"b": 1, "n": n}
+    sizes = {"b": 1, "n": n, "g": whole_groups(n, GROUP) // GROUP}
     return [
         torch.empty(
             [axis if isinstance(axis, int) else sizes[axis] for axis in port.shape],

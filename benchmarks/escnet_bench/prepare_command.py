@@ -1,4 +1,4 @@
-"""``escnet-prepare``: a data set as it is distributed becomes a dataset folder."""
+"""``escnet-prepare``: a dataset folder of a distributed data set, or of the small world."""
 
 import argparse
 import dataclasses
@@ -6,13 +6,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from escnet_runtime.console import Console, command_parser, run_command
+from escnet_runtime.console import Console, add_common_options, command_parser, run_command
 from escnet_runtime.errors import InputError
+from escnet_runtime.labelled import SHAPES, ShapesImages
+from escnet_runtime.world import WORLD_VERSION
+from escnet_runtime.world import dataset as shapes_dataset
 
-from .prepare import PREPARATIONS, require_free, write_dataset
+from .prepare import PREPARATIONS, Written, require_free, write_dataset, write_samples
 
 __all__ = ["main"]
 
+_WORLD: Final = "shapes"
+_COUNT: Final = 300  # scenes of a shapes folder
 _EPILOG: Final = """\
 What SOURCE holds (as the archives unpack):
 
@@ -26,25 +31,45 @@ pascal-context-59,  VOCdevkit/VOC2010: JPEGImages, trainval/*.mat, labels.txt, f
 pascal-context-459  59_labels.txt; pascalcontext_val.txt, or the list of VOC 2010
 pascal-voc-20,      VOCdevkit/VOC2012: JPEGImages, SegmentationClass, ImageSets; in 20 the
 pascal-voc-20b      background is not labelled, in 20b it is the last class
+
+shapes has no SOURCE: it is drawn. What its scenes hold: docs/world.md
 """
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
-    return run_command(_parser(), _prepare, argv)
+    return run_command(_parser(), _run, argv)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = command_parser(
         "escnet-prepare",
-        "Make a dataset folder for escnet-eval of a data set as it is distributed. The folder "
-        "appears when it is complete.",
+        "Make a dataset folder for escnet-eval of a data set as it is distributed, or of the "
+        "built-in small world. The folder appears when it is complete.",
         epilog=_EPILOG,
+        common=False,
     )
+    kinds = parser.add_subparsers(dest="kind", required=True, metavar="DATASET")
+    for kind in PREPARATIONS:
+        _add_distributed(_subparser(kinds, kind, f"make a dataset folder of {kind}"))
+    _add_shapes(_subparser(kinds, _WORLD, "draw a dataset folder of the small world"))
+    return parser
+
+
+def _subparser(kinds: Any, name: str, text: str) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = kinds.add_parser(
+        name, help=text, description=f"{text[0].upper()}{text[1:]}.", allow_abbrev=False
+    )
+    parser.add_argument(
+        "--output", metavar="FOLDER", type=Path, required=True, help="folder to write"
+    )
+    add_common_options(parser)
+    return parser
+
+
+def _add_distributed(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("kind", metavar="DATASET", choices=list(PREPARATIONS), help=", ".join(PREPARATIONS))
     add("source", metavar="SOURCE", type=Path, help="folder of the unpacked data set")
-    add("--output", metavar="FOLDER", type=Path, required=True, help="folder to write")
     add("--split", choices=("train", "val"), default="val", help="(default: val)")
     add(
         "--classes-file",
@@ -54,10 +79,37 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--copy", action="store_true", help="copy the images (default: hard links)")
     add("--limit", metavar="N", type=int, help="the first N images alone, in order of their names")
-    return parser
 
 
-def _prepare(arguments: argparse.Namespace, console: Console) -> tuple[int, Mapping[str, Any]]:
+def _add_shapes(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--split", choices=("train", "heldout"), default="heldout", help="(default: heldout)")
+    add("--count", metavar="N", type=int, default=_COUNT, help=f"scenes (default: {_COUNT})")
+    add("--seed", metavar="SEED", type=int, help="other scenes of heldout (default: 0)")
+    add(
+        "--objects",
+        metavar=("MIN", "MAX"),
+        type=int,
+        nargs=2,
+        default=(2, 6),
+        help="objects of a scene (default: 2 6)",
+    )
+    add("--size", metavar="PX", type=int, default=128, help="pixels a side (default: 128)")
+
+
+def _run(arguments: argparse.Namespace, console: Console) -> tuple[int, Mapping[str, Any]]:
+    prepare = _draw if arguments.kind == _WORLD else _prepare
+    about, written = prepare(arguments, console)
+    console.print(
+        f"{arguments.output}: {written.images} images, {written.classes} classes, of which "
+        f"{written.classes_present} occur; {written.labelled:.1%} of the pixels are labelled\n"
+        f"{about['origin']}"
+    )
+    return 0, {"output": arguments.output, **about, **dataclasses.asdict(written)}
+
+
+def _prepare(arguments: argparse.Namespace, console: Console) -> tuple[Mapping[str, str], Written]:
+    """From a distributed data set."""
     limit = arguments.limit
     if limit is not None and limit < 1:
         raise InputError(f"--limit is {limit}, expected at least 1")
@@ -66,15 +118,25 @@ def _prepare(arguments: argparse.Namespace, console: Console) -> tuple[int, Mapp
     plan = dataclasses.replace(plan, pairs=plan.pairs[:limit])
     with console.progress(f"prepare {plan.dataset}", len(plan.pairs)) as advance:
         written = write_dataset(plan, arguments.output, copy=arguments.copy, progress=advance)
-    console.print(
-        f"{arguments.output}: {written.images} images, {written.classes} classes, of which "
-        f"{written.classes_present} occur; {written.labelled:.1%} of the pixels are labelled\n"
-        f"{plan.origin}"
-    )
-    return 0, {
-        "output": arguments.output,
-        "dataset": plan.dataset,
-        "split": plan.split,
-        "origin": plan.origin,
-        **dataclasses.asdict(written),
+    return {"dataset": plan.dataset, "split": plan.split, "origin": plan.origin}, written
+
+
+def _draw(arguments: argparse.Namespace, console: Console) -> tuple[Mapping[str, str], Written]:
+    """From the small world: what ``shapes:SPLIT`` names, as files."""
+    split, seed = arguments.split, arguments.seed
+    objects = (arguments.objects[0], arguments.objects[1])
+    if split == "train" and seed is not None:
+        raise InputError("--seed goes with --split heldout: there is one set of training scenes")
+    name = f"{SHAPES}{split}" if seed is None else f"{SHAPES}{split}:{seed}"
+    scenes = shapes_dataset(name, length=arguments.count, size=arguments.size, objects=objects)
+    about = {
+        "dataset": name,
+        "split": split,
+        "origin": f"the small world, version {WORLD_VERSION}: {len(scenes)} scenes of "
+        f"{scenes.size} px with {objects[0]} to {objects[1]} objects",
     }
+    require_free(arguments.output)
+    with console.progress(f"draw {name}", len(scenes)) as advance:
+        samples = ShapesImages(scenes=scenes)
+        written = write_samples(samples, arguments.output, about, progress=advance)
+    return about, written

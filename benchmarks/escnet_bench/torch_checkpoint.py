@@ -18,6 +18,7 @@ from escnet.weights import LoadedCheckpoint, load_checkpoint
 from escnet_export.reference import TorchBackend
 from escnet_runtime import __version__
 from escnet_runtime.bundle import Bundle, sha256_file
+from escnet_runtime.groups import GROUP
 from escnet_runtime.manifest import (
     Constants,
     FileRef,
@@ -130,4 +131,5 @@ def _constants(config: EscNetConfig) -> Constants:
         postprocessing=Postprocessing(resize="bilinear", align_corners=False, confidence="softmax"),
         templates=config.templates,
         chunk=_CHUNK,
+        group=GROUP,
     )

@@ -1,18 +1,25 @@
 """``python -m escnet.foundations --output FOLDER``: what ``make tiny`` runs."""
 
 import argparse
+import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from escnet_runtime.atomic import atomic_file
 from escnet_runtime.console import Console, command_parser, run_command
 
-from .make import make_tiny
+from .make import PROVENANCE, make_tiny
 
 
 def _make(arguments: argparse.Namespace, console: Console) -> tuple[int, Mapping[str, Any]]:
     checkpoint = make_tiny(arguments.output, console=console)
+    if arguments.ship:
+        arguments.ship.mkdir(parents=True, exist_ok=True)
+        for path in (checkpoint, checkpoint.with_name(PROVENANCE)):
+            with atomic_file(arguments.ship / path.name) as temporary:
+                shutil.copyfile(path, temporary)
     console.print(f"{checkpoint} ({checkpoint.stat().st_size / 1e6:.1f} MB)")
     return 0, {"checkpoint": str(checkpoint), "bytes": checkpoint.stat().st_size}
 
@@ -24,6 +31,9 @@ def main() -> int:
         "Train the preset tiny from its seed: CLIP, SAM, then ESC-Net. Run it again to resume.",
     )
     parser.add_argument("--output", type=Path, required=True, metavar="FOLDER")
+    parser.add_argument(
+        "--ship", type=Path, metavar="FOLDER", help="also copy checkpoint and provenance there"
+    )
     return run_command(parser, _make)
 
 

@@ -25,11 +25,11 @@ from escnet.config import EscNetConfig
 from escnet.precision import product
 from escnet.tokenizer import build_tokenizer
 from escnet.train.task import ParameterGroup
-from escnet.world import CaptionedCrop, caption_crops, dataset, vocabulary
 from escnet_runtime.atomic import atomic_file
 from escnet_runtime.confusion import ConfusionCounter
 from escnet_runtime.console import Console
 from escnet_runtime.tokenizer import Tokenizer
+from escnet_runtime.world import CaptionedCrop, caption_crops, dataset, vocabulary
 
 from .pool import Shuffled, draw
 

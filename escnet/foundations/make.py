@@ -32,10 +32,10 @@ from escnet.train.segmentation import SegmentationTask, TextEncoding, normalised
 from escnet.train.settings import LoopSettings
 from escnet.train.task import Task
 from escnet.weights import load_clip, load_sam
-from escnet.world import dataset
 from escnet_runtime.atomic import atomic_file
 from escnet_runtime.confusion import ConfusionCounter
 from escnet_runtime.console import Console
+from escnet_runtime.world import dataset
 
 from .clip import ClipTask
 from .recipe import TINY, ClipPhase, Recipe
@@ -62,6 +62,7 @@ def make_tiny(folder: Path, *, recipe: Recipe = TINY, console: Console) -> Path:
         InputError: ``folder`` holds something else.
     """
     config = preset("tiny")
+    _provenance()
     start: Path | None = None
     for phase in recipe.clip:
         start = _clip_stage(folder / phase.name, config, recipe, phase, start, console)
@@ -221,8 +222,12 @@ def _seeded(seed: int, make: Callable[[], Any]) -> Any:
         return make()
 
 
+@functools.cache
 def _provenance() -> dict[str, Any]:
-    """What ran, where: nothing that names a machine or a person."""
+    """What ran, where: nothing that names a machine or a person.
+
+    Asked once a process: the source tree may change while it trains, the code that runs does not.
+    """
     root = Path(__file__).resolve().parents[2]
 
     def git(*words: str) -> str | None:

@@ -67,19 +67,19 @@ TINY: Final = Recipe(
             pool=CropPool(side=128, scenes=12_000),
             rate=4e-4,
             loop=LoopSettings(
-                steps=280,
+                steps=240,
                 batch=96,
                 warmup=20,
                 precision="bf16",
                 log_every=10,
                 save_every=50,
-                evaluate_every=100,
+                evaluate_every=120,
             ),
         ),
     ),
     sam_rate=1e-3,
     sam=LoopSettings(
-        steps=600, batch=16, warmup=60, log_every=10, save_every=50, evaluate_every=200
+        steps=400, batch=16, warmup=40, log_every=10, save_every=50, evaluate_every=200
     ),
     # The paper's rates (2e-6 and 2e-4) are for foundations trained on hundreds of millions of
     # pictures and a hundred thousand steps; these suit a small model and few steps. Few categories
@@ -91,20 +91,20 @@ TINY: Final = Recipe(
             rates=Rates(small=2e-4, large=1e-3, weight_decay=1e-4),
             categories=CategorySampling(per_image=16, hard=0.6, wide_every=16, wide=64),
             loop=LoopSettings(
-                steps=1500,
+                steps=800,
                 batch=4,
                 warmup=80,
                 floor=0.1,
                 log_every=10,
                 save_every=50,
-                evaluate_every=500,
+                evaluate_every=400,
             ),
         ),
         EscNetPhase(
             name="esc-net-wide",
-            rates=Rates(small=6e-5, large=3e-4, weight_decay=1e-4),
-            categories=CategorySampling(per_image=96, hard=0.6),
-            loop=LoopSettings(steps=120, batch=4, warmup=10, log_every=5, save_every=20),
+            rates=Rates(small=2e-4, large=1e-3, weight_decay=1e-4),
+            categories=CategorySampling(per_image=64, hard=0.6),
+            loop=LoopSettings(steps=200, batch=4, warmup=10, log_every=5, save_every=20),
         ),
     ),
 )

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import torch
@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from escnet.config import EscNetConfig
 from escnet.train.groups import by_dimension
 from escnet.train.task import ParameterGroup
-from escnet.world import prompt_sample
 from escnet_runtime.atomic import atomic_file
+from escnet_runtime.world import prompt_sample
 
 __all__ = ["SamTask", "build_sam"]
 

@@ -29,6 +29,7 @@ _UNREAD: Final = (
     # Prompts are relative to the peak of a map: what is added to all of it changes nothing, and
     # AdamW would make steps of the rounding errors of its gradient.
     "blocks.*.text_guidance.read_out.bias",
+    "blocks.*.text_guidance.read_norm.bias",
 )
 
 

@@ -22,6 +22,7 @@ from escnet_runtime.atomic import atomic_directory
 from escnet_runtime.backends import Backend, GraphFile, create_backend
 from escnet_runtime.bundle import sha256_file
 from escnet_runtime.errors import InputError
+from escnet_runtime.groups import GROUP
 from escnet_runtime.images import ImageArray
 from escnet_runtime.manifest import (
     Constants,
@@ -343,6 +344,7 @@ def _constants(model: EscNet) -> Constants:
         postprocessing=Postprocessing(resize="bilinear", align_corners=False, confidence="softmax"),
         templates=config.templates,
         chunk=_CHUNK,
+        group=GROUP,
     )
 
 

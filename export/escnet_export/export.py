@@ -16,6 +16,7 @@ from onnx_ir.tensor_adapters import TorchTensor
 from torch import Tensor, nn
 
 from escnet.config import EscNetConfig
+from escnet_runtime.groups import GROUP, group_weights, whole_groups
 from escnet_runtime.manifest import Precision
 
 from .errors import ExportError
@@ -28,8 +29,8 @@ __all__ = ["GraphExporter", "example_inputs"]
 # convolutions need 22.
 _OPSET: Final = {Precision.FP32: 20, Precision.FP16: 20, Precision.BF16: 22}
 _LARGEST: Final = 65536
-# Not 1: torch.export would take a dynamic axis of 1 for a constant.
-_EXAMPLE: Final = 3
+# Two groups, one of them not full: torch.export would take a dynamic axis of 1 for a constant.
+_EXAMPLE: Final = GROUP + 3
 
 
 def example_inputs(
@@ -43,11 +44,13 @@ def example_inputs(
     """Random inputs of the kind each port takes, for ``categories`` categories.
 
     Unit-norm features, grid pixels, label and region indices as the prompt generator makes them,
-    weights 1/N; anything else is normal. One or two images; texts of nine to eleven tokens: every
-    dynamic axis changes with the number of categories, so that none is baked in unseen.
+    weights 1/N in groups; anything else is normal. One or two images; texts of nine to eleven
+    tokens: every dynamic axis changes with the number of categories, so that none is baked in
+    unseen.
     """
     generator = torch.Generator().manual_seed(seed)
     axes = {"n": categories, "t": categories, "b": min(categories, 2), "l": 9 + categories % 3}
+    axes["g"] = whole_groups(categories, GROUP) // GROUP
     return tuple(_example(port, config, axes, dtype, generator) for port in graph.inputs)
 
 
@@ -83,7 +86,7 @@ def _example_floats(
     port: Port, shape: list[int], categories: int, generator: torch.Generator
 ) -> Tensor:
     if port.name == "weight":
-        return torch.full(shape, 1.0 / categories)
+        return torch.from_numpy(group_weights(categories, categories, GROUP))
     if port.name in ("probabilities", "kv_mean", "k_mean"):
         return torch.rand(shape, generator=generator)
     values = torch.randn(shape, generator=generator)

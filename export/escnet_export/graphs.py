@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from escnet.model import EscNet
+from escnet_runtime.groups import GROUP
 
 __all__ = ["Graph", "GraphModule", "Port", "model_graphs"]
 
@@ -151,7 +152,7 @@ def _block(model: EscNet, index: int) -> list[Graph]:
     block, config, grid = model.esc_blocks[index], model.config, model.config.grid
     regions, heads = config.ppg.regions, config.fusion.heads
     width = config.fusion.hidden_dim // heads
-    maps = ("n", grid, grid)
+    maps, weight = ("n", grid, grid), _float("weight", "g", GROUP)
     features = _features(model, 1)[1]
     guidance = _own("guidance", 1, config.fusion.hidden_dim, grid, grid)
     kv_shape, k_shape = (grid * grid, heads, width, width), (grid * grid, heads, width)
@@ -164,9 +165,9 @@ def _block(model: EscNet, index: int) -> list[Graph]:
             _int("point_labels", "n", regions),
             _int("regions", *maps),
             _float("probabilities", *maps),
-            _float("weight", "n"),
+            weight,
         ),
-        outputs=(_float("enhanced_sum", *features.shape),),
+        outputs=(_float("enhanced_sum", "g", *features.shape[1:]),),
     )
     fuse = Graph(
         name=f"esc{index}_fuse",
@@ -177,11 +178,11 @@ def _block(model: EscNet, index: int) -> list[Graph]:
     image = Graph(
         name=f"esc{index}_image",
         module=GraphModule(block, block.refine_image),
-        inputs=(_embedding(model), guidance, _text(model), _float("weight", "n")),
+        inputs=(_embedding(model), guidance, _text(model), weight),
         outputs=(
             _out(_embedding(model)),
-            _float("kv_sum", *kv_shape),
-            _float("k_sum", *k_shape),
+            _float("kv_sum", "g", *kv_shape),
+            _float("k_sum", "g", *k_shape),
         ),
     )
     text = Graph(

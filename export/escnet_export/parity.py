@@ -14,6 +14,7 @@ import torch
 
 from escnet.model import EscNet
 from escnet_runtime.backends import Backend
+from escnet_runtime.groups import GROUP
 from escnet_runtime.images import ImageArray
 from escnet_runtime.manifest import Precision
 from escnet_runtime.pipeline import Pipeline
@@ -159,7 +160,7 @@ def reference_sample(
 ) -> Sample:
     """Run ``image`` through float32 torch, all categories in one chunk."""
     backend = RecordingBackend(model)
-    pipeline = Pipeline(backend, blocks=model.config.blocks, ppg=model.config.ppg)
+    pipeline = _pipeline(model, backend)
     outcome = _run(pipeline, image, text, spec)
     return Sample(image, text, backend.calls, outcome)
 
@@ -188,7 +189,7 @@ def measure_parity(
     pixels = _PixelCounts()
     flips = np.zeros(model.config.blocks, np.int64)
     total = np.zeros(model.config.blocks, np.int64)
-    pipeline = Pipeline(backend, blocks=model.config.blocks, ppg=model.config.ppg)
+    pipeline = _pipeline(model, backend)
     outcomes: list[Outcome] = []
     for sample in samples:
         for call in sample.calls:
@@ -220,6 +221,10 @@ def measure_parity(
         budget=budget,
     )
     return report, outcomes
+
+
+def _pipeline(model: EscNet, backend: Backend) -> Pipeline:
+    return Pipeline(backend, blocks=model.config.blocks, ppg=model.config.ppg, group=GROUP)
 
 
 def _run(

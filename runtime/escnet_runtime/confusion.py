@@ -6,6 +6,7 @@ the ground truth; pixel accuracy is the fraction of labelled pixels that are rig
 not labelled count neither for nor against anything.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -42,8 +43,8 @@ class Scores:
     Attributes:
         miou: mean IoU over the classes in the ground truth; None if no pixel is labelled.
         pixel_accuracy: fraction of the labelled pixels that are right; None likewise.
-        iou: IoU of each class; None where the ground truth has no pixel of it, whether or not it
-            was predicted: those classes are not in the mean.
+        iou: IoU of each class that was asked for; None where the ground truth has no pixel of it,
+            whether or not it was predicted: those classes are not in the mean.
         pixels: labelled pixels.
     """
 
@@ -100,18 +101,26 @@ class ConfusionCounter:
             pairs = np.bincount(actual * self.classes + guess, minlength=self._matrix.size)
             self._matrix += pairs.reshape(self._matrix.shape)
 
-    def scores(self) -> Scores:
-        """The figures so far; see the definition above."""
-        union = self._truth + self._predicted - self._right
+    def scores(self, classes: Sequence[int] | None = None) -> Scores:
+        """The figures so far; see the definition above.
+
+        Args:
+            classes: of these alone, in their order: the mean is over them, and the pixels are those
+                whose truth is one of them. What was taken for one of them, whatever it is, lowers
+                its IoU as ever. All classes by default.
+        """
+        chosen = np.arange(self.classes) if classes is None else np.asarray(classes, np.intp)
+        rights, truth = self._right[chosen], self._truth[chosen]
+        union = truth + self._predicted[chosen] - rights
         iou = [
             int(right) / int(total) if present else None
-            for right, total, present in zip(self._right, union, self._truth, strict=True)
+            for right, total, present in zip(rights, union, truth, strict=True)
         ]
         there = [value for value in iou if value is not None]
-        pixels = int(self._truth.sum())
+        pixels = int(truth.sum())
         return Scores(
             miou=sum(there) / len(there) if there else None,
-            pixel_accuracy=int(self._right.sum()) / pixels if pixels else None,
+            pixel_accuracy=int(rights.sum()) / pixels if pixels else None,
             iou=tuple(iou),
             pixels=pixels,
         )

@@ -8,17 +8,16 @@
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
 
+from .confusion import Labels, ignore_index
 from .errors import InputError
 from .images import IMAGE_SUFFIXES, ImageArray, load_image
 from .pictures import read_label_png
 from .vocabulary import read_classes_file
-
-from .confusion import Labels, ignore_index
 
 __all__ = ["CLASSES", "IMAGES", "LABELS", "Dataset", "LabelledImages", "Sample", "listed"]
 
@@ -43,6 +42,10 @@ class LabelledImages(Protocol):
     @property
     def names(self) -> tuple[str, ...]:
         """Classes; labels are indices into them."""
+
+    @property
+    def groups(self) -> Mapping[str, tuple[int, ...]]:
+        """Classes that get figures of their own beside those of all: name → indices."""
 
     def __len__(self) -> int: ...
 
@@ -83,6 +86,11 @@ class Dataset:
         return cls(
             root=root, names=tuple(read_classes_file(root / CLASSES)), pairs=tuple(_pairs(root))
         )
+
+    @property
+    def groups(self) -> Mapping[str, tuple[int, ...]]:
+        """None: a folder does not tell its classes apart."""
+        return {}
 
     def __len__(self) -> int:
         return len(self.pairs)

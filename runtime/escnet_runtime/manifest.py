@@ -39,7 +39,7 @@ __all__ = [
     "check_relative_path",
 ]
 
-SCHEMA_VERSION = "1.0"
+SCHEMA_VERSION = "2.0"
 DType = Literal["float32", "float16", "bfloat16", "int32", "int8", "uint8"]
 
 _MAX_DIMENSION = 2**20
@@ -118,13 +118,17 @@ class Postprocessing:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Constants:
-    """What the runtime computes between the graphs; ``chunk`` is in categories."""
+    """What the runtime computes between the graphs; ``chunk`` and ``group`` are in categories.
+
+    ``group`` is how many of them a graph adds up itself; ``chunk`` is how many to run at a time.
+    """
 
     ppg: PpgConstants
     preprocessing: Preprocessing
     postprocessing: Postprocessing
     templates: tuple[str, ...]
     chunk: int
+    group: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -283,6 +287,7 @@ def _check_sizes(manifest: Manifest) -> None:
                 if type(number) is int:
                     _in_range(number, 1, _MAX_DIMENSION, field.name)
     _in_range(manifest.constants.chunk, 1, _MAX_DIMENSION, "chunk")
+    _in_range(manifest.constants.group, 1, _MAX_DIMENSION, "group")
     _in_range(manifest.tokenizer.context_length, 1, _MAX_DIMENSION, "context_length")
     _in_range(manifest.parity.prompt_flips, 0, _MAX_FILE_BYTES, "prompt_flips")
 

@@ -3,19 +3,18 @@
 import json
 import math
 import os
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
+from PIL import Image, ImageDraw, PngImagePlugin
 
 from escnet_runtime.atomic import atomic_file
 from escnet_runtime.errors import ImageError, InputError
 from escnet_runtime.images import ImageArray
+from escnet_runtime.lettering import fit, wrap
 from escnet_runtime.palette import PERIOD, palette
 
 __all__ = [
@@ -43,8 +42,6 @@ _MOST_COLUMNS = 8
 _OUTLINE = 0.3  # what is left of the light of a pixel on an outline
 _MOST_EDGES = 0.25  # where more of a picture would be outline, regions are too small for it
 _PAPER, _INK, _WARNING = (255, 255, 255), (24, 24, 24), (176, 0, 32)
-_FONT_FILES = ("DejaVuSans.ttf", "NotoSansCJK-Regular.ttc", "NotoSansCJKsc-Regular.otf")
-_NO_CHARACTER = "\U0010ffff"  # never assigned, so a font draws its box for "missing"
 
 
 def check_labels(labels: Labels, names: Sequence[str]) -> None:
@@ -187,8 +184,8 @@ def _draw_panel(
     entries: list[_Entry], note: str | None, *, size: int, width: int | None, height: int | None
 ) -> Image.Image:
     """The legend in letters of ``size`` px, in columns that suit a given width or height in px."""
-    names = [_fit(entry.name, _LONGEST_NAME * size, size) for entry in entries]
-    shares = [_fit(entry.share, _LONGEST_NAME * size, size) for entry in entries]
+    names = [fit(entry.name, _LONGEST_NAME * size, size) for entry in entries]
+    shares = [fit(entry.share, _LONGEST_NAME * size, size) for entry in entries]
     line, gap = round(1.5 * size), size // 2
     name_width = max(text.width for text in names)
     column = size + gap + name_width + 2 * gap + max(text.width for text in shares)
@@ -199,7 +196,7 @@ def _draw_panel(
     rows = math.ceil(len(entries) / columns)
     columns = math.ceil(len(entries) / rows)
     content = max(columns * (column + size) - size, _NARROWEST_NOTE * size if note else 0)
-    lines = _wrap(note, content, size) if note else []
+    lines = wrap(note, content, size) if note else []
     heading = len(lines) * line + (gap if lines else 0)
     panel = Image.new("RGB", (content + 2 * size, heading + rows * line + size), _PAPER)
     draw = ImageDraw.Draw(panel)
@@ -214,76 +211,6 @@ def _draw_panel(
         name.draw(draw, x + size + gap, y, _INK)
         share.draw(draw, x + column - share.width, y, _INK)
     return panel
-
-
-# --- Lettering -----------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Text:
-    """Characters and a font that can draw them all."""
-
-    characters: str
-    font: ImageFont.FreeTypeFont
-
-    @property
-    def width(self) -> int:
-        return math.ceil(self.font.getlength(self.characters))
-
-    def draw(self, draw: ImageDraw.ImageDraw, x: int, y: int, colour: tuple[int, ...]) -> None:
-        draw.text((x, y), self.characters, fill=colour, font=self.font, anchor="lm")
-
-
-def _fit(text: str, width: int, size: int) -> _Text:
-    """The text in the first font that draws all of it, cut to a width in px."""
-    text = text[:width]  # no letter is narrower than a pixel
-    fonts = _fonts(size)
-    font = min(fonts, key=lambda font: sum(not _draws(font, character) for character in text))
-    characters = [c if _draws(font, c) else c.encode("unicode_escape").decode() for c in text]
-    whole = _Text(characters="".join(characters), font=font)
-    if whole.width <= width:
-        return whole
-    while characters and font.getlength("".join(characters) + "...") > width:
-        characters.pop()
-    return _Text(characters="".join(characters) + "...", font=font)
-
-
-def _wrap(text: str, width: int, size: int) -> list[_Text]:
-    """The words of a text in lines of at most a width in px."""
-    lines = [""]
-    for word in text.split():
-        longer = f"{lines[-1]} {word}".strip()
-        if lines[-1] and _fit(longer, 10 * width, size).width > width:
-            lines.append(word)
-        else:
-            lines[-1] = longer
-    return [_fit(line, width, size) for line in lines]
-
-
-@lru_cache(maxsize=32)
-def _fonts(size: int) -> tuple[ImageFont.FreeTypeFont, ...]:
-    """Pillow's own font (Latin letters without accents), then what this machine has of others."""
-    own = ImageFont.load_default(size)
-    if not isinstance(own, ImageFont.FreeTypeFont):
-        raise ImageError(
-            "this Pillow was built without FreeType, which draws the legend; install Pillow from "
-            "its wheels, or ask for legend=False"
-        )
-    fonts = [own]
-    for file in _FONT_FILES:
-        try:
-            fonts.append(ImageFont.truetype(file, size))
-        except OSError:  # not on this machine: what it would draw is shown as escapes
-            continue
-    return tuple(fonts)
-
-
-@lru_cache(maxsize=8192)
-def _draws(font: ImageFont.FreeTypeFont, character: str) -> bool:
-    """Whether the font has a glyph for a character that is not a control character."""
-    if unicodedata.category(character) in {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}:
-        return False
-    return bytes(font.getmask(character)) != bytes(font.getmask(_NO_CHARACTER))
 
 
 # --- Label maps and files ------------------------------------------------------------------------

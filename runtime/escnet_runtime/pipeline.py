@@ -1,10 +1,10 @@
 """The order of the graphs for one image, chunk by chunk of categories.
 
-What joins categories is a sum, so sums are added up between chunks and the result is that of one
-big batch. Between the graphs run the prompt generator (:mod:`escnet_runtime.ppg`) and the sums.
+What joins categories is a sum, formed in fixed groups (:mod:`escnet_runtime.groups`) and added up
+between chunks, so the result does not depend on the chunk. Between the graphs run the prompt
+generator (:mod:`escnet_runtime.ppg`) and the sums.
 """
 
-import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -14,23 +14,18 @@ import numpy as np
 import numpy.typing as npt
 
 from .backends.base import Array, Backend, Tensor
+from .groups import GroupSums, category_chunks, group_weights
 from .ppg import PpgConstants, Prompts, pseudo_prompts
 
-__all__ = ["EncodedImage", "Observer", "Pipeline", "PromptSource", "StageClock", "category_chunks"]
+__all__ = ["EncodedImage", "Observer", "Pipeline", "PromptSource", "StageClock"]
 
 _Floats = npt.NDArray[np.float32]
 
-#: Called with the stage ("esc0_sam", "esc0_prompts", …), the chunk and its outputs by name.
+#: Called with the stage ("esc0_sam", "esc0_prompts", …), the chunk and its outputs by name. Rows of
+#: an output that are more than the chunk has categories are padding.
 Observer = Callable[[str, slice, Mapping[str, Any]], None]
 #: (block, scores float32 [N, h, w]) → prompts of all categories.
 PromptSource = Callable[[int, _Floats], Prompts]
-
-
-def category_chunks(categories: int, chunk: int) -> list[slice]:
-    """``categories`` cut into chunks of at most ``chunk``, as equal as can be."""
-    count = -(-categories // chunk)
-    edges = [round(index * categories / count) for index in range(count + 1)]
-    return [slice(start, stop) for start, stop in itertools.pairwise(edges)]
 
 
 @dataclass(slots=True)
@@ -56,9 +51,13 @@ class EncodedImage:
 
 @dataclass(slots=True)
 class _State:
-    """What is known of one chunk of categories between graphs."""
+    """What is known of one chunk of categories between graphs.
+
+    ``rows`` are the categories that the graphs are given: those of ``where``, and padding.
+    """
 
     where: slice
+    rows: npt.NDArray[np.intp]
     text: _Floats
     weight: _Floats
     embedding: Tensor
@@ -71,10 +70,11 @@ class Pipeline:
         backend: runs the graphs.
         blocks: number of ESC blocks.
         ppg: constants of the prompt generator.
+        group: categories whose sum a graph gives at a time.
     """
 
-    def __init__(self, backend: Backend, *, blocks: int, ppg: PpgConstants) -> None:
-        self.backend, self.blocks, self.ppg = backend, blocks, ppg
+    def __init__(self, backend: Backend, *, blocks: int, ppg: PpgConstants, group: int) -> None:
+        self.backend, self.blocks, self.ppg, self.group = backend, blocks, ppg, group
         self.clock = StageClock()
 
     def encode_text(self, tokens: npt.NDArray[np.int32]) -> _Floats:
@@ -102,7 +102,8 @@ class Pipeline:
         Args:
             encoded: from :meth:`encode_image`.
             text: float32 [N, D] unit-norm embeddings.
-            chunk: categories at a time; bounds the memory, does not change the result.
+            chunk: categories at a time, rounded up to whole groups; bounds the memory, does not
+                change the result.
             observer: sees every stage's outputs.
             prompts: replaces the prompt generator: (block, scores) → prompts.
         """
@@ -118,21 +119,22 @@ class Pipeline:
             state.embedding = None  # its memory is not needed any more
             if observer:
                 observer("decoder", state.where, out)
-            yield state.where, self._floats(out["logits"])
+            yield state.where, self._own_rows(state, out["logits"])
 
     def _correlate(
         self, encoded: EncodedImage, text: _Floats, chunk: int, observer: Observer | None
     ) -> tuple[list[_State], _Floats]:
         """The chunks, and the scores of all categories, float32 [N, h, w]."""
         states, scores = [], []
-        for where in category_chunks(len(text), chunk):
-            part = np.ascontiguousarray(text[where])
+        for where in category_chunks(len(text), chunk, self.group):
+            rows = _rows(where, len(text))
+            part = text[rows]
             out = self._run("correlation", {"features": encoded.features, "text": part})
             if observer:
                 observer("correlation", where, out)
-            weight = np.full(len(part), 1.0 / len(text), np.float32)
-            states.append(_State(where, part, weight, out["embedding"]))
-            scores.append(self._floats(out["scores"]))
+            weight = group_weights(where.stop - where.start, len(text), self.group)
+            states.append(_State(where, rows, part, weight, out["embedding"]))
+            scores.append(self._own_rows(states[-1], out["scores"]))
         return states, np.concatenate(scores)
 
     def _block(
@@ -151,20 +153,20 @@ class Pipeline:
         self.clock.add("prompts", start)
         if observer:
             observer(f"esc{block}_prompts", slice(0, len(scores)), {"prompts": prompts})
-        enhanced = _Sums()
+        enhanced = GroupSums()
         for state in states:
             inputs = {
                 "block_features": features,
-                "points": prompts.points[state.where],
-                "point_labels": prompts.point_labels[state.where],
-                "regions": prompts.regions[state.where],
-                "probabilities": prompts.probabilities[state.where],
+                "points": prompts.points[state.rows],
+                "point_labels": prompts.point_labels[state.rows],
+                "regions": prompts.regions[state.rows],
+                "probabilities": prompts.probabilities[state.rows],
                 "weight": state.weight,
             }
             self._add(enhanced, f"esc{block}_sam", inputs, state.where, observer)
         out = self._run(
             f"esc{block}_fuse",
-            {"block_features": features, "enhanced_mean": enhanced["enhanced_sum"]},
+            {"block_features": features, "enhanced_mean": enhanced["enhanced_sum"][None]},
         )
         if observer:
             observer(f"esc{block}_fuse", slice(0, 1), out)
@@ -179,7 +181,7 @@ class Pipeline:
         scores: _Floats,
         observer: Observer | None,
     ) -> None:
-        sums = _Sums()
+        sums = GroupSums()
         for state in states:
             inputs = {
                 "embedding": state.embedding,
@@ -193,7 +195,7 @@ class Pipeline:
             inputs = {
                 "embedding": state.embedding,
                 "text": state.text,
-                "scores": scores[state.where],
+                "scores": scores[state.rows],
                 "kv_mean": sums["kv_sum"],
                 "k_mean": sums["k_sum"],
             }
@@ -201,11 +203,11 @@ class Pipeline:
             if observer:
                 observer(f"esc{block}_text", state.where, out)
             state.embedding = out["embedding_out"]
-            scores[state.where] = self._floats(out["scores_out"])
+            scores[state.where] = self._own_rows(state, out["scores_out"])
 
     def _add(
         self,
-        sums: "_Sums",
+        sums: GroupSums,
         graph: str,
         inputs: Mapping[str, Tensor | Array],
         where: slice,
@@ -231,12 +233,17 @@ class Pipeline:
     def _floats(self, tensor: Tensor) -> _Floats:
         return np.asarray(self.backend.to_host(tensor), np.float32)
 
+    def _own_rows(self, state: _State, tensor: Tensor) -> _Floats:
+        """``tensor`` without the rows of padding."""
+        return self._floats(tensor)[: state.where.stop - state.where.start]
 
-class _Sums(dict[str, _Floats]):
-    """Sums by name, added up in float32."""
 
-    def add(self, name: str, part: _Floats) -> None:
-        if name in self:
-            self[name] = self[name] + part
-        else:
-            self[name] = part
+def _rows(where: slice, categories: int) -> npt.NDArray[np.intp]:
+    """The categories of a chunk; one that is left over is doubled (its double has no weight).
+
+    Kernels for one row (gemv) add up in another order than those for many (gemm), so the last bits
+    of a category alone in its chunk would differ from those it has in a larger one. A vocabulary of
+    one category is alone in every chunk.
+    """
+    rows = np.arange(where.start, where.stop)
+    return np.repeat(rows, 2) if len(rows) == 1 < categories else rows

@@ -17,6 +17,7 @@ from .backends import Backend, GraphFile, create_backend
 from .bundle import Bundle
 from .embedding_cache import EmbeddingCache, default_cache_directory
 from .errors import EscNetError, InputError
+from .groups import whole_groups
 from .images import ImageArray, load_image
 from .pipeline import Observer, Pipeline
 from .postprocess import UpsampleArgmax
@@ -47,9 +48,10 @@ class Segmenter:
         bundle: the bundle's folder, or one that is open already.
         backend: one of :data:`escnet_runtime.backends.BACKENDS`; "auto" logs what it chose. Or a
             backend of your own for the graphs of this model; it is closed with the Segmenter.
-        chunk: categories worked on at a time; bounds the memory. The result is that of one big
-            batch up to rounding, which decides nothing but near-ties. The bundle's own value by
-            default.
+        chunk: categories worked on at a time; bounds the memory and changes nothing: logits and
+            labels are the same to the last bit. Rounded up to whole groups of the bundle (16
+            categories), which is what the attribute ``chunk`` then says. The bundle's own value
+            by default.
         cache: folder of the cache of text embeddings; None for none. By default
             ``$ESCNET_CACHE`` or the user's cache folder.
 
@@ -68,12 +70,17 @@ class Segmenter:
     ) -> None:
         self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(Path(bundle))
         manifest = self.bundle.manifest
-        self.chunk = _positive("chunk", manifest.constants.chunk if chunk is None else chunk)
+        constants = manifest.constants
+        chunk = _positive("chunk", constants.chunk if chunk is None else chunk)
+        self.chunk = whole_groups(chunk, constants.group)
         self._backend = self._made(backend) if isinstance(backend, str) else backend
         self.pipeline = Pipeline(
-            self._backend, blocks=manifest.model.blocks, ppg=manifest.constants.ppg
+            self._backend,
+            blocks=manifest.model.blocks,
+            ppg=constants.ppg,
+            group=constants.group,
         )
-        self._preprocessing = manifest.constants.preprocessing
+        self._preprocessing = constants.preprocessing
         self._tokenizer: Tokenizer | None = None
         self._cache = self._open_cache(cache)
         self._lock = threading.RLock()
@@ -118,7 +125,12 @@ class Segmenter:
         return assemble(plan, embeddings, model=self._model_key)
 
     def __call__(
-        self, image: ImageSource, vocabulary: Vocabulary, *, window: Window = "none"
+        self,
+        image: ImageSource,
+        vocabulary: Vocabulary,
+        *,
+        window: Window = "none",
+        observer: Observer | None = None,
     ) -> Segmentation:
         """Segment one image.
 
@@ -127,6 +139,9 @@ class Segmenter:
             vocabulary: from :meth:`vocabulary` of a Segmenter of the same model.
             window: "none" looks at the whole image once; "sliding" is the evaluation protocol,
                 four overlapping windows and the whole image, five times the work.
+            observer: sees every stage's outputs, tensors of ``pipeline.backend``, as they are made;
+                categories there are rows of ``vocabulary.embeddings``. With "sliding" it sees one
+                crop after another. It must not call this Segmenter's pipeline.
 
         Returns:
             Labels and confidence at the image's own size.
@@ -139,7 +154,7 @@ class Segmenter:
         pixels = load_image(image)
         with self._lock:
             self._check_open()
-            labels, confidence = self._segment(pixels, vocabulary, window)
+            labels, confidence = self._segment(pixels, vocabulary, window, observer)
         return Segmentation(
             labels=labels,
             confidence=confidence,
@@ -175,20 +190,24 @@ class Segmenter:
         )
 
     def _segment(
-        self, pixels: ImageArray, vocabulary: Vocabulary, window: Window
+        self,
+        pixels: ImageArray,
+        vocabulary: Vocabulary,
+        window: Window,
+        observer: Observer | None,
     ) -> tuple[npt.NDArray[np.uint8] | npt.NDArray[np.uint16], npt.NDArray[np.float16]]:
         count = len(vocabulary.embeddings)
         cells = self.bundle.manifest.model.logits
         height, width = pixels.shape[:2]
         if window == "none":
             reduced = UpsampleArgmax(height, width, (cells[0], cells[1]), count)
-            for where, logits in self.image_logits(pixels, vocabulary):
+            for where, logits in self.image_logits(pixels, vocabulary, observer):
                 self._reduce(reduced, where, logits)
         else:
             plan = plan_windows(self._preprocessing.size, cells[0])
             canvas = LogitCanvas(plan, count)
             for index, crop in enumerate(crops(pixels, plan)):
-                for where, logits in self.image_logits(crop, vocabulary):
+                for where, logits in self.image_logits(crop, vocabulary, observer):
                     canvas.add(index, where, logits)
             side = plan.canvas_cells
             reduced = UpsampleArgmax(height, width, (side, side), count)

@@ -12,11 +12,12 @@ import pytest
 from escnet.build import build_model
 from escnet.presets import preset
 from escnet.weights import save_checkpoint
-from escnet_runtime.dataset import Dataset
 from escnet_bench.eval_command import main
 from escnet_bench.evaluate import class_keys, evaluate
+from escnet_bench.prepare_command import main as prepare
 from escnet_bench.torch_checkpoint import checkpoint_segmenter
 from escnet_runtime.bundle import Bundle
+from escnet_runtime.dataset import Dataset
 from escnet_runtime.segmenter import Segmenter
 from tests.bench.folders import made_dataset, save_labels
 from tests.shared import shared_data
@@ -66,6 +67,36 @@ def test_a_bundle_is_evaluated_without_torch(tiny_bundle: Path, dataset: Path) -
     assert (found["model"], found["precision"], found["kind"]) == ("tiny", "fp16", "bundle")
     assert "untrained" in found["note"]
     assert found["conditions"]["bundle"]["model"] == "tiny"
+
+
+def test_the_small_world_is_evaluated_without_torch(
+    tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By group, for people and in the file; the same scene as files gives the same figures."""
+    output, folder = tmp_path / "figures.json", tmp_path / "heldout"
+    words = ("shapes:heldout:7", "--objects", "7", "8", "--limit", "1", "--output", output)
+    done = without_torch(tiny_bundle, *words)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(output.read_text(encoding="utf-8"))
+    assert (found["images"], found["pixels"]) == (1, 128 * 128)
+    assert (found["dataset"], found["classes"]) == ("shapes:heldout:7", 194)
+    assert found["world"] == {"version": 1, "size": 128, "objects": [7, 8]}
+    groups = found["groups"]
+    assert list(groups) == ["held_out", "seen", "surfaces"]
+    assert all(f"{name}: mIoU" in done.stdout for name in groups)
+    assert sum(group["pixels"] for group in groups.values()) == found["pixels"]
+    present = [group["classes_in_ground_truth"] for group in groups.values()]
+    assert sum(present) == found["classes_in_ground_truth"]
+    means = [group["miou"] for group in groups.values()]
+    assert np.average(means, weights=present) == pytest.approx(found["miou"])
+
+    drawn = ["shapes", "--seed", "7", "--objects", "7", "8", "--count", "1"]
+    assert prepare([*drawn, "--output", str(folder)]) == 0
+    capsys.readouterr()
+    read = run_json(capsys, tiny_bundle, folder)[1]
+    for key in ("miou", "pixel_accuracy", "images", "pixels", "per_class", "confusions"):
+        assert found[key] == read[key]
+    assert (read["groups"], read["world"], read["dataset"]) == ({}, None, "heldout")
 
 
 def test_a_checkpoint_without_torch_names_what_to_install(checkpoint: Path, dataset: Path) -> None:
@@ -180,6 +211,10 @@ def test_an_image_that_cannot_be_read_is_an_error(
         (["{data}", "{data}"], "it holds no bundle.json"),
         (["{bundle}", "no-such-dataset"], "there is no dataset at no-such-dataset"),
         (["{bundle}", "{data}", "--limit", "0"], "--limit is 0"),
+        (["{bundle}", "{data}", "--objects", "1", "2"], "a number of objects goes with shapes:"),
+        (["{bundle}", "shapes:heldout", "--objects", "5", "2"], "got 5 to 2 objects"),
+        (["{bundle}", "shapes:heldout", "--limit", "0"], "--limit is 0"),
+        (["{bundle}", "shapes:test"], "got data set 'shapes:test'; expected one of shapes:train"),
         (["{bundle}", "{data}", "--chunk", "0"], "chunk is 0"),
         (["{bundle}", "{data}", "--merge-extra"], "--classes-file"),
         (["{bundle}", "{data}", "--window", "round"], "invalid choice"),

@@ -15,7 +15,7 @@ from escnet_runtime.errors import BackendError, BundleError, ImageError, InputEr
 
 @pytest.fixture(scope="module")
 def row(tiny_bundle: Path) -> FootprintRow:
-    """Three categories, of which two are the same, in chunks of two; one image is timed."""
+    """Three categories, of which two are the same, in chunks of a group; one image is timed."""
     (row,) = measure_footprint(
         tiny_bundle, [3], names=["red", "blue", "red", "green"], repeats=1, chunk=2
     )
@@ -23,7 +23,7 @@ def row(tiny_bundle: Path) -> FootprintRow:
 
 
 def test_a_row_says_what_was_measured(row: FootprintRow) -> None:
-    assert (row.categories, row.distinct_categories, row.chunk) == (3, 2, 2)
+    assert (row.categories, row.distinct_categories, row.chunk) == (3, 2, 16)
     assert row.image == "made up, 640×480"
     assert "ONNX Runtime" in row.backend
     assert len(row.image_seconds_each) == 1

@@ -14,12 +14,13 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from escnet_runtime.dataset import Dataset
 from escnet_bench.prepare import PREPARATIONS
 from escnet_bench.prepare.matlab import read_matrix
 from escnet_bench.prepare.plan import lookup, remap
 from escnet_bench.prepare_command import main
+from escnet_runtime.dataset import Dataset
 from escnet_runtime.errors import InputError
+from escnet_runtime.world import dataset as shapes
 from tests.bench.folders import save_image, save_labels
 
 _Bytes = NDArray[np.uint8]
@@ -65,6 +66,28 @@ def row(*values: int) -> _Bytes:
 def write_text(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8")
+
+
+# --- The small world -----------------------------------------------------------------------------
+
+
+def test_the_small_world_as_files(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    output = tmp_path / "train"
+    words = ("--split", "train", "--count", "2", "--size", "64", "--objects", "1", "3")
+    code, document = prepare(capsys, "shapes", *words, "--output", output)
+    assert code == 0
+    assert (document["dataset"], document["images"], document["bits"]) == ("shapes:train", 2, 16)
+    dataset = Dataset.open(output)
+    scenes = shapes("shapes:train", length=2, size=64, objects=(1, 3))
+    assert dataset.names == scenes.classes
+    for sample, (image, labels) in zip(dataset, scenes, strict=True):
+        np.testing.assert_array_equal(sample.image, image)
+        np.testing.assert_array_equal(sample.labels, labels)
+    marker = json.loads((output / "prepared.json").read_text(encoding="utf-8"))
+    assert marker["dataset"] == "shapes:train"
+    assert "2 scenes of 64 px with 1 to 3 objects" in marker["origin"]
+    assert prepare(capsys, "shapes", "--count", "1", "--output", output)[0] == 0
+    assert len(Dataset.open(output)) == 1  # its own folder is replaced
 
 
 # --- COCO-Stuff ----------------------------------------------------------------------------------
@@ -535,6 +558,13 @@ def test_people_are_told_what_is_there(capsys: pytest.CaptureFixture[str], tmp_p
         (["coco-stuff", "."], "--output"),
         (["coco-stuff", ".", "--output", "x", "--limit", "0"], "--limit is 0"),
         (["coco-stuff", ".", "--output", "x", "--split", "test"], "invalid choice: 'test'"),
+        (["coco-stuff", ".", "--output", "x", "--count", "2"], "unrecognized arguments: --count"),
+        (["shapes", "--output", "x", "--split", "val"], "invalid choice: 'val'"),
+        (["shapes", "--output", "x", "--split", "train", "--seed", "1"], "--seed goes with"),
+        (["shapes", "--output", "x", "--seed", "-1"], "got data set 'shapes:heldout:-1'"),
+        (["shapes", "--output", "x", "--count", "0"], "got length 0"),
+        (["shapes", "--output", "x", "--size", "9"], "got size 9"),
+        (["shapes", "--output", "x", "--objects", "3", "2"], "got 3 to 2 objects"),
     ],
 )
 def test_wrong_usage_exits_2_and_says_why(

@@ -1,7 +1,6 @@
-"""Chunks of categories bound the memory and change nothing: shown at fp32, as the issue asks.
+"""Chunks of categories bound the memory and change nothing, to the last bit: here at fp32.
 
-At fp16 a sum that differs in its last bit flips roundings downstream; what then stays the same is
-shown by ``tests/runtime/test_segmenter.py``.
+At fp16, where one such bit flips roundings behind it: ``tests/runtime/test_segmenter.py``.
 """
 
 from collections.abc import Iterator, Mapping
@@ -18,7 +17,6 @@ from escnet_runtime import Segmentation, Segmenter
 from escnet_runtime.backends.onnxruntime import OnnxRuntimeBackend
 from escnet_runtime.images import ImageArray
 from escnet_runtime.segmenter import Window
-from escnet_runtime.sketch import relative_l2
 
 NAMES = [
     *("sky", "tree", "grass", "road", "house", "car", "dog", "cow", "lamp", "river"),
@@ -51,7 +49,7 @@ def want(whole: Segmenter, photo: ImageArray) -> tuple[npt.NDArray[np.float32], 
     return _both(whole, photo)
 
 
-@pytest.mark.parametrize("chunk", [1, 5, 16])
+@pytest.mark.parametrize("chunk", [1, 17])
 def test_the_label_map_is_the_same_for_every_chunk(
     chunk: int,
     mini_report: ExportReport,
@@ -61,9 +59,8 @@ def test_the_label_map_is_the_same_for_every_chunk(
 ) -> None:
     with Segmenter(mini_report.bundle, chunk=chunk, cache=cache) as segmenter:
         logits, result = _both(segmenter, photo)
-    assert relative_l2(logits, want[0]) <= 1e-4
-    assert np.abs(logits - want[0]).max() <= 1e-4
-    assert (result.labels == want[1].labels).mean() >= 0.9999
+    np.testing.assert_array_equal(logits, want[0])
+    np.testing.assert_array_equal(result.labels, want[1].labels)
     np.testing.assert_allclose(result.confidence, want[1].confidence, atol=1e-3)  # float16
 
 
@@ -91,12 +88,12 @@ def test_no_graph_sees_more_than_a_chunk(
         return run(self, graph, inputs)
 
     monkeypatch.setattr(OnnxRuntimeBackend, "run", watched)
-    with Segmenter(mini_report.bundle, chunk=4, cache=None) as segmenter:
-        vocabulary = segmenter.vocabulary(NAMES)
+    with Segmenter(mini_report.bundle, chunk=17, cache=None) as segmenter:
+        assert segmenter.chunk == 32  # whole groups of 16
+        vocabulary = segmenter.vocabulary([f"{name} {i}" for i in range(3) for name in NAMES])
         result = segmenter(np.zeros((9, 9, 3), np.uint8), vocabulary, window=window)
     assert result.labels.shape == (9, 9)
-    assert max(seen) == 4
-    assert min(seen) == 3  # as equal as can be: five chunks of nineteen
+    assert set(seen) == {32, 25}  # two groups each, the last one not full
 
 
 def _both(

@@ -13,7 +13,6 @@ import pytest
 from onnx import TensorProto
 
 from escnet.presets import preset
-from escnet.world.words import HELD_OUT
 from escnet_export import Budget, ExportReport, ParityError
 from escnet_export.errors import ExportError
 from escnet_export.reference import RecordingBackend
@@ -21,10 +20,10 @@ from escnet_export.scenes import default_scenes
 from escnet_runtime.backends.onnxruntime import OnnxRuntimeBackend
 from escnet_runtime.bundle import Bundle
 from escnet_runtime.errors import InputError
-from escnet_runtime.images import ImageArray
 from escnet_runtime.manifest import Precision, Stage
 from escnet_runtime.strict_json import parse_object
 from escnet_runtime.verify import verify_bundle
+from escnet_runtime.world.words import HELD_OUT
 from tests.export.conftest import Export, GraphFiles
 
 IMPOSSIBLE = Budget(pixel_agreement=1.0, stage_l2=0.0)

@@ -7,7 +7,9 @@ from torch import Tensor
 
 from escnet.block import EscBlock
 from escnet.fusion import CategoryAttention
+from escnet.groups import group_weights, sum_of_groups
 from escnet.swin import GuidedSwinLayer
+from escnet_runtime.groups import GROUP
 from tests.model.models import model, relative_l2, text
 
 both = pytest.mark.parametrize("name", ["tiny", "narrow-large"])
@@ -28,8 +30,10 @@ def inputs(name: str, count: int) -> tuple[EscBlock, Tensor, Tensor, Tensor, Ten
 @pytest.mark.parametrize("count", [1, 2, 19])
 def test_fusion_equals_its_plain_form(name: str, count: int) -> None:
     block, embedding, guidance, words, scores = inputs(name, count)
-    weight = torch.full((count,), 1.0 / count)
+    weight = group_weights(count, device=words.device)
     refined, kv, k = block.refine_image(embedding, guidance, words, weight)
+    assert len(kv) == len(k) == -(-count // GROUP)
+    kv, k = sum_of_groups(kv), sum_of_groups(k)
     got, got_scores = block.refine_text(refined, words, scores, kv, k)
     expected, expected_scores = block.refine_plain(embedding, guidance, words, scores)
     assert got.shape == embedding.shape
@@ -39,25 +43,24 @@ def test_fusion_equals_its_plain_form(name: str, count: int) -> None:
 
 
 def test_the_sums_of_chunks_are_the_sums_of_all() -> None:
+    """Groups of three here: nothing in the model knows their size but the weights' shape."""
     block, embedding, guidance, words, _ = inputs("tiny", 7)
-    weight = torch.full((7,), 1 / 7)
+    weight = torch.tensor([[1 / 7] * 3, [1 / 7] * 3, [1 / 7, 0, 0]])
     whole = block.refine_image(embedding, guidance, words, weight)
-    parts = [
-        block.refine_image(embedding[chunk], guidance, words[chunk], weight[chunk])
-        for chunk in (slice(0, 3), slice(3, 6), slice(6, 7))
-    ]
+    chunks = [(slice(0, 6), weight[:2]), (slice(6, 7), weight[2:])]
+    parts = [block.refine_image(embedding[c], guidance, words[c], w) for c, w in chunks]
     assert relative_l2(torch.cat([part.embedding for part in parts]), whole.embedding) <= 1e-6
     for name in ("kv_sum", "k_sum"):
-        total = torch.stack([getattr(part, name) for part in parts]).sum(0)
-        assert total.dtype == torch.float32
-        assert relative_l2(total, getattr(whole, name)) <= 1e-6
+        sums = torch.cat([getattr(part, name) for part in parts])
+        assert sums.dtype == torch.float32
+        assert relative_l2(sums, getattr(whole, name)) <= 1e-6
 
 
 def test_padding_of_weight_zero_changes_nothing() -> None:
     block, embedding, guidance, words, _ = inputs("tiny", 5)
-    weight = torch.tensor([1 / 3, 1 / 3, 1 / 3, 0.0, 0.0])
+    weight = torch.tensor([[1 / 3, 1 / 3, 1 / 3, 0.0, 0.0]])
     padded = block.refine_image(embedding, guidance, words, weight)
-    short = block.refine_image(embedding[:3], guidance, words[:3], weight[:3])
+    short = block.refine_image(embedding[:3], guidance, words[:3], weight)
     assert relative_l2(padded.kv_sum, short.kv_sum) <= 1e-6
     assert relative_l2(padded.k_sum, short.k_sum) <= 1e-6
 
@@ -68,7 +71,8 @@ def test_text_guidance_is_linear_attention_over_the_categories() -> None:
     attention: CategoryAttention = block.text_guidance.attention
     x = embedding.flatten(2).transpose(1, 2)[:, :9]
     words = torch.randn(4, x.shape[2])
-    got = attention.read(x, words, *attention.sums(x, words, torch.full((4,), 0.25)))
+    kv, k = attention.sums(x, words, torch.full((1, 4), 0.25))
+    got = attention.read(x, words, kv[0], k[0])
     both = torch.cat([x, words[:, None].expand_as(x)], dim=-1)
     heads = (attention.heads, -1)
     q = 1.0 + F.elu(attention.query(both)).unflatten(-1, heads)

@@ -87,12 +87,12 @@ def test_permuted_categories_give_permuted_logits(
 
 
 def in_chunks(net: EscNet, picture: Tensor, words: Tensor, base: Trace, size: int) -> Tensor:
-    """The logits as the runtime gets them: every graph chunk by chunk, the last one padded."""
+    """The logits as the runtime gets them, in chunks of groups of ``size``, the last one padded."""
     count = len(words)
     padded = -count % size
     index = torch.cat([torch.arange(count), torch.zeros(padded, dtype=torch.int64)])
     weight = torch.cat([torch.full((count,), 1.0 / count), torch.zeros(padded)])
-    chunks = list(zip(index.split(size), weight.split(size), strict=True))
+    chunks = list(zip(index.split(size), weight.reshape(-1, 1, size), strict=True))
     encoded = net.encode_image(picture)
     features = encoded.block_features
     states = [net.correlate(encoded.features, words[rows]) for rows, _ in chunks]
@@ -102,7 +102,7 @@ def in_chunks(net: EscNet, picture: Tensor, words: Tensor, base: Trace, size: in
             block.sam(features, p.points, p.point_labels, p.regions, p.probabilities, share)
             for p, share in parts
         )
-        features, guidance = block.fuse(features, enhanced)
+        features, guidance = block.fuse(features, enhanced[None])
         guided = [
             block.refine_image(embedding, guidance, words[chosen], share)
             for (_, embedding), (chosen, share) in zip(states, chunks, strict=True)
@@ -117,7 +117,7 @@ def in_chunks(net: EscNet, picture: Tensor, words: Tensor, base: Trace, size: in
 
 
 def sum_of(parts: Iterator[Tensor]) -> Tensor:
-    return torch.stack(list(parts)).sum(0)
+    return torch.cat(list(parts)).sum(0)
 
 
 @pytest.mark.parametrize("size", [1, 3, 8])
@@ -204,13 +204,16 @@ UNUSED = (
 )
 
 
+# Prompts are relative to the peak of a map: what is added to all of it has a gradient of 0, give or
+# take rounding.
+CONSTANT = ("read_out.bias", "read_norm.bias")
+
+
 def test_every_parameter_that_is_used_gets_a_gradient() -> None:
     net = randomise(build_model(preset("tiny"), seed=1))
     words = net.encode_text(tokens(net.config, (1, 4, 9, 2)))
     net(image(net.config), words).mean().backward()
-    # Prompts are relative to the peak of a map: what is added to all of it has a gradient of 0,
-    # give or take rounding.
-    parameters = {n: p for n, p in net.named_parameters() if not n.endswith("read_out.bias")}
+    parameters = {n: p for n, p in net.named_parameters() if not n.endswith(CONSTANT)}
     without = {n for n, p in parameters.items() if p.grad is None or not p.grad.any()}
     assert without == {n for n in parameters if any(part in n for part in UNUSED)}
     gradients = [parameter.grad for parameter in net.parameters() if parameter.grad is not None]

@@ -9,6 +9,7 @@ from segment_anything.modeling.prompt_encoder import PromptEncoder
 from segment_anything.modeling.transformer import TwoWayTransformer
 from torch import Tensor
 
+from escnet.groups import group_weights
 from escnet.ppg import TorchPrompts, pseudo_prompts
 from escnet.sam import SamBlock
 from escnet.two_way import DenseKeys, LowRankKeys, two_way
@@ -165,26 +166,28 @@ def test_the_block_equals_its_plain_form(name: str, count: int) -> None:
     block = sam_block() if name == "sam-vit-b" else model(name).esc_blocks[1].sam
     grid = block.prompt_encoder.image_embedding_size
     features = torch.randn(1, block.prompt_encoder.embed_dim, *grid)
-    inputs = arguments(features, prompts_of(count, grid), torch.rand(count))
+    weight = group_weights(count, device=features.device)
+    inputs = arguments(features, prompts_of(count, grid), weight * torch.rand(weight.shape))
     got = block(*inputs)
+    assert got.shape == (len(weight), *features.shape[1:])
     assert got.dtype == torch.float32
     assert relative_l2(got, block.forward_plain(*inputs)) <= 1e-5
 
 
-def test_the_sums_of_chunks_are_the_sum_of_all() -> None:
+def test_the_sums_of_chunks_are_the_sums_of_all() -> None:
+    """Groups of three here: nothing in the model knows their size but the weights' shape."""
     block, prompts, features = sam_block(), prompts_of(7), torch.randn(1, 256, *GRID)
-    weight = torch.full((7,), 1 / 7)
+    weight = torch.tensor([[1 / 7] * 3, [1 / 7] * 3, [1 / 7, 0, 0]])
     whole = run(block, features, prompts, weight)
-    parts = torch.zeros_like(whole)
-    for chunk in (slice(0, 3), slice(3, 6), slice(6, 7)):
-        parts += run(block, features, rows(prompts, chunk), weight[chunk])
-    assert relative_l2(parts, whole) <= 1e-6
+    chunks = [(slice(0, 6), weight[:2]), (slice(6, 7), weight[2:])]
+    parts = [run(block, features, rows(prompts, chunk), share) for chunk, share in chunks]
+    assert relative_l2(torch.cat(parts), whole) <= 1e-6
 
 
 def test_padding_of_weight_zero_changes_nothing() -> None:
     block, prompts, features = sam_block(), prompts_of(5), torch.randn(1, 256, *GRID)
-    weight = torch.tensor([1 / 3, 1 / 3, 1 / 3, 0.0, 0.0])
-    short = run(block, features, rows(prompts, slice(0, 3)), weight[:3])
+    weight = torch.tensor([[1 / 3, 1 / 3, 1 / 3, 0.0, 0.0]])
+    short = run(block, features, rows(prompts, slice(0, 3)), weight)
     assert relative_l2(run(block, features, prompts, weight), short) <= 1e-6
 
 

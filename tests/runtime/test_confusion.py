@@ -141,3 +141,17 @@ def test_what_cannot_be_counted_is_refused_and_changes_nothing(
 def test_numbers_of_classes_are_checked(classes: int) -> None:
     with pytest.raises(InputError, match=f"{classes} classes; expected 1 to 65535"):
         ConfusionCounter(classes)
+
+
+def test_figures_of_some_classes() -> None:
+    """Of a group: its own pixels and its own mean; what is taken for it by others still counts."""
+    counter = ConfusionCounter(4)
+    truth = np.array([[0, 0, 1, 1, 2, 2, 255]], np.uint8)
+    prediction = np.array([[0, 1, 1, 1, 1, 2, 3]], np.uint8)
+    counter.add(prediction, truth)
+    scores = counter.scores([1, 3])
+    assert scores.iou == (0.5, None)
+    assert (scores.miou, scores.pixel_accuracy, scores.pixels) == (0.5, 1.0, 2)
+    assert counter.scores([2, 0]).iou == (0.5, 0.5)
+    assert counter.scores([3]).miou is None
+    assert counter.scores([0, 1, 2, 3]) == counter.scores()

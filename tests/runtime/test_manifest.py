@@ -70,6 +70,7 @@ def sample_manifest() -> Manifest:
             ),
             templates=("A photo of a {} in the scene",),
             chunk=32,
+            group=16,
         ),
         stages={name: stage(name) for name in ("image_encoder", "decoder")},
         tokenizer=TokenizerRef(file="tokenizer.json", sha256=SHA, bytes=1, context_length=77),
@@ -109,7 +110,7 @@ def test_what_is_written_is_read_back() -> None:
     assert Manifest.from_json(text).to_json() == text
     assert list(json.loads(text))[:2] == ["schema_version", "digest"]
     assert list(json.loads(text)["stages"]) == ["image_encoder", "decoder"]
-    assert text.startswith('{\n  "schema_version": "1.0"')
+    assert text.startswith('{\n  "schema_version": "2.0"')
 
 
 def test_the_digest_is_that_of_the_canonical_rest() -> None:
@@ -249,24 +250,24 @@ def test_what_is_not_plain_json_is_refused(text: str, message: str) -> None:
 
 
 def test_a_newer_major_version_is_refused_before_its_keys() -> None:
-    text = json.dumps({"schema_version": "2.0", "unheard_of": 1})
-    with pytest.raises(BundleFormatError, match=r"format 2\.0.*reads 1\.x\. Update escnet-runtime"):
+    text = json.dumps({"schema_version": "3.0", "unheard_of": 1})
+    with pytest.raises(BundleFormatError, match=r"format 3\.0.*reads 2\.x\. Update escnet-runtime"):
         Manifest.from_json(text)
 
 
 def test_an_older_major_version_is_refused() -> None:
     with pytest.raises(BundleFormatError, match="Export the bundle again"):
-        Manifest.from_json('{"schema_version": "0.9"}')
+        Manifest.from_json('{"schema_version": "1.0"}')
 
 
 def test_a_newer_minor_version_is_read() -> None:
-    text = _changed(lambda d: d.update(schema_version="1.7"))
-    assert Manifest.from_json(text).schema_version == "1.7"
+    text = _changed(lambda d: d.update(schema_version="2.7"))
+    assert Manifest.from_json(text).schema_version == "2.7"
 
 
 def test_an_unknown_key_of_a_newer_minor_version_says_to_update() -> None:
-    text = _changed(lambda d: d.update(schema_version="1.7", extra=1))
-    with pytest.raises(BundleFormatError, match=r"'extra'.*newer format 1\.7.*update"):
+    text = _changed(lambda d: d.update(schema_version="2.7", extra=1))
+    with pytest.raises(BundleFormatError, match=r"'extra'.*newer format 2\.7.*update"):
         Manifest.from_json(text)
 
 

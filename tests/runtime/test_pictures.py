@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from PIL import Image, ImageFont
+from PIL import Image
 
 from escnet_runtime import pictures
 from escnet_runtime.errors import ImageError, InputError
@@ -180,29 +180,6 @@ def test_rest_of_the_categories_is_summed_up() -> None:
     assert len(entries) == 31
     assert (entries[-1].name, entries[-1].share, entries[-1].colour) == ("70 more", "70.0 %", None)
     assert (entries[0].name, entries[0].share) == ("0", "1.0 %")
-
-
-def test_letters_no_font_has_are_escaped() -> None:
-    own_font_only = (ImageFont.load_default(14),)
-    assert pictures._fit("cat", 500, 14).characters == "cat"
-    for odd in ("a\nb", "a\tb", "a\u202eb", "a\x00b", "a\ud800b", "\U0010fffe"):
-        assert pictures._fit(odd, 500, 14).characters == odd.encode("unicode_escape").decode()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pictures, "_fonts", lambda size: own_font_only)
-        assert pictures._fit("猫 cat", 500, 14).characters == "\\u732b cat"
-
-
-def test_long_names_are_cut_to_the_width() -> None:
-    text = pictures._fit("x" * 100_000, 120, 14)
-    assert text.characters.endswith("...")
-    assert 100 < text.width <= 120
-
-
-def test_notes_are_wrapped() -> None:
-    lines = pictures._wrap("one two three four five six seven " + "w" * 99, 100, 14)
-    assert len(lines) > 3
-    assert all(line.width <= 100 for line in lines)
-    assert lines[0].characters.startswith("one two")
 
 
 @pytest.mark.parametrize("options", [{"alpha": -0.1}, {"alpha": 1.1}, {"largest": 0}])

@@ -6,15 +6,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from escnet_runtime.errors import BackendError
-from escnet_runtime.pipeline import Pipeline, StageClock, category_chunks
+from escnet_runtime.pipeline import Pipeline, StageClock
 from escnet_runtime.ppg import PpgConstants, Prompts, pseudo_prompts
 
 Floats = npt.NDArray[np.float32]
-BLOCKS, GRID, WIDTH = 2, 4, 8
+BLOCKS, GRID, WIDTH, GROUP = 2, 4, 8, 3
 PPG = PpgConstants()
 
 
@@ -57,22 +55,21 @@ class MadeUpGraphs:
     def _sam(self, block_features: Floats, weight: Floats, **prompts: Any) -> dict[str, Any]:
         own = prompts["points"].sum(axis=(1, 2)) + prompts["point_labels"].sum(axis=1)
         maps = own[:, None, None] + prompts["regions"] * prompts["probabilities"]
-        total = (weight[:, None, None] * maps).sum(axis=0) + 0 * block_features
-        return {"enhanced_sum": total.astype(np.float32)}
+        return {"enhanced_sum": group_sums(maps + 0 * block_features, weight)}
 
     def _fuse(self, block_features: Floats, enhanced_mean: Floats) -> dict[str, Any]:
+        assert enhanced_mean.shape == (1, GRID, GRID)
         return {
-            "block_features_out": block_features + enhanced_mean,
+            "block_features_out": block_features + enhanced_mean[0],
             "guidance": np.cos(enhanced_mean),
         }
 
     def _image(self, embedding: Any, guidance: Any, text: Any, weight: Any) -> dict[str, Any]:
         out = embedding + guidance
-        total = (weight[:, None, None] * out).sum(axis=0, dtype=np.float32)
         return {
             "embedding_out": out,
-            "kv_sum": total,
-            "k_sum": np.array([weight.sum()], np.float32),
+            "kv_sum": group_sums(out, weight),
+            "k_sum": group_sums(np.ones((len(out), 1)), weight),
         }
 
     def _text(
@@ -86,6 +83,17 @@ class MadeUpGraphs:
         return {"logits": (embedding + skip0 * skip1).astype(np.float32)}
 
 
+def group_sums(values: Any, weight: Floats) -> Floats:
+    """[n, ...] and [g, GROUP] → [g, ...]; rows behind those that have a weight are ignored."""
+    assert weight.shape[1] == GROUP
+    used = min(weight.size, len(values))
+    shares = weight.ravel()[:used]
+    assert not weight.ravel()[used:].any()
+    weighted = shares.reshape(-1, *[1] * (values.ndim - 1)) * values[:used]
+    parts = [weighted[i : i + GROUP].sum(axis=0) for i in range(0, used, GROUP)]
+    return np.stack(parts).astype(np.float32)
+
+
 @pytest.fixture
 def graphs() -> MadeUpGraphs:
     """A backend that remembers its calls."""
@@ -95,7 +103,7 @@ def graphs() -> MadeUpGraphs:
 @pytest.fixture
 def pipeline(graphs: MadeUpGraphs) -> Pipeline:
     """A pipeline of two blocks over the made-up graphs."""
-    return Pipeline(graphs, blocks=BLOCKS, ppg=PPG)
+    return Pipeline(graphs, blocks=BLOCKS, ppg=PPG, group=GROUP)
 
 
 @pytest.fixture(scope="module")
@@ -116,18 +124,6 @@ def all_logits(pipeline: Pipeline, text: Floats, chunk: int) -> Floats:
     return np.concatenate([part for _, part in pipeline.logits(encoded, text, chunk=chunk)])
 
 
-@given(st.integers(1, 3000), st.integers(1, 400))
-def test_chunks_cover_all_categories_and_are_as_equal_as_can_be(
-    categories: int, chunk: int
-) -> None:
-    chunks = category_chunks(categories, chunk)
-    assert [i for part in chunks for i in range(part.start, part.stop)] == list(range(categories))
-    sizes = {part.stop - part.start for part in chunks}
-    assert max(sizes) <= chunk
-    assert max(sizes) - min(sizes) <= 1
-    assert len(chunks) == -(-categories // chunk)
-
-
 def test_the_order_of_the_graphs(graphs: MadeUpGraphs, pipeline: Pipeline, text: Floats) -> None:
     all_logits(pipeline, text, 6)
     block = [["sam"] * 2, ["fuse"], ["image"] * 2, ["text"] * 2]
@@ -142,7 +138,7 @@ def test_the_order_of_the_graphs(graphs: MadeUpGraphs, pipeline: Pipeline, text:
 @pytest.mark.parametrize("chunk", [1, 2, 5, 10, 100])
 def test_chunks_change_nothing(chunk: int, pipeline: Pipeline, text: Floats) -> None:
     want = all_logits(pipeline, text, len(text))
-    np.testing.assert_allclose(all_logits(pipeline, text, chunk), want, rtol=1e-5)
+    np.testing.assert_array_equal(all_logits(pipeline, text, chunk), want)
 
 
 @pytest.mark.parametrize("chunk", [3, 11])
@@ -152,8 +148,12 @@ def test_weights_are_the_share_of_a_category_in_all(
     all_logits(pipeline, text, chunk)
     for name, inputs in graphs.calls:
         if "weight" in inputs:
-            assert inputs["weight"].dtype == np.float32, name
-            np.testing.assert_allclose(inputs["weight"], 1 / len(text))
+            weight = inputs["weight"]
+            assert weight.dtype == np.float32, name
+            used = min(len(inputs["text"]) if "text" in inputs else len(inputs["points"]), 11)
+            assert weight.shape == (-(-used // GROUP), GROUP)
+            np.testing.assert_allclose(weight.ravel()[:used], 1 / len(text))
+            assert not weight.ravel()[used:].any()
 
 
 def test_each_block_gets_prompts_from_the_scores_of_the_one_before(
@@ -210,6 +210,22 @@ def test_prompts_may_come_from_elsewhere(
     assert asked == list(range(BLOCKS))
     points = [inputs["points"] for name, inputs in graphs.calls if name == "esc1_sam"]
     np.testing.assert_array_equal(np.concatenate(points), fixed.points)
+
+
+@pytest.mark.parametrize(("categories", "seen"), [(10, [3, 3, 3, 2]), (1, [1])])
+def test_a_category_alone_in_its_chunk_is_doubled(
+    categories: int, seen: list[int], graphs: MadeUpGraphs, pipeline: Pipeline, text: Floats
+) -> None:
+    """Unless it is the only one: then it is alone in every chunk."""
+    want = all_logits(pipeline, text[:categories], 12)
+    graphs.calls.clear()
+    got = all_logits(pipeline, text[:categories], 3)
+    np.testing.assert_array_equal(got, want)
+    for graph in ("correlation", "esc1_image", "esc1_text"):
+        calls = [inputs for name, inputs in graphs.calls if name == graph]
+        assert [len(inputs["text"]) for inputs in calls] == seen
+    weights = [inputs["weight"] for name, inputs in graphs.calls if name == "esc1_sam"]
+    assert sum(int((weight > 0).sum()) for weight in weights) == categories
 
 
 def test_logits_come_chunk_by_chunk(graphs: MadeUpGraphs, pipeline: Pipeline, text: Floats) -> None:

@@ -10,9 +10,17 @@ from .coco_stuff import plan_coco_stuff
 from .pascal_context import plan_context_59, plan_context_459
 from .pascal_voc import plan_voc_20, plan_voc_20b
 from .plan import Pair, Plan
-from .write import Written, require_free, write_dataset
+from .write import Written, require_free, write_dataset, write_samples
 
-__all__ = ["PREPARATIONS", "Pair", "Plan", "Written", "require_free", "write_dataset"]
+__all__ = [
+    "PREPARATIONS",
+    "Pair",
+    "Plan",
+    "Written",
+    "require_free",
+    "write_dataset",
+    "write_samples",
+]
 
 #: Name → (folder, split "train" or "val", file of class names) → what is there.
 PREPARATIONS: Final[Mapping[str, Callable[[Path, str, Path | None], Plan]]] = {

@@ -14,10 +14,10 @@ from typing import Any, Final
 import numpy as np
 from PIL import Image
 
+from escnet_runtime.dataset import listed
 from escnet_runtime.errors import ImageError, InputError
 from escnet_runtime.vocabulary import read_classes_file
 
-from ..dataset import listed
 from .ade20k import PARTS
 from .layout import require_source
 from .plan import UNLABELLED, LabelMap, Pair, Plan, lookup, remap

@@ -4,10 +4,10 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from escnet_runtime.dataset import listed
 from escnet_runtime.errors import InputError
 from escnet_runtime.vocabulary import read_classes_file
 
-from ..dataset import listed
 from .plan import Pair
 
 __all__ = [

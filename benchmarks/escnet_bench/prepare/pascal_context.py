@@ -12,9 +12,9 @@ from typing import Final
 
 import numpy as np
 
+from escnet_runtime.dataset import listed
 from escnet_runtime.errors import InputError
 
-from ..dataset import listed
 from .layout import class_names, find_file, find_folder, numbered_names, pair_up, read_list
 from .matlab import read_matrix
 from .pascal_voc import voc_root

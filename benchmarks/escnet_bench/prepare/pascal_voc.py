@@ -9,10 +9,10 @@ Layout: ``VOCdevkit/VOC2012`` with ``JPEGImages``, ``SegmentationClass`` (palett
 from pathlib import Path
 from typing import Final
 
+from escnet_runtime.dataset import listed
 from escnet_runtime.errors import InputError
 from escnet_runtime.pictures import read_label_png
 
-from ..dataset import listed
 from .layout import class_names, find_file, find_folder, pair_up, read_list, require_source
 from .plan import UNLABELLED, LabelMap, Plan, lookup, remap
 

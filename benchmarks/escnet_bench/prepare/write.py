@@ -4,23 +4,24 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from escnet_runtime import __version__
 from escnet_runtime.atomic import atomic_directory, require_replaceable
+from escnet_runtime.confusion import ignore_index
+from escnet_runtime.dataset import CLASSES, IMAGES, LABELS, LabelledImages, Sample
 from escnet_runtime.errors import InputError
 
-from ..dataset import CLASSES, IMAGES, LABELS
-from .plan import UNLABELLED, LabelMap, Plan
+from .plan import UNLABELLED, LabelMap, Pair, Plan
 
-__all__ = ["MARKER", "Written", "require_free", "write_dataset"]
+__all__ = ["MARKER", "Written", "require_free", "write_dataset", "write_samples"]
 
 #: Says that escnet-prepare made the folder; one without it is never replaced.
 MARKER: Final = "prepared.json"
@@ -50,7 +51,7 @@ def write_dataset(
 
     Args:
         plan: what to write.
-        output: a folder that does not exist, is empty, or was written by this function.
+        output: a folder that does not exist, is empty, or was written by this module.
         copy: copy the images, instead of giving the same files a second name (hard links).
         progress: called after each image with its name.
 
@@ -58,49 +59,85 @@ def write_dataset(
         InputError: ``output`` cannot be written, images cannot be linked, or a label is wrong.
         ImageError: a file of labels cannot be read.
     """
-    bits = 8 if len(plan.names) <= 255 else 16
+
+    def put(pair: Pair, images: Path) -> LabelMap:
+        labels = plan.read(pair.labels)
+        target = images / f"{pair.stem}{pair.image.suffix}"
+        _place(pair.image.resolve(), target, copy=copy)
+        return labels
+
+    about = {"dataset": plan.dataset, "split": plan.split, "origin": plan.origin}
+    items = ((pair.stem, partial(put, pair)) for pair in plan.pairs)
+    return _write(items, output, plan.names, about, progress)
+
+
+def write_samples(
+    samples: LabelledImages,
+    output: Path,
+    about: Mapping[str, str],
+    *,
+    progress: Callable[[str], None] = lambda _: None,
+) -> Written:
+    """Write labelled images as a dataset folder, the images as PNG, without loss.
+
+    Args:
+        samples: their labels index the names, or are "not labelled".
+        output: as in :func:`write_dataset`.
+        about: "dataset", "split" and "origin", for the marker file.
+        progress: called after each image with its name.
+
+    Raises:
+        InputError: ``output`` cannot be written.
+    """
+
+    def put(sample: Sample, images: Path) -> LabelMap:
+        Image.fromarray(sample.image).save(images / f"{sample.name}.png", "PNG")
+        wide = sample.labels.astype(np.uint16)
+        wide[sample.labels == ignore_index(sample.labels)] = UNLABELLED
+        return wide
+
+    items = ((sample.name, partial(put, sample)) for sample in samples)
+    return _write(items, output, samples.names, about, progress)
+
+
+def _write(
+    items: Iterable[tuple[str, Callable[[Path], LabelMap]]],
+    output: Path,
+    names: Sequence[str],
+    about: Mapping[str, str],
+    progress: Callable[[str], None],
+) -> Written:
+    """Write a folder; an item is a name and what puts its image there and gives its labels."""
+    bits = 8 if len(names) <= 255 else 16
     seen = np.zeros(UNLABELLED + 1, np.int64)
+    images = 0
     with atomic_directory(output, kind=_KIND, marker=MARKER) as folder:
         (folder / IMAGES).mkdir()
         (folder / LABELS).mkdir()
-        for pair in plan.pairs:
-            labels = plan.read(pair.labels)
+        for stem, put in items:
+            labels = put(folder / IMAGES)
             seen += np.bincount(labels.ravel(), minlength=len(seen))
-            _save(labels, folder / LABELS / f"{pair.stem}.png", bits)
-            target = folder / IMAGES / f"{pair.stem}{pair.image.suffix}"
-            _place(pair.image.resolve(), target, copy=copy)
-            progress(pair.stem)
-        written = _summary(plan, seen, bits)
-        _write_json(folder / CLASSES, list(plan.names))
-        _write_json(
-            folder / MARKER,
-            {
-                "dataset": plan.dataset,
-                "split": plan.split,
-                "images": written.images,
-                "classes": written.classes,
-                "bits": bits,
-                "origin": plan.origin,
-                "producer": f"escnet-bench {__version__}",
-            },
+            _save(labels, folder / LABELS / f"{stem}.png", bits)
+            images += 1
+            progress(stem)
+        known = seen[: len(names)]
+        if not known.any():
+            raise InputError(
+                f"none of the {images} label maps has a labelled pixel: are these the labels of "
+                f"{about['dataset']}, and are the class names its own?"
+            )
+        written = Written(
+            images=images,
+            classes=len(names),
+            classes_present=int(np.count_nonzero(known)),
+            bits=bits,
+            labelled=float(known.sum() / seen.sum()),
         )
+        _write_json(folder / CLASSES, list(names))
+        figures = {"images": images, "classes": len(names), "bits": bits}
+        producer = f"escnet-bench {__version__}"
+        _write_json(folder / MARKER, {**about, **figures, "producer": producer})
     return written
-
-
-def _summary(plan: Plan, seen: NDArray[np.int64], bits: int) -> Written:
-    known = seen[: len(plan.names)]
-    if not known.any():
-        raise InputError(
-            f"none of the {len(plan.pairs)} label maps has a labelled pixel: are these the labels "
-            f"of {plan.dataset}, and are the class names its own?"
-        )
-    return Written(
-        images=len(plan.pairs),
-        classes=len(plan.names),
-        classes_present=int(np.count_nonzero(known)),
-        bits=bits,
-        labelled=float(known.sum() / seen.sum()),
-    )
 
 
 def _save(labels: LabelMap, path: Path, bits: int) -> None:

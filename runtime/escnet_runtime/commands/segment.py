@@ -74,7 +74,12 @@ def _parser() -> argparse.ArgumentParser:
         help="sliding: four overlapping windows and the whole image; five times the work",
     )
     add("--backend", choices=BACKENDS, default="auto", help="what runs the graphs (auto)")
-    add("--chunk", metavar="N", type=int, help="categories at a time; bounds the memory")
+    add(
+        "--chunk",
+        metavar="N",
+        type=int,
+        help="categories at a time, rounded up to whole groups (16); bounds the memory alone",
+    )
     add(
         "--template",
         metavar="TEXT",

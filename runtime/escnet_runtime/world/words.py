@@ -13,7 +13,7 @@ from functools import cache
 from itertools import product
 from typing import Final, Literal, TypeAlias
 
-from escnet_runtime.errors import InputError
+from ..errors import InputError
 
 __all__ = [
     "COLOURS",
@@ -29,7 +29,9 @@ __all__ = [
     "Composition",
     "Split",
     "check_split",
+    "class_groups",
     "evaluation_vocabulary",
+    "name_index",
     "vocabulary",
 ]
 
@@ -143,3 +145,18 @@ def vocabulary(split: Split) -> tuple[str, ...]:
 def name_index(split: Split) -> Mapping[str, int]:
     """Name → its place in :func:`vocabulary`."""
     return {name: index for index, name in enumerate(vocabulary(split))}
+
+
+@cache
+def class_groups(split: Split) -> Mapping[str, tuple[int, ...]]:
+    """What figures are told apart by: group → its places in :func:`vocabulary`.
+
+    ``held_out``: compositions that training never sees; ``seen``: those it does, in held-out scenes
+    the distractors; ``surfaces``. A group without a name in this split is left out.
+    """
+    held_out = frozenset(one.name for one in HELD_OUT)
+    groups: dict[str, list[int]] = {"held_out": [], "seen": [], "surfaces": []}
+    for index, name in enumerate(vocabulary(split)):
+        group = "surfaces" if name in STUFF else "held_out" if name in held_out else "seen"
+        groups[group].append(index)
+    return {group: tuple(places) for group, places in groups.items() if places}

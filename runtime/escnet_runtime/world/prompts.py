@@ -6,8 +6,7 @@ from typing import Final, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from escnet_runtime.errors import InputError
-
+from ..errors import InputError
 from .cast import draw_cast
 from .fields import Floats, clip, stream
 from .scene import Scene, check_arguments, compose
@@ -86,7 +85,8 @@ def _masks(scene: Scene, region: Region) -> NDArray[np.bool_]:
         regions = np.where(is_object, scene.instances + len(scene.names), regions)
     values, counts = np.unique(regions, return_counts=True)
     large = counts >= min(_SMALLEST_SHARE * regions.size, counts.max())
-    return regions[None] == values[large][:, None, None]
+    masks: NDArray[np.bool_] = regions[None] == values[large][:, None, None]
+    return masks
 
 
 def _points_inside(rng: np.random.Generator, mask: NDArray[np.bool_], count: int) -> Floats:

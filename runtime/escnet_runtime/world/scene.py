@@ -7,8 +7,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from escnet_runtime.errors import InputError
-
+from ..errors import InputError
 from .backdrop import Backdrop, paint_backdrop
 from .cast import draw_cast
 from .fields import Floats, blur, clip, noise, stream, tint

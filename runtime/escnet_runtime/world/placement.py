@@ -7,8 +7,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from escnet_runtime.errors import EscNetError
-
+from ..errors import EscNetError
 from .figures import Figure, make_figure
 from .words import Composition
 

@@ -9,8 +9,7 @@ from typing import Final, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from escnet_runtime.errors import InputError
-
+from ..errors import InputError
 from .cast import draw_cast
 from .fields import stream
 from .scene import Scene, check_arguments, compose

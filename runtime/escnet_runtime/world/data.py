@@ -8,8 +8,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from escnet_runtime.errors import InputError
-
+from ..errors import InputError
 from .scene import Scene, check_arguments, render_scene
 from .words import Split, name_index, vocabulary
 

@@ -1,0 +1,50 @@
+"""The model a command was given: a folder is a bundle, a file a checkpoint."""
+
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Final
+
+from escnet_runtime.errors import BackendError, InputError
+from escnet_runtime.segmenter import Segmenter
+
+__all__ = ["CHECKPOINT_SUFFIX", "open_model"]
+
+CHECKPOINT_SUFFIX: Final = ".safetensors"
+
+
+def open_model(
+    path: Path, backend: str, *, chunk: int | None = None
+) -> AbstractContextManager[Segmenter]:
+    """A Segmenter of a bundle, which needs no torch, or of a checkpoint, which torch runs.
+
+    Args:
+        path: the bundle's folder, or a ``.safetensors`` of this project.
+        backend: one of the runtime's for a bundle; "torch" for a checkpoint; "auto" for either.
+        chunk: categories at a time; the bundle's own value by default.
+
+    Raises:
+        InputError: there is no such model, or the backend does not run its kind.
+        BackendError: the backend, or torch for a checkpoint, is not installed.
+    """
+    if path.is_dir():
+        if backend == "torch":
+            raise InputError(f"{path} is a bundle: torch runs checkpoints ({CHECKPOINT_SUFFIX})")
+        return Segmenter(path, backend, chunk=chunk)
+    if path.suffix != CHECKPOINT_SUFFIX or not path.is_file():
+        raise InputError(
+            f"{path} is neither a bundle (a folder with bundle.json) nor a checkpoint (a file "
+            f"NAME{CHECKPOINT_SUFFIX})"
+        )
+    if backend not in ("auto", "torch"):
+        raise InputError(
+            f"{path} is a checkpoint, which torch runs; backend {backend!r} needs a bundle: make "
+            "one with escnet-export"
+        )
+    try:
+        from .torch_checkpoint import checkpoint_segmenter
+    except ModuleNotFoundError as error:
+        raise BackendError(
+            f"running a checkpoint needs {error.name}, which is not installed: install "
+            "escnet-bench[torch], or take a bundle"
+        ) from error
+    return checkpoint_segmenter(path, chunk=chunk)

@@ -1,0 +1,29 @@
+"""Text in pictures: escapes, cuts and lines."""
+
+import pytest
+from PIL import ImageFont
+
+from escnet_runtime import lettering
+
+
+def test_letters_no_font_has_are_escaped() -> None:
+    own_font_only = (ImageFont.load_default(14),)
+    assert lettering.fit("cat", 500, 14).characters == "cat"
+    for odd in ("a\nb", "a\tb", "a\u202eb", "a\x00b", "a\ud800b", "\U0010fffe"):
+        assert lettering.fit(odd, 500, 14).characters == odd.encode("unicode_escape").decode()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lettering, "_fonts", lambda size: own_font_only)
+        assert lettering.fit("猫 cat", 500, 14).characters == "\\u732b cat"
+
+
+def test_long_names_are_cut_to_the_width() -> None:
+    text = lettering.fit("x" * 100_000, 120, 14)
+    assert text.characters.endswith("...")
+    assert 100 < text.width <= 120
+
+
+def test_notes_are_wrapped() -> None:
+    lines = lettering.wrap("one two three four five six seven " + "w" * 99, 100, 14)
+    assert len(lines) > 3
+    assert all(line.width <= 100 for line in lines)
+    assert lines[0].characters.startswith("one two")

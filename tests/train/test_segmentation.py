@@ -1,0 +1,148 @@
+"""The training task of ESC-Net: what a batch is, what its loss is, and that it can be learnt."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from escnet import EscNet, EscNetConfig, build_model, preset
+from escnet.train.categories import CategorySampling
+from escnet.train.data import TrainingSample
+from escnet.train.segmentation import Rates, SegmentationTask, TextEncoding, normalised
+from escnet_runtime.vocabulary import assemble, plan_texts
+from tests.model.models import randomise
+
+NAMES = ["red ring", "blue star, azure star", "green ball", "calm sea", "red star"]
+
+
+def small() -> EscNetConfig:
+    """A quick ESC-Net on an 8×8 grid, with two blocks."""
+    tiny = preset("tiny")
+    clip = dataclasses.replace(
+        tiny.clip, image_size=64, vision_layers=3, text_layers=1, skip_layers=(0, 1)
+    )
+    return dataclasses.replace(tiny, name="small", clip=clip, blocks=2)
+
+
+@pytest.fixture
+def net() -> EscNet:
+    return randomise(build_model(small(), seed=1)).requires_grad_(False)
+
+
+class Halves:
+    """Two classes side by side; the last column is not labelled."""
+
+    def __getitem__(self, index: int) -> TrainingSample:
+        rng = np.random.Generator(np.random.PCG64(index))
+        first, second = rng.choice(len(NAMES), 2, replace=False)
+        labels = np.full((64, 64), first, np.int64)
+        labels[:, 32:] = second
+        labels[:, -1] = -1
+        image = (40 * labels[:, :, None] + 60 + np.array([0, 30, 60])).clip(0, 255)
+        return TrainingSample(image=image.astype(np.uint8), labels=labels)
+
+
+def task(net: EscNet, **options: Any) -> SegmentationTask:
+    settings: dict[str, Any] = {
+        "rates": Rates(small=1e-4, large=1e-3, weight_decay=0.0),
+        "categories": CategorySampling(per_image=3),
+        "weights": "test",
+    }
+    return SegmentationTask(net, Halves(), NAMES, **{**settings, **options})
+
+
+def test_a_sample_depends_on_its_number_alone(net: EscNet) -> None:
+    first, second = (task(net).samples[7] for _ in range(2))
+    for key in ("image", "labels", "categories"):
+        assert torch.equal(first[key], second[key])
+    other = task(net, seed=1).samples
+    assert any(
+        not torch.equal(task(net).samples[i]["categories"], other[i]["categories"])
+        for i in range(8)
+    )
+
+
+def test_labels_index_the_categories_of_the_image(net: EscNet) -> None:
+    for index in range(10):
+        found, truth = task(net).samples[index], Halves()[index].labels
+        assert len(found["categories"]) == 3
+        labelled = truth >= 0
+        assert torch.equal(
+            found["categories"][found["labels"][torch.from_numpy(labelled)]],
+            torch.from_numpy(truth[labelled]),
+        )
+        assert (found["labels"].numpy()[~labelled] == -1).all()
+
+
+def test_the_loss_is_cross_entropy_over_all_labelled_pixels(net: EscNet) -> None:
+    trained = task(net)
+    samples = [trained.samples[i] for i in range(2)]
+    got = trained.module(trained.collate(samples))
+    encoding, total, right, pixels = TextEncoding(net, NAMES), 0.0, 0, 0
+    for sample in samples:
+        text = encoding.encode(net, sample["categories"])
+        logits = net(normalised(net, sample["image"][None]), text)
+        large = F.interpolate(logits[None], size=(64, 64), mode="bilinear", align_corners=False)
+        labels = sample["labels"][None]
+        total += F.cross_entropy(large, labels, ignore_index=-1, reduction="sum").item()
+        right += int((large.argmax(1) == labels).sum())
+        pixels += int((labels >= 0).sum())
+    assert pixels == 2 * 64 * 63
+    assert got["loss"].item() == pytest.approx(total / pixels, rel=1e-5)
+    assert got["accuracy"].item() == pytest.approx(right / pixels, abs=1e-3)
+
+
+def test_checkpointed_activations_give_the_same_gradients(net: EscNet) -> None:
+    gradients = []
+    for checkpoint in (False, True):
+        trained = task(net, checkpoint_activations=checkpoint)
+        parameters = [p for g in trained.groups for p in g.parameters.values()]
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+        loss = trained.module(trained.collate([trained.samples[0]]))["loss"]
+        gradients.append(torch.autograd.grad(loss, parameters))
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_embeddings_are_those_the_runtime_makes(net: EscNet) -> None:
+    encoding = TextEncoding(net, NAMES)
+    plan = plan_texts(NAMES, net.config.templates)
+    from escnet.tokenizer import build_tokenizer
+    from escnet_runtime.tokenizer import Tokenizer
+
+    tokenizer = Tokenizer(build_tokenizer(net.config.clip.vocab_size), 77)
+    tokens = torch.from_numpy(tokenizer.encode(plan.prompts, cleaned=True))
+    want = assemble(plan, net.encode_text(tokens).numpy()).embeddings
+    got = encoding.encode(net, torch.arange(len(NAMES)))
+    torch.testing.assert_close(got, torch.from_numpy(np.array(want)), rtol=1e-5, atol=1e-6)
+    some = encoding.encode(net, torch.tensor([4, 1]))
+    torch.testing.assert_close(some, got[[4, 1]], rtol=1e-5, atol=1e-6)
+
+
+def test_prompts_are_decided_in_float32_under_autocast(net: EscNet) -> None:
+    trained = task(net)
+    batch = trained.collate([trained.samples[0]])
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = trained.module(batch)["loss"]
+    assert mixed.dtype == torch.float32
+    assert mixed.item() == pytest.approx(trained.module(batch)["loss"].item(), rel=0.05)
+
+
+def test_a_few_steps_lower_the_loss() -> None:
+    net = build_model(small(), seed=0)
+    trained = task(net)
+    parameters = [p for g in trained.groups for p in g.parameters.values()]
+    optimizer = torch.optim.AdamW(parameters, lr=3e-3)
+    batch = trained.collate([trained.samples[i] for i in range(2)])
+    losses = []
+    for _ in range(12):
+        loss = trained.module(batch)["loss"]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert min(losses) < 0.8 * losses[0]
