@@ -61,14 +61,12 @@ def test_shipped_configurations_are_read(name: str) -> None:
         assert config.categories.per_image is None
 
 
-def test_a_path_goes_before_a_shipped_name(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_path_goes_before_a_shipped_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert find_config("own-folder").is_relative_to(Path(__file__).resolve().parents[2])
     Path("own-folder").write_text(LEAST, encoding="utf-8")
     assert find_config("own-folder") == Path("own-folder")
-    with pytest.raises(InputError, match="there is no configuration 'none'.*own-folder"):
+    with pytest.raises(InputError, match="there is no configuration 'none'"):
         find_config("none")
 
 

@@ -104,9 +104,7 @@ def test_a_flip_mirrors_both() -> None:
 def test_each_colour_change_changes_colours_alone(name: str) -> None:
     off = {"brightness": 0.0, "contrast": 0.0, "saturation": 0.0, "hue": 0.0}
     image, labels = picture(32, 32)
-    found, classes = cut(
-        32, 32, Augmentation(flip=0.0, colour=1.0, **{**off, name: 0.3}), seed=1
-    )
+    found, classes = cut(32, 32, Augmentation(flip=0.0, colour=1.0, **{**off, name: 0.3}), seed=1)
     assert (found != image).any()
     np.testing.assert_array_equal(classes, labels)
     same, _ = cut(32, 32, Augmentation(flip=0.0, colour=1.0, **off))
