@@ -154,5 +154,7 @@ def _summary(result: Mapping[str, Any]) -> str:
     if result["miou"] is not None:
         lines[0] += f", mIoU {result['miou']:.2%}, pixel accuracy {result['pixel_accuracy']:.2%}"
     if result["best"] is not None:
-        lines.append(f"{result['best']}: step {result['best_step']}, mIoU {result['best_miou']:.2%}")
+        lines.append(
+            f"{result['best']}: step {result['best_step']}, mIoU {result['best_miou']:.2%}"
+        )
     return "\n".join(lines)

@@ -1,6 +1,6 @@
 """What segmentation is trained on: an image of the model's size and its labels, by number."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
@@ -8,16 +8,16 @@ from typing import Final, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from escnet_runtime.world import ShapesDataset, dataset
-from escnet_runtime.dataset import Dataset, Sample
+from escnet_runtime.dataset import Dataset, LabelledImages, Sample
 from escnet_runtime.errors import InputError
+from escnet_runtime.labelled import SHAPES, ShapesImages
+from escnet_runtime.world import dataset
 
 from .augment import IGNORED, NO_AUGMENTATION, Augmentation, augmented
 from .order import Shuffled
 
 __all__ = ["IGNORED", "LabelledSource", "TrainingSample", "TrainingSamples", "open_source"]
 
-_BUILT_IN: Final = "shapes:"
 #: Keeps the augmentation's random numbers apart from others of the same seed and index.
 _STREAM: Final = 1
 
@@ -30,26 +30,18 @@ class TrainingSample:
     labels: NDArray[np.int64]
 
 
-class LabelledSource(Protocol):
+class LabelledSource(LabelledImages, Protocol):
     """Labelled images by number; each is read or drawn when it is asked for."""
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Classes; labels are indices into them."""
-
-    def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Sample: ...
 
-    def __iter__(self) -> Iterator[Sample]: ...
 
-
-def open_source(name: str, *, size: int, limit: int | None = None) -> LabelledSource:
-    """The images of a dataset folder, or of the built-in world.
+def open_source(name: str, *, size: int = 128, limit: int | None = None) -> LabelledSource:
+    """The images of a dataset folder, or of a set of the built-in world.
 
     Args:
-        name: path of a folder, or a name of :data:`escnet_runtime.world.data.DATASET_NAMES`.
-        size: px a side of built-in scenes.
+        name: path of a folder, or ``shapes:train``, ``shapes:heldout``, ``shapes:heldout:SEED``.
+        size: px a side of built-in scenes; by default what escnet-eval draws.
         limit: the first so many images alone.
 
     Raises:
@@ -58,8 +50,8 @@ def open_source(name: str, *, size: int, limit: int | None = None) -> LabelledSo
     if limit is not None and limit < 1:
         raise InputError(f"the limit is {limit} images; expected at least 1")
     source: LabelledSource
-    if name.startswith(_BUILT_IN):
-        source = _Scenes(dataset(name, size=size))
+    if name.startswith(SHAPES):
+        source = ShapesImages(scenes=dataset(name, size=size))
     else:
         source = Dataset.open(Path(name))
     return source if limit is None or limit >= len(source) else _First(source, limit)
@@ -104,27 +96,6 @@ class TrainingSamples:
 
 
 @dataclass(frozen=True, slots=True)
-class _Scenes:
-    """The built-in world as labelled images."""
-
-    scenes: ShapesDataset
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        return self.scenes.classes
-
-    def __len__(self) -> int:
-        return len(self.scenes)
-
-    def __getitem__(self, index: int) -> Sample:
-        image, labels = self.scenes[index]
-        return Sample(name=f"{self.scenes.name}:{index}", image=image, labels=labels)
-
-    def __iter__(self) -> Iterator[Sample]:
-        return (self[index] for index in range(len(self)))
-
-
-@dataclass(frozen=True, slots=True)
 class _First:
     """The first images of a source."""
 
@@ -134,6 +105,10 @@ class _First:
     @property
     def names(self) -> tuple[str, ...]:
         return self.source.names
+
+    @property
+    def groups(self) -> Mapping[str, tuple[int, ...]]:
+        return self.source.groups
 
     def __len__(self) -> int:
         return self.count

@@ -16,6 +16,7 @@ from escnet.weights import (
     load_sam,
     shipped_checkpoint,
 )
+from escnet_runtime.labelled import dataset_name
 
 from .config import ModelSection, TrainConfig
 from .data import TrainingSamples, open_source
@@ -40,7 +41,7 @@ def segmentation_task(config: TrainConfig) -> SegmentationTask:
     images = open_source(data.train, size=size, limit=data.limit)
     validation: Callable[[EscNet], Mapping[str, float]] | None = None
     if data.validation is not None:
-        held_out = open_source(data.validation, size=size, limit=data.validation_limit)
+        held_out = open_source(data.validation, limit=data.validation_limit)
         validation = functools.partial(validate, images=held_out)
     # After the data: a mistake there should not wait for gigabytes of weights.
     start = trained or _foundations(config.model)
@@ -57,7 +58,7 @@ def segmentation_task(config: TrainConfig) -> SegmentationTask:
         seed=seed,
         checkpoint_activations=config.training.checkpoint_activations,
         validation=validation,
-        weights=f"{start.weights}, then trained on {Path(data.train).name}",
+        weights=f"{start.weights}, then trained on {dataset_name(data.train)}",
     )
 
 

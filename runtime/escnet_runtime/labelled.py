@@ -36,8 +36,12 @@ class ShapesImages:
 
     def __iter__(self) -> Iterator[Sample]:
         """Draw the scenes in order; a name is the scene's number in the set."""
-        for index, (image, labels) in enumerate(self.scenes):
-            yield Sample(name=f"scene{index:06}", image=image, labels=labels)
+        return (self[index] for index in range(len(self)))
+
+    def __getitem__(self, index: int) -> Sample:
+        """Draw one scene. IndexError outside of the set."""
+        image, labels = self.scenes[index]
+        return Sample(name=f"scene{index:06}", image=image, labels=labels)
 
 
 def open_labelled(

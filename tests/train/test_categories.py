@@ -16,9 +16,7 @@ NAMES = [
 ] + ["sea", "sky"]
 
 
-def draw(
-    present: list[int], *, index: int = 0, seed: int = 0, **settings: Any
-) -> list[int]:
+def draw(present: list[int], *, index: int = 0, seed: int = 0, **settings: Any) -> list[int]:
     sampler = CategorySampler(NAMES, CategorySampling(**settings))
     rng = np.random.Generator(np.random.PCG64(seed))
     found: list[int] = sampler.draw(rng, np.array(present, np.int64), index).tolist()
@@ -72,9 +70,7 @@ def test_where_hard_ones_run_out_others_fill_up() -> None:
 
 
 def test_every_so_many_images_are_wide() -> None:
-    counts = [
-        len(draw([0], index=index, per_image=4, wide_every=3, wide=9)) for index in range(6)
-    ]
+    counts = [len(draw([0], index=index, per_image=4, wide_every=3, wide=9)) for index in range(6)]
     assert counts == [4, 4, 9, 4, 4, 9]
 
 

@@ -26,9 +26,7 @@ def test_the_small_rate_is_for_attention_of_clip_and_the_sam_blocks(
     groups: list[ParameterGroup],
 ) -> None:
     small = names(groups, rate=2e-6)
-    assert all(
-        (name.startswith("clip.") and ".attn." in name) or ".sam." in name for name in small
-    )
+    assert all((name.startswith("clip.") and ".attn." in name) or ".sam." in name for name in small)
     towers = {name.split(".resblocks")[0] for name in small if name.startswith("clip.")}
     assert towers == {"clip.visual.transformer", "clip.transformer"}
     assert {name.split(".")[1] for name in small if ".sam." in name} == {"0", "1", "2", "3"}

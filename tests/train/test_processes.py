@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow
 
 def finished(process: subprocess.Popen[str]) -> tuple[int, str]:
     """Exit code and output."""
-    output, _ = process.communicate(timeout=300)
+    output, _ = process.communicate(timeout=1800)
     return process.returncode, output
 
 

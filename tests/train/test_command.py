@@ -1,0 +1,273 @@
+"""escnet-train: what it prints, writes and refuses."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+
+from escnet.train.command import main
+from escnet.train.config import read_config
+from escnet.weights import load_checkpoint
+from escnet_bench.eval_command import main as eval_main
+from tests.bench.folders import made_dataset
+from tests.train.small import small_checkpoint
+
+CONFIG = """
+[model]
+checkpoint = "{checkpoint}"
+[data]
+train = "{data}"
+validation = "{data}"
+validation_limit = 2
+[training]
+steps = 4
+batch = 2
+evaluate_every = 2
+log_every = 1
+save_every = 2
+[rates]
+small = 1e-4
+large = 1e-3
+"""
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a configuration, the checkpoint it starts from, and data."""
+    folder = tmp_path_factory.mktemp("place")
+    small_checkpoint(folder / "small.safetensors")
+    made_dataset(folder / "data", images=3)
+    text = CONFIG.format(checkpoint=folder / "small.safetensors", data=folder / "data")
+    (folder / "config.toml").write_text(text, encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(place: Path) -> Path:
+    """The folder of a run that came to its end."""
+    assert main(["--config", str(place / "config.toml"), "--output", str(place / "run"), "-q"]) == 0
+    return place / "run"
+
+
+def run_json(capsys: pytest.CaptureFixture[str], *words: str | Path) -> tuple[int, Any]:
+    code = main([*map(str, words), "--json"])
+    return code, json.loads(capsys.readouterr().out)
+
+
+def test_it_trains_on_a_folder(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    code, result = run_json(capsys, "--config", place / "config.toml", "--output", run)
+    assert code == 0
+    assert result["output"] == str(run)
+    assert result["checkpoint"] == str(run / "last.safetensors")
+    assert result["best"] == str(run / "best.safetensors")
+    assert result["steps"] == 4
+    assert result["best_step"] in {2, 4}
+    assert result["seconds"] > 0
+    loaded = load_checkpoint(run / "last.safetensors")
+    assert loaded.trained
+    assert loaded.weights == "seeded random (seed 5), then trained on data, step 4"
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").open()]
+    assert [line["step"] for line in lines if "miou" in line] == [2, 4]
+    assert result["miou"] == pytest.approx(lines[-1]["miou"], rel=1e-4)
+    best = max(line["miou"] for line in lines if "miou" in line)
+    assert result["best_miou"] == pytest.approx(best, rel=1e-4)
+
+
+def test_validation_measures_what_escnet_eval_does(
+    place: Path, trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = eval_main(
+        [str(trained / "last.safetensors"), str(place / "data"), "--limit", "2", "--json"]
+    )
+    assert code == 0
+    found = json.loads(capsys.readouterr().out)
+    last = json.loads((trained / "metrics.jsonl").read_text().splitlines()[-1])
+    assert last["miou"] == pytest.approx(found["miou"], abs=1e-5)
+    assert last["pixel_accuracy"] == pytest.approx(found["pixel_accuracy"], abs=1e-5)
+
+
+def test_groups_are_printed_before_it_starts(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--config", str(place / "config.toml"), "--output", str(tmp_path / "run")]
+    assert main([*words, "--set", "training.steps=1"]) == 0
+    printed = capsys.readouterr().out
+    assert "attention of CLIP, matrices" in printed
+    assert "SAM blocks, vectors" in printed
+    assert "everything else" in printed
+    assert "0.0001" in printed
+    assert "in_proj_weight" in printed
+    assert "mIoU" in printed.splitlines()[-1]
+
+
+def test_the_run_keeps_the_whole_configuration(place: Path, trained: Path) -> None:
+    assert read_config(trained / "config.toml") == read_config(place / "config.toml")
+
+
+def test_a_finished_run_is_not_repeated(
+    place: Path, trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = (trained / "state.pt").read_bytes()
+    words = ("--config", place / "config.toml", "--output", trained)
+    code, result = run_json(capsys, *words)
+    assert code == 2
+    assert "--resume" in result["error"]["message"]
+    code, result = run_json(capsys, *words, "--resume", "--set", "training.log_every=7")
+    assert code == 0
+    assert result["steps"] == 4
+    assert result["miou"] is not None
+    assert (trained / "state.pt").read_bytes() == before
+
+
+def test_another_configuration_is_not_resumed(
+    place: Path, trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("--config", place / "config.toml", "--output", trained, "--resume")
+    code, result = run_json(capsys, *words, "--set", "training.steps=8", "--set", "rates.small=0.1")
+    assert code == 2
+    message = result["error"]["message"]
+    assert "training.steps: 4, now 8; rates.small: 0.0001, now 0.1" in message
+    assert "model.checkpoint" in message
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--config", "nothing"], "there is no configuration 'nothing'"),
+        (["--config", "vit-b-16-coco-stuff"], "give --output DIR"),
+        (["--config", "own-folder", "--set", "data.train=none"], "there is no dataset at none"),
+        (["--config", "own-folder", "--set", "training.steps=0"], "steps is 0"),
+        (["--output", "x"], "--config"),
+    ],
+)
+def test_wrong_usage(
+    words: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, result = run_json(capsys, *words)
+    assert code == 2
+    assert message in result["error"]["message"]
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("library", ["accelerate", "torch.utils.tensorboard"])
+def test_a_missing_extra_is_named(
+    library: str,
+    place: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for name in [name for name in sys.modules if name.startswith("escnet.train.")]:
+        if name.rpartition(".")[2] in {"loop", "processes", "metrics", "start"}:
+            monkeypatch.delitem(sys.modules, name)
+    if library == "torch.utils.tensorboard":  # which imports tensorboard itself
+        monkeypatch.delitem(sys.modules, library, raising=False)
+        library = "tensorboard"
+        for name in [name for name in sys.modules if name.startswith("tensorboard.")]:
+            monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, library, None)
+    words = ("--config", place / "config.toml", "--output", tmp_path / "run")
+    code, result = run_json(capsys, *words)
+    assert code == 1
+    assert "escnet[train]" in result["error"]["message"]
+    assert library in result["error"]["message"]
+
+
+def test_processes_that_are_not_the_main_one_are_silent(
+    place: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    words = ["--config", str(place / "config.toml"), "--output", str(tmp_path / "run"), "-v"]
+    assert main([*words, "--json", "--set", "training.steps=1"]) == 0
+    assert capsys.readouterr().out == ""
+
+
+def start(*words: str | Path, processes: int = 1) -> subprocess.Popen[str]:
+    """The command in processes of its own."""
+    launch = ["-m"]
+    if processes > 1:
+        port = ["--master-port", "0"]
+        launch += ["torch.distributed.run", "--nproc-per-node", str(processes), *port, "-m"]
+    return subprocess.Popen(
+        [sys.executable, *launch, "escnet.train", *map(str, words), "--json"],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+@pytest.mark.slow
+def test_sigterm_saves_first(place: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    words = ("--config", place / "config.toml", "--output", run, "--set", "training.steps=100000")
+    process = start(*words, "--set", "training.save_every=100000")
+    while not (run / "metrics.jsonl").is_file() or not (run / "metrics.jsonl").stat().st_size:
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=1800)
+    result = json.loads(output)
+    assert process.returncode == 143
+    assert result["stopped"]
+    assert result["steps"] >= 1
+    assert (run / "state.pt").is_file()
+    assert (run / "last.safetensors").is_file()
+
+
+@pytest.mark.slow
+def test_two_processes_are_one_with_twice_the_batch(place: Path, tmp_path: Path) -> None:
+    """Of the real model: what is trained has gradients, or DistributedDataParallel would say so.
+
+    Scenes of the small world, all of whose pixels are labelled, so that means over two batches are
+    those over both.
+    """
+    common: list[str] = []
+    for change in (
+        'data.train="shapes:train"',
+        "data.limit=20",
+        "categories.per_image=4",
+        "training.steps=3",
+        "training.batch=1",
+    ):
+        common += ["--set", change]
+    # Without a validation.
+    text = (place / "config.toml").read_text(encoding="utf-8")
+    config = tmp_path / "config.toml"
+    lines = [line for line in text.splitlines() if not line.startswith("validation")]
+    config.write_text("\n".join(lines), encoding="utf-8")
+    words = ["--config", str(config), *common]
+    assert main([*words, "-q", "--output", str(tmp_path / "one"), "--set", "training.batch=2"]) == 0
+    process = start(*words, "--output", tmp_path / "two", processes=2)
+    output, _ = process.communicate(timeout=1800)
+    assert process.returncode == 0
+    assert json.loads(output)["steps"] == 3  # printed once
+    before = load_file(place / "small.safetensors")
+    one, two = (load_file(tmp_path / name / "last.safetensors") for name in ("one", "two"))
+    # AdamW turns a gradient that is 0 but for rounding into a step of full size, so not every
+    # number agrees; what the runs learned does.
+    learned = sum(float((one[name] - before[name]).square().sum()) for name in one)
+    apart = sum(float((one[name] - two[name]).square().sum()) for name in one)
+    assert apart < 1e-2 * learned
+    losses = [
+        [json.loads(line)["loss"] for line in (tmp_path / name / "metrics.jsonl").open()]
+        for name in ("one", "two")
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
