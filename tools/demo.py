@@ -32,7 +32,8 @@ def main() -> int:
     parity = exported["parity"]
     print(f"   {exported['seconds']:.0f} s; {parity['reason']}")
 
-    photo, categories = _photo(demo)
+    photo, categories, new = _photo(demo)
+    print(f"   The photo shows what training never saw: {', '.join(new)}.")
     print(
         "2. escnet-segment demo/bundle demo/photo.png  (a new process, without torch)", flush=True
     )
@@ -49,19 +50,23 @@ def main() -> int:
     print("3. Look at demo/overlay.png; the label map is demo/labels.png (index → name inside).")
     print("   How exact the export is: demo/bundle/parity.html.")
     if result.get("note"):
-        print(f"   NOTE: {result['note']}. The default weights are seeded random until trained.")
+        print(f"   NOTE: {result['note']}.")
     return 0
 
 
-def _photo(demo: Path) -> tuple[Path, tuple[str, ...]]:
-    """Write the scene that the export package paints."""
+def _photo(demo: Path) -> tuple[Path, tuple[str, ...], list[str]]:
+    """Write a held-out scene; its path, what to look for, and what of it training never named."""
     from PIL import Image
 
-    from escnet_export.samples import SAMPLE_CATEGORIES, sample_photo
+    from escnet.presets import DEFAULT_PRESET, preset
+    from escnet_export.scenes import default_scenes
+    from escnet_runtime.world.words import HELD_OUT
 
+    scenes = default_scenes(preset(DEFAULT_PRESET))
     path = demo / "photo.png"
-    Image.fromarray(sample_photo(0)).save(path)
-    return path, SAMPLE_CATEGORIES
+    Image.fromarray(scenes.images[0]).save(path)
+    held_out = {one.name for one in HELD_OUT}
+    return path, scenes.categories, [name for name in scenes.shown[0] if name in held_out]
 
 
 def _run(command: list[str]) -> dict[str, Any] | None:

@@ -62,6 +62,7 @@ def make_tiny(folder: Path, *, recipe: Recipe = TINY, console: Console) -> Path:
         InputError: ``folder`` holds something else.
     """
     config = preset("tiny")
+    _provenance()
     start: Path | None = None
     for phase in recipe.clip:
         start = _clip_stage(folder / phase.name, config, recipe, phase, start, console)
@@ -221,8 +222,12 @@ def _seeded(seed: int, make: Callable[[], Any]) -> Any:
         return make()
 
 
+@functools.cache
 def _provenance() -> dict[str, Any]:
-    """What ran, where: nothing that names a machine or a person."""
+    """What ran, where: nothing that names a machine or a person.
+
+    Asked once a process: the source tree may change while it trains, the code that runs does not.
+    """
     root = Path(__file__).resolve().parents[2]
 
     def git(*words: str) -> str | None:

@@ -91,13 +91,13 @@ TINY: Final = Recipe(
             rates=Rates(small=2e-4, large=1e-3, weight_decay=1e-4),
             categories=CategorySampling(per_image=16, hard=0.6, wide_every=16, wide=64),
             loop=LoopSettings(
-                steps=1300,
+                steps=800,
                 batch=4,
                 warmup=80,
                 floor=0.1,
                 log_every=10,
                 save_every=50,
-                evaluate_every=650,
+                evaluate_every=400,
             ),
         ),
         EscNetPhase(

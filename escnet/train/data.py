@@ -1,13 +1,25 @@
-"""What segmentation is trained on: an image of the model's size and its labels."""
+"""What segmentation is trained on: an image of the model's size and its labels, by number."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["IGNORED", "TrainingSample"]
+from escnet.world import ShapesDataset, dataset
+from escnet_runtime.dataset import Dataset, Sample
+from escnet_runtime.errors import InputError
 
-IGNORED = -1
+from .augment import IGNORED, NO_AUGMENTATION, Augmentation, augmented
+from .order import Shuffled
+
+__all__ = ["IGNORED", "LabelledSource", "TrainingSample", "TrainingSamples", "open_source"]
+
+_BUILT_IN: Final = "shapes:"
+#: Keeps the augmentation's random numbers apart from others of the same seed and index.
+_STREAM: Final = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -16,3 +28,120 @@ class TrainingSample:
 
     image: NDArray[np.uint8]
     labels: NDArray[np.int64]
+
+
+class LabelledSource(Protocol):
+    """Labelled images by number; each is read or drawn when it is asked for."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Classes; labels are indices into them."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Sample: ...
+
+    def __iter__(self) -> Iterator[Sample]: ...
+
+
+def open_source(name: str, *, size: int, limit: int | None = None) -> LabelledSource:
+    """The images of a dataset folder, or of the built-in world.
+
+    Args:
+        name: path of a folder, or a name of :data:`escnet.world.data.DATASET_NAMES`.
+        size: px a side of built-in scenes.
+        limit: the first so many images alone.
+
+    Raises:
+        InputError: there is no such data set, or the limit is less than 1.
+    """
+    if limit is not None and limit < 1:
+        raise InputError(f"the limit is {limit} images; expected at least 1")
+    source: LabelledSource
+    if name.startswith(_BUILT_IN):
+        source = _Scenes(dataset(name, size=size))
+    else:
+        source = Dataset.open(Path(name))
+    return source if limit is None or limit >= len(source) else _First(source, limit)
+
+
+class TrainingSamples:
+    """An endless list of :class:`TrainingSample`: number → sample, epoch after epoch.
+
+    A sample follows from ``seed`` and its number alone, in any process.
+
+    Args:
+        source: labelled images, of any size.
+        size: S, px a side of a sample: the model's image size.
+        augmentation: what is left to chance.
+        seed: of order and augmentation.
+    """
+
+    def __init__(
+        self,
+        source: LabelledSource,
+        *,
+        size: int,
+        augmentation: Augmentation = NO_AUGMENTATION,
+        seed: int = 0,
+    ) -> None:
+        self.names = source.names
+        self._size, self._augmentation, self._seed = size, augmentation, seed
+        self._images = Shuffled(source, seed)
+
+    def __getitem__(self, index: int) -> TrainingSample:
+        """Sample ``index``, from 0; raises what reading the source's image raises."""
+        sample = self._images[index]
+        rng = np.random.Generator(np.random.PCG64((self._seed, _STREAM, index)))
+        image, labels = augmented(
+            sample.image,
+            sample.labels,
+            size=self._size,
+            augmentation=self._augmentation,
+            rng=rng,
+        )
+        return TrainingSample(image=image, labels=labels)
+
+
+@dataclass(frozen=True, slots=True)
+class _Scenes:
+    """The built-in world as labelled images."""
+
+    scenes: ShapesDataset
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return self.scenes.classes
+
+    def __len__(self) -> int:
+        return len(self.scenes)
+
+    def __getitem__(self, index: int) -> Sample:
+        image, labels = self.scenes[index]
+        return Sample(name=f"{self.scenes.name}:{index}", image=image, labels=labels)
+
+    def __iter__(self) -> Iterator[Sample]:
+        return (self[index] for index in range(len(self)))
+
+
+@dataclass(frozen=True, slots=True)
+class _First:
+    """The first images of a source."""
+
+    source: LabelledSource
+    count: int
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return self.source.names
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> Sample:
+        if not 0 <= index < self.count:
+            raise IndexError(f"got index {index} of {self.count} images")
+        return self.source[index]
+
+    def __iter__(self) -> Iterator[Sample]:
+        return (self[index] for index in range(self.count))

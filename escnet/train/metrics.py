@@ -2,18 +2,16 @@
 
 import json
 import math
+import os
 from collections.abc import Mapping
-from pathlib import Path
 from types import TracebackType
-from typing import Final
+from typing import Self
 
 from torch.utils.tensorboard import SummaryWriter
 
-from escnet_runtime.atomic import atomic_file
+from .folder import Progress, RunFolder
 
-__all__ = ["METRICS", "MetricsLog"]
-
-METRICS: Final = "metrics.jsonl"
+__all__ = ["MetricsLog"]
 
 
 class MetricsLog:
@@ -21,33 +19,41 @@ class MetricsLog:
 
     Args:
         folder: of the run.
-        step: the last step that is kept.
+        progress: where the run is; lines behind that state are cut off.
         active: False writes nothing (in all processes but one).
     """
 
-    def __init__(self, folder: Path, step: int, *, active: bool) -> None:
+    def __init__(self, folder: RunFolder, progress: Progress, *, active: bool) -> None:
         self._active = active
         if not active:
             return
-        path = folder / METRICS
-        kept = [line for line in _lines(path) if json.loads(line)["step"] <= step]
-        with atomic_file(path) as temporary:
-            temporary.write_text("".join(kept), encoding="utf-8")
-        self._file = path.open("a", encoding="utf-8")
-        self._curves = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+        self._file = folder.metrics.open("ab")
+        # By bytes, not by steps: a killed run may leave half a line. A file that is shorter than
+        # it was has been edited; it is kept as it is.
+        if self._file.tell() > progress.metrics:
+            os.truncate(folder.metrics, progress.metrics)
+        self._curves = SummaryWriter(str(folder.curves), purge_step=progress.step + 1)
+
+    @property
+    def size(self) -> int:
+        """Bytes written so far, on the disk."""
+        if not self._active:
+            return 0
+        os.fsync(self._file.fileno())
+        return os.fstat(self._file.fileno()).st_size
 
     def write(self, step: int, seconds: float, values: Mapping[str, float]) -> None:
-        """Add figures of a step; ``seconds`` is the time trained so far."""
+        """Add figures of a step; ``seconds`` is the time trained so far. NaN becomes null."""
         if not self._active:
             return
-        finite = {k: round(v, 6) if math.isfinite(v) else None for k, v in values.items()}
+        finite = {k: float(f"{v:.6g}") if math.isfinite(v) else None for k, v in values.items()}
         line = {"step": step, "seconds": round(seconds, 2), **finite}
-        self._file.write(json.dumps(line) + "\n")
+        self._file.write(json.dumps(line).encode() + b"\n")
         self._file.flush()
         for name, value in values.items():
             self._curves.add_scalar(name, value, step)
 
-    def __enter__(self) -> "MetricsLog":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -59,11 +65,3 @@ class MetricsLog:
         if self._active:
             self._file.close()
             self._curves.close()
-
-
-def _lines(path: Path) -> list[str]:
-    """Whole lines; a killed run may leave half of one."""
-    if not path.is_file():
-        return []
-    text = path.read_text(encoding="utf-8")
-    return [line for line in text.splitlines(keepends=True) if line.endswith("\n")]

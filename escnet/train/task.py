@@ -42,7 +42,11 @@ class Task(Protocol):
 
     @property
     def module(self) -> nn.Module:
-        """Its ``forward`` takes a batch, and gives scalar tensors: "loss" and what else to log."""
+        """Its ``forward`` takes a batch, and gives scalar tensors: "loss" and what else to log.
+
+        It draws no random numbers (no dropout): a resumed run would draw others. And every
+        parameter of :attr:`groups` gets a gradient each time, or several processes cannot agree.
+        """
 
     @property
     def groups(self) -> Sequence[ParameterGroup]:
@@ -58,7 +62,7 @@ class Task(Protocol):
 
     @property
     def score(self) -> str | None:
-        """The figure of :meth:`validate` that is the better the larger it is; None: there is none."""
+        """The figure of :meth:`validate` that is better the larger it is; None: there is none."""
 
     def validate(self) -> Mapping[str, float]:
         """Figures of the module as it is; asked of one process, outside of autograd."""

@@ -102,8 +102,11 @@ class Dataset:
             ImageError: a file cannot be read, or labels are in another format.
             InputError: a label is no class, or an image and its labels differ in size.
         """
-        for image, labels in self.pairs:
-            yield self._read(image, labels)
+        return (self[index] for index in range(len(self)))
+
+    def __getitem__(self, index: int) -> Sample:
+        """Read one image and its labels; raises as iterating does, and IndexError."""
+        return self._read(*self.pairs[index])
 
     def _read(self, image_path: Path, label_path: Path) -> Sample:
         image = load_image(image_path)

@@ -27,12 +27,12 @@ def test_chunks_are_whole_groups_as_equal_as_can_be(
 def test_weights_are_the_share_of_a_category_and_nothing_behind_the_last() -> None:
     weights = group_weights(5, 20, 4)
     assert weights.dtype == np.float32
-    np.testing.assert_array_equal(weights, np.float32([[0.05] * 4, [0.05, 0, 0, 0]]))
+    np.testing.assert_array_equal(weights, np.array([[0.05] * 4, [0.05, 0, 0, 0]], np.float32))
 
 
 def test_groups_are_added_in_order_wherever_they_are_cut() -> None:
     """In float32, 2²⁴ + 1 + 1 is 2²⁴: another order would give 2²⁴ + 2."""
-    parts = np.float32([[2**24], [1], [1]])
+    parts = np.array([[2**24], [1], [1]], np.float32)
     for cuts in ([], [1], [2], [1, 2]):
         sums = GroupSums()
         for part in np.split(parts, cuts):

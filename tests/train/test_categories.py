@@ -21,7 +21,8 @@ def draw(
 ) -> list[int]:
     sampler = CategorySampler(NAMES, CategorySampling(**settings))
     rng = np.random.Generator(np.random.PCG64(seed))
-    return sampler.draw(rng, np.array(present, np.int64), index).tolist()
+    found: list[int] = sampler.draw(rng, np.array(present, np.int64), index).tolist()
+    return found
 
 
 def test_all_classes_is_all_in_order() -> None:

@@ -1,0 +1,158 @@
+"""``escnet-train``: a configuration and a dataset become a checkpoint."""
+
+import argparse
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from rich.table import Table
+from rich.text import Text
+
+from escnet_runtime.console import Console, command_parser, run_command
+from escnet_runtime.errors import EscNetError, InputError
+
+from .config import TrainConfig, changed_keys, find_config, read_config, shipped_configs, to_toml
+from .task import ParameterGroup
+
+__all__ = ["main"]
+
+#: What the extra [train] installs, by the names it is imported by.
+_EXTRA: Final = ("accelerate", "tensorboard")
+_EXAMPLES: Final = 2  # names of parameters to show for each group
+_EPILOG = """\
+The folder of a run holds last.safetensors and best.safetensors (checkpoints), state.pt (to resume
+from), config.toml, metrics.jsonl and tensorboard/. SIGTERM and Ctrl-C save first.
+
+Several GPUs: torchrun --nproc-per-node N -m escnet.train --config ...
+
+The keys of a configuration are listed in docs/training.md.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if int(os.environ.get("RANK", "0")) > 0:
+        words = _words_of_a_helper(words)
+    return run_command(_parser(), _train, words)
+
+
+def _words_of_a_helper(words: Sequence[str]) -> list[str]:
+    """The same for a process that is not the main one: it trains, and says nothing but errors."""
+    loud = {"--json", "-v", "--verbose", "-q", "--quiet"}
+    return [*(word for word in words if word not in loud), "--quiet"]
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = command_parser(
+        "escnet-train",
+        "Train an ESC-Net on labelled images. A run that was stopped or killed goes on with "
+        "--resume, and ends with the weights it would have had.",
+        epilog=_EPILOG,
+    )
+    add = parser.add_argument
+    add(
+        "--config",
+        required=True,
+        metavar="FILE|NAME",
+        help=f"a TOML file, or one that comes along: {', '.join(shipped_configs())}",
+    )
+    add("--resume", action="store_true", help="go on with the run in the output folder")
+    add("--output", type=Path, metavar="DIR", help="folder of the run (the configuration's)")
+    add(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="replace a value of the configuration, such as training.steps=100",
+    )
+    return parser
+
+
+def _train(arguments: argparse.Namespace, console: Console) -> tuple[int, Mapping[str, Any]]:
+    config = read_config(find_config(arguments.config), arguments.set)
+    output = arguments.output or (config.output and Path(config.output))
+    if not output:
+        raise InputError("where should the run be kept? give --output DIR, or output in the file")
+    try:
+        from .folder import RunFolder
+        from .loop import Stopped, train
+        from .start import segmentation_task
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] not in _EXTRA:
+            raise
+        raise EscNetError(
+            f'training needs {error.name}, which is not installed: pip install "escnet[train]"'
+        ) from error
+    folder = RunFolder(output)
+    folder.require_free(resume=arguments.resume)
+    if folder.state.is_file() and folder.config.is_file():
+        _require_same(read_config(folder.config), config, folder.config)
+    task = segmentation_task(config)
+    if not arguments.quiet:
+        console.print(_groups(task.groups))
+    result: dict[str, Any] = {"output": output, "checkpoint": folder.last}
+    try:
+        outcome = train(
+            task,
+            config.training,
+            output,
+            resume=arguments.resume,
+            config=to_toml(config),
+            console=console,
+        )
+    except Stopped as stop:
+        console.err.print(Text(str(stop)), soft_wrap=True)
+        return 128 + stop.number, {**result, "steps": stop.step, "stopped": True}
+    best = folder.best if outcome.best_step is not None else None
+    figures = {name: outcome.figures.get(name) for name in ("miou", "pixel_accuracy")}
+    result |= {
+        "best": best,
+        "best_miou": outcome.best,
+        "best_step": outcome.best_step,
+        "steps": config.training.steps,
+        **figures,
+        "seconds": round(outcome.seconds, 1),
+    }
+    console.print(_summary(result))
+    return 0, result
+
+
+def _require_same(before: TrainConfig, now: TrainConfig, path: Path) -> None:
+    changed = changed_keys(before, now)
+    if changed:
+        raise InputError(
+            f"the run was started with another configuration ({path}): {'; '.join(changed)}. "
+            "Resume it with that one. To train on with other settings, start a new run from its "
+            "last.safetensors (model.checkpoint)"
+        )
+
+
+def _groups(groups: Sequence[ParameterGroup]) -> Table:
+    """What is trained at which rate."""
+    table = Table(title="Trained; all else is frozen", title_justify="left")
+    for heading in ("group", "tensors", "parameters", "rate", "weight decay"):
+        table.add_column(heading, justify="left" if heading == "group" else "right")
+    table.add_column("for example", overflow="fold")
+    for group in groups:
+        names = list(group.parameters)
+        table.add_row(
+            group.name,
+            f"{len(names):,}",
+            f"{sum(one.numel() for one in group.parameters.values()):,}",
+            f"{group.rate:g}",
+            f"{group.weight_decay:g}",
+            ", ".join(names[:_EXAMPLES]),
+        )
+    return table
+
+
+def _summary(result: Mapping[str, Any]) -> str:
+    lines = [f"{result['checkpoint']}: {result['steps']} steps in {result['seconds']:.0f} s"]
+    if result["miou"] is not None:
+        lines[0] += f", mIoU {result['miou']:.2%}, pixel accuracy {result['pixel_accuracy']:.2%}"
+    if result["best"] is not None:
+        lines.append(f"{result['best']}: step {result['best_step']}, mIoU {result['best_miou']:.2%}")
+    return "\n".join(lines)

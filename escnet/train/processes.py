@@ -1,0 +1,114 @@
+"""The processes of a run, their devices and their mixed precision: Hugging Face accelerate's work.
+
+Several processes are started by torchrun; each calls the same code and learns here which it is.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from datetime import timedelta
+from typing import Any, Final
+
+import torch
+from accelerate import Accelerator, InitProcessGroupKwargs
+from accelerate.state import AcceleratorState, GradientState
+from accelerate.utils import broadcast_object_list
+from torch import Tensor, nn
+
+from escnet_runtime.errors import EscNetError, InputError
+
+from .settings import LoopSettings
+
+__all__ = ["Forward", "accelerator_of", "largest", "mean_of", "on_main"]
+
+#: One process validates while the others wait; torch gives up after 10 or 30 minutes otherwise.
+_PATIENCE: Final = timedelta(hours=6)
+
+
+class Forward(nn.Module):
+    """What accelerate prepares in place of a task's module, whose ``forward`` it would replace."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, batch: Any) -> Mapping[str, Tensor]:
+        """The losses of a batch."""
+        losses: Mapping[str, Tensor] = self.module(batch)
+        return losses
+
+
+@contextlib.contextmanager
+def accelerator_of(settings: LoopSettings) -> Iterator[Accelerator]:
+    """An Accelerator for one run.
+
+    Within, accelerate's settings, which it keeps one of a process and refuses to change, are those
+    of this run; afterwards they are what they were. The process group, which can be made only once,
+    stays.
+
+    Raises:
+        InputError: this machine has no such precision.
+    """
+    with contextlib.ExitStack() as stack:
+        for shared in (AcceleratorState, GradientState):
+            stack.enter_context(_emptied(shared._shared_state))
+        cpu = not torch.accelerator.is_available()
+        if cpu and settings.precision == "fp16":
+            raise InputError(
+                "precision is fp16, which needs a GPU, and there is none: use bf16 or no"
+            )
+        try:
+            accelerator = Accelerator(
+                cpu=cpu,  # with torchrun, accelerate asks the CPU's backend only if told so
+                mixed_precision=settings.precision,
+                gradient_accumulation_steps=settings.accumulate,
+                kwargs_handlers=[InitProcessGroupKwargs(timeout=_PATIENCE)],
+            )
+        except ValueError as error:
+            raise InputError(f"precision {settings.precision}: {error}") from error
+        yield accelerator
+        accelerator.free_memory()
+
+
+@contextlib.contextmanager
+def _emptied(shared: dict[str, Any]) -> Iterator[None]:
+    before = dict(shared)
+    shared.clear()
+    try:
+        yield
+    finally:
+        shared.clear()
+        shared.update(before)
+
+
+def on_main(accelerator: Accelerator, action: Callable[[], None]) -> None:
+    """Do something in the main process alone; the others wait, and share its EscNetError."""
+    error: EscNetError | None = None
+    if accelerator.is_main_process:
+        try:
+            action()
+        except EscNetError as raised:
+            error = raised
+    if accelerator.num_processes > 1:
+        shared = [None if error is None else (type(error), str(error))]
+        (found,) = broadcast_object_list(shared)
+        if error is None and found is not None:
+            kind, message = found
+            error = kind(message)
+    if error is not None:
+        raise error
+
+
+def largest(accelerator: Accelerator, number: int) -> int:
+    """The largest of all processes' numbers."""
+    if accelerator.num_processes == 1:
+        return number
+    mine = torch.tensor([number], device=accelerator.device)
+    return int(accelerator.gather(mine).max())
+
+
+def mean_of(accelerator: Accelerator, values: Mapping[str, Tensor]) -> dict[str, float]:
+    """Means over all processes of scalars, which have the same names everywhere."""
+    together = torch.stack([value.detach().float() for value in values.values()])
+    if accelerator.num_processes > 1:
+        together = accelerator.reduce(together, "mean")
+    return dict(zip(values, together.tolist(), strict=True))

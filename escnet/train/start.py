@@ -1,0 +1,89 @@
+"""From a configuration to a task: the data, the model with its first weights, the validation."""
+
+import functools
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from escnet.build import build_model
+from escnet.model import EscNet
+from escnet.presets import preset
+from escnet.weights import (
+    SHIPPED,
+    LoadedCheckpoint,
+    load_checkpoint,
+    load_clip,
+    load_sam,
+    shipped_checkpoint,
+)
+
+from .config import ModelSection, TrainConfig
+from .data import TrainingSamples, open_source
+from .segmentation import Rates, SegmentationTask
+from .validate import validate
+
+__all__ = ["segmentation_task"]
+
+_LOG = logging.getLogger(__name__)
+
+
+def segmentation_task(config: TrainConfig) -> SegmentationTask:
+    """What the configuration trains.
+
+    Raises:
+        InputError: a file of weights or a data set is missing, or does not fit.
+    """
+    data, seed = config.data, config.training.seed
+    trained = _trained(config.model)
+    sizes = preset(config.model.preset or "") if trained is None else trained.model.config
+    size = sizes.clip.image_size
+    images = open_source(data.train, size=size, limit=data.limit)
+    validation: Callable[[EscNet], Mapping[str, float]] | None = None
+    if data.validation is not None:
+        held_out = open_source(data.validation, size=size, limit=data.validation_limit)
+        validation = functools.partial(validate, images=held_out)
+    # After the data: a mistake there should not wait for gigabytes of weights.
+    start = trained or _foundations(config.model)
+    return SegmentationTask(
+        start.model,
+        TrainingSamples(images, size=size, augmentation=config.augmentation, seed=seed),
+        images.names,
+        rates=Rates(
+            small=config.rates.small,
+            large=config.rates.large,
+            weight_decay=config.rates.weight_decay,
+        ),
+        categories=config.categories,
+        seed=seed,
+        checkpoint_activations=config.training.checkpoint_activations,
+        validation=validation,
+        weights=f"{start.weights}, then trained on {Path(data.train).name}",
+    )
+
+
+def _trained(section: ModelSection) -> LoadedCheckpoint | None:
+    """A checkpoint, given or shipped; None for a preset that starts from its foundations."""
+    if section.checkpoint is not None:
+        return load_checkpoint(Path(section.checkpoint))
+    own = (section.clip, section.sam, section.seed) != (None, None, None)
+    if section.preset in SHIPPED and not own:
+        return load_checkpoint(shipped_checkpoint(section.preset))
+    return None
+
+
+def _foundations(section: ModelSection) -> LoadedCheckpoint:
+    """A preset with CLIP's and SAM's weights, as far as they are given."""
+    seed = section.seed or 0
+    model = build_model(preset(section.preset or ""), seed=seed)
+    parts = [f"seeded random (seed {seed})"]
+    if section.clip is None:
+        _LOG.warning("no model.clip: CLIP starts from random weights, and is mostly frozen")
+    else:
+        load_clip(model, section.clip)
+        parts.append(f"CLIP from {Path(section.clip).name}")
+    if section.sam is None:
+        _LOG.warning("no model.sam: the SAM blocks start from random weights")
+    else:
+        load_sam(model, Path(section.sam))
+        parts.append(f"SAM from {Path(section.sam).name}")
+    return LoadedCheckpoint(model=model, trained=False, weights=", ".join(parts))

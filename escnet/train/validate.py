@@ -1,0 +1,92 @@
+"""mIoU and pixel accuracy of a model while it trains, as escnet-eval would measure them.
+
+What comes before and after the model is the runtime's own code, so the figures are those that
+``escnet-eval CHECKPOINT DATASET --window none`` gives, up to pixels whose best two categories tie
+within float32's rounding: here all categories are one batch, there they come in chunks.
+"""
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from escnet.model import EscNet
+from escnet.tokenizer import build_tokenizer
+from escnet_runtime.confusion import ConfusionCounter, Labels
+from escnet_runtime.dataset import LabelledImages
+from escnet_runtime.errors import InputError
+from escnet_runtime.images import ImageArray
+from escnet_runtime.postprocess import UpsampleArgmax
+from escnet_runtime.preprocess import Preprocessing, preprocess
+from escnet_runtime.tokenizer import Tokenizer
+from escnet_runtime.vocabulary import Vocabulary, assemble, plan_texts
+
+__all__ = ["label_map", "validate", "vocabulary"]
+
+_TEXT_BATCH = 64
+
+
+@torch.no_grad()
+def validate(
+    model: EscNet, images: LabelledImages, *, progress: Callable[[str], None] = lambda _: None
+) -> Mapping[str, float]:
+    """Segment images for all classes of their data set and compare.
+
+    Args:
+        model: in evaluation mode, in float32, on any device.
+        images: with labels.
+        progress: called after each image with its name.
+
+    Returns:
+        "miou" and "pixel_accuracy", fractions.
+
+    Raises:
+        InputError: a file cannot be used, or no pixel is labelled.
+    """
+    words = vocabulary(model, images.names)
+    counter = ConfusionCounter(len(images.names))
+    for sample in images:
+        counter.add(label_map(model, sample.image, words), sample.labels)
+        progress(sample.name)
+    scores = counter.scores()
+    if scores.miou is None or scores.pixel_accuracy is None:
+        raise InputError("no pixel of the images for validation is labelled")
+    return {"miou": scores.miou, "pixel_accuracy": scores.pixel_accuracy}
+
+
+@torch.no_grad()
+def vocabulary(model: EscNet, names: tuple[str, ...]) -> Vocabulary:
+    """Embeddings of categories by the runtime's rules: templates, synonyms, duplicates."""
+    config = model.config
+    context = config.clip.context_length
+    tokenizer = Tokenizer(build_tokenizer(config.clip.vocab_size, context), context)
+    plan = plan_texts(names, config.templates)
+    device = next(model.parameters()).device
+    embeddings = []
+    for start in range(0, len(plan.prompts), _TEXT_BATCH):
+        texts = list(plan.prompts[start : start + _TEXT_BATCH])
+        tokens = torch.from_numpy(tokenizer.encode(texts, cleaned=True)).to(device)
+        embeddings.append(model.encode_text(tokens).cpu().numpy())
+    return assemble(plan, np.concatenate(embeddings), model="in training")
+
+
+@torch.no_grad()
+def label_map(model: EscNet, image: ImageArray, words: Vocabulary) -> Labels:
+    """Indices into ``words.names`` of an image uint8 [H, W, 3], uint8 or uint16 [H, W]."""
+    device = next(model.parameters()).device
+    spec = Preprocessing(
+        size=model.config.clip.image_size,
+        mean=model.config.image_mean,
+        std=model.config.image_std,
+    )
+    pixels = torch.from_numpy(preprocess(image, spec)).to(device)
+    text = torch.tensor(words.embeddings, device=device)
+    logits: NDArray[np.float32] = model(pixels, text).float().cpu().numpy()
+    height, width = image.shape[:2]
+    side = model.config.logits
+    reduced = UpsampleArgmax(height, width, (side, side), len(words.embeddings))
+    reduced.add(0, logits)
+    labels, _ = reduced.result()
+    found = words.label_of[labels]
+    return found.astype(np.uint8) if len(words.names) <= 256 else found
