@@ -165,11 +165,11 @@ class EscNetConfig:
             InputError: a key is unknown, missing, or its value has another type; or the sizes do
                 not fit one another.
         """
-        data = dict(data)
-        if isinstance(data.get("sam"), Mapping):
-            data["sam"] = {**_NOT_YET_IN_SAM, **data["sam"]}
+        fields = dict(data)
+        if isinstance(fields.get("sam"), Mapping):
+            fields["sam"] = {**_NOT_YET_IN_SAM, **fields["sam"]}
         try:
-            return typed(data, cls)
+            return typed(fields, cls)
         except BundleFormatError as error:
             raise InputError(f"configuration: {error}") from error
 

@@ -121,7 +121,8 @@ class SamBlock(nn.Module):
             return self.embed_boxes(bounding_boxes(regions, points.shape[1]), point_labels)
         if self.prompts == "masks":
             # K equal tokens would do the same as one: a softmax over equal keys only averages.
-            return self.prompt_encoder.not_a_point_embed.weight.expand(len(points), 1, -1)
+            token: Tensor = self.prompt_encoder.not_a_point_embed.weight
+            return token.expand(len(points), 1, -1)
         return self.embed_points(points, point_labels)
 
     def position(self) -> Tensor:
