@@ -102,9 +102,9 @@ TINY: Final = Recipe(
         ),
         EscNetPhase(
             name="esc-net-wide",
-            rates=Rates(small=6e-5, large=3e-4, weight_decay=1e-4),
-            categories=CategorySampling(per_image=96, hard=0.6),
-            loop=LoopSettings(steps=100, batch=4, warmup=10, log_every=5, save_every=20),
+            rates=Rates(small=2e-4, large=1e-3, weight_decay=1e-4),
+            categories=CategorySampling(per_image=64, hard=0.6),
+            loop=LoopSettings(steps=200, batch=4, warmup=10, log_every=5, save_every=20),
         ),
     ),
 )

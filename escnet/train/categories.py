@@ -1,13 +1,14 @@
 """Which categories an image is trained with: those in it, and some that are not.
 
 With few classes an image is asked for all of them, as in the paper (171 of COCO-Stuff). With many,
-memory and time allow for some; the wrong answers that teach most are those that share a word with a
+memory and time allow for some; the wrong answers that teach most are those that share words with a
 right one ("red striped ring" beside "red dotted ring").
 """
 
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,8 @@ from escnet_runtime.errors import InputError
 
 __all__ = ["CategorySampler", "CategorySampling"]
 
+_CLOSER: Final = 8.0
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CategorySampling:
@@ -23,7 +26,8 @@ class CategorySampling:
 
     Attributes:
         per_image: number of categories of an image; None for all classes.
-        hard: share of the absent ones that has a word in common with a present one.
+        hard: share of the absent ones that has a word in common with a present one; each further
+            word in common makes one eight times as likely.
         wide_every: each so many-th image is asked for ``wide`` categories instead; 0: none is.
             A model that never saw many at once does not know what their mean looks like.
         wide: see ``wide_every``.
@@ -59,9 +63,9 @@ class CategorySampler:
         words = [frozenset(re.findall(r"\w+", name.lower())) for name in names]
         every = sorted(frozenset().union(*words))
         place = {word: column for column, word in enumerate(every)}
-        self._words = np.zeros((len(names), len(every)), bool)
+        self._words = np.zeros((len(names), len(every)), np.int64)
         for row, some in enumerate(words):
-            self._words[row, [place[word] for word in some]] = True
+            self._words[row, [place[word] for word in some]] = 1
 
     def draw(
         self, rng: np.random.Generator, present: NDArray[np.int64], index: int
@@ -83,14 +87,17 @@ class CategorySampler:
         absent = np.ones(self.count, bool)
         absent[kept] = False
         missing = wanted - len(kept)
-        related = absent & self._words[:, self._words[kept].any(0)].any(1)
+        shared = (self._words @ self._words[kept].T).max(1, initial=0)
+        related = np.where(absent & (shared > 0), _CLOSER ** (shared - 1), 0.0)
         hard = _some(rng, related, round(sampling.hard * missing))
         absent[hard] = False
-        easy = _some(rng, absent, missing - len(hard))
+        easy = _some(rng, absent.astype(np.float64), missing - len(hard))
         return np.sort(np.concatenate([kept, hard, easy]))
 
 
-def _some(rng: np.random.Generator, which: NDArray[np.bool_], count: int) -> NDArray[np.int64]:
-    """``count`` of the indices that are true, or all if there are fewer."""
-    found = np.flatnonzero(which)
-    return rng.choice(found, min(count, len(found)), replace=False)
+def _some(rng: np.random.Generator, weight: NDArray[np.float64], count: int) -> NDArray[np.int64]:
+    """``count`` of the indices, the more likely the greater their weight; never one of weight 0."""
+    count = min(count, np.count_nonzero(weight))
+    if not count:
+        return np.empty(0, np.int64)
+    return rng.choice(len(weight), count, replace=False, p=weight / weight.sum())

@@ -49,6 +49,19 @@ def test_hard_ones_share_a_word() -> None:
         assert set(found) <= related
 
 
+def test_the_more_words_they_share_the_likelier_hard_ones_are() -> None:
+    names = [f"{a} {b} {c}" for a in "pqr" for b in "stu" for c in "vwx"]
+    sampler = CategorySampler(names, CategorySampling(per_image=4, hard=1.0))
+    counts = [0, 0, 0]
+    for seed in range(300):
+        rng = np.random.Generator(np.random.PCG64(seed))
+        for index in sampler.draw(rng, np.array([0]), 0)[1:].tolist():
+            counts[len(set(names[index].split()) & set(names[0].split()))] += 1
+    # Six names share two words with the first, twelve share one, eight none.
+    assert counts[0] == 0
+    assert 2 < counts[2] / counts[1] < 6
+
+
 def test_without_hard_ones_all_absent_ones_come() -> None:
     seen = {index for seed in range(200) for index in draw([0], seed=seed, per_image=3, hard=0.0)}
     assert seen == set(range(len(NAMES)))
