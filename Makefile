@@ -8,7 +8,7 @@ RUN := $(PYTHON) tools/run.py
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo tiny test lint types format check clean
+.PHONY: help demo tiny ablations test lint types format check clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' $(MAKEFILE_LIST) | expand -t 16
@@ -18,6 +18,9 @@ demo:  ## segment a picture: checkpoint, export, bundle, result
 
 tiny:  ## train the default model from its seed (two hours on two cores; resumes)
 	@$(RUN) python -m escnet.foundations --output out/tiny --ship escnet/checkpoints
+
+ablations:  ## the paper's ablations on the foundations of tiny (three hours on two cores; resumes)
+	@$(RUN) python -m escnet.ablations --foundations out/tiny --output out/ablations $(ARGS)
 
 test:  ## run the tests
 	@$(RUN) python -m pytest -q $(ARGS)

@@ -5,10 +5,45 @@ from torch import Tensor, nn
 from .fusion import ImageGuidance, ImageGuided, TextGuidance
 from .sam import SamBlock
 
-__all__ = ["EscBlock"]
+__all__ = ["BlockWithoutSam", "EscBlock"]
 
 
-class EscBlock(nn.Module):
+class _Refinement(nn.Module):
+    """What follows the SAM block: the correlation refined by the image, then by all categories."""
+
+    image_guidance: ImageGuidance
+    text_guidance: TextGuidance
+
+    def refine_image(
+        self, embedding: Tensor, guidance: Tensor, text: Tensor, weight: Tensor
+    ) -> ImageGuided:
+        """``esc{i}_image``: embedding [n, E, h, w], guidance [1, G, h, w], text [n, D].
+
+        Returns:
+            embedding' [n, E, h, w] and, for weights float32 [g, group], in float32
+            kv_sum [g, h·w, H, d, d] and k_sum [g, h·w, H, d].
+        """
+        refined = self.image_guidance(embedding, guidance)
+        return ImageGuided(refined, *self.text_guidance.sums(refined, text, weight))
+
+    def refine_text(
+        self, embedding: Tensor, text: Tensor, scores: Tensor, kv_mean: Tensor, k_mean: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """``esc{i}_text``: see :meth:`TextGuidance.forward`."""
+        refined: tuple[Tensor, Tensor] = self.text_guidance(
+            embedding, text, scores, kv_mean, k_mean
+        )
+        return refined
+
+    def refine_plain(
+        self, embedding: Tensor, guidance: Tensor, text: Tensor, scores: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Image and text guidance of all N categories in the plain form: the reference."""
+        refined = self.image_guidance(embedding, guidance, plain=True)
+        return self.text_guidance.forward_plain(refined, text, scores)
+
+
+class EscBlock(_Refinement):
     """The four graphs of one block; the runtime calls them chunk by chunk and adds the sums up.
 
     Args:
@@ -39,30 +74,17 @@ class EscBlock(nn.Module):
         features = block_features + self.merge(enhanced_mean.to(block_features.dtype))
         return features, self.guide(features)
 
-    def refine_image(
-        self, embedding: Tensor, guidance: Tensor, text: Tensor, weight: Tensor
-    ) -> ImageGuided:
-        """``esc{i}_image``: embedding [n, E, h, w], guidance [1, G, h, w], text [n, D].
 
-        Returns:
-            embedding' [n, E, h, w] and, for weights float32 [g, group], in float32
-            kv_sum [g, h·w, H, d, d] and k_sum [g, h·w, H, d].
-        """
-        refined = self.image_guidance(embedding, guidance)
-        return ImageGuided(refined, *self.text_guidance.sums(refined, text, weight))
+class BlockWithoutSam(_Refinement):
+    """The paper's ablation "without SAM block": the image features only guide the fusion.
 
-    def refine_text(
-        self, embedding: Tensor, text: Tensor, scores: Tensor, kv_mean: Tensor, k_mean: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """``esc{i}_text``: see :meth:`TextGuidance.forward`."""
-        refined: tuple[Tensor, Tensor] = self.text_guidance(
-            embedding, text, scores, kv_mean, k_mean
-        )
-        return refined
+    Args:
+        guide: 1×1 convolution of the image features → guidance of the Swin layers.
+    """
 
-    def refine_plain(
-        self, embedding: Tensor, guidance: Tensor, text: Tensor, scores: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Image and text guidance of all N categories in the plain form: the reference."""
-        refined = self.image_guidance(embedding, guidance, plain=True)
-        return self.text_guidance.forward_plain(refined, text, scores)
+    def __init__(
+        self, *, guide: nn.Conv2d, image_guidance: ImageGuidance, text_guidance: TextGuidance
+    ) -> None:
+        super().__init__()
+        self.guide = guide
+        self.image_guidance, self.text_guidance = image_guidance, text_guidance

@@ -6,7 +6,7 @@ from segment_anything.modeling.prompt_encoder import PromptEncoder
 from segment_anything.modeling.transformer import TwoWayTransformer
 from torch import nn
 
-from .block import EscBlock
+from .block import BlockWithoutSam, EscBlock
 from .config import EscNetConfig
 from .decoder import Decoder, SkipProjection, UpStage
 from .fusion import CategoryAttention, ImageGuidance, TextGuidance
@@ -73,8 +73,14 @@ def _skip(
     return SkipProjection(up, nn.Conv2d(middle, channels, 3, padding=1), grid)
 
 
-def _block(config: EscNetConfig, grid: tuple[int, int]) -> EscBlock:
+def _block(config: EscNetConfig, grid: tuple[int, int]) -> EscBlock | BlockWithoutSam:
     sam, hidden = config.sam, config.fusion.hidden_dim
+    if not sam.in_blocks:
+        return BlockWithoutSam(
+            guide=nn.Conv2d(sam.embed_dim, hidden, 1),
+            image_guidance=_image_guidance(config, grid),
+            text_guidance=_text_guidance(config),
+        )
     prompt_encoder = PromptEncoder(
         embed_dim=sam.embed_dim,
         image_embedding_size=grid,
@@ -85,7 +91,7 @@ def _block(config: EscNetConfig, grid: tuple[int, int]) -> EscBlock:
         depth=sam.depth, embedding_dim=sam.embed_dim, num_heads=sam.heads, mlp_dim=sam.mlp_dim
     )
     return EscBlock(
-        sam=SamBlock(prompt_encoder, transformer, sam.mask_logit_scale),
+        sam=SamBlock(prompt_encoder, transformer, sam.mask_logit_scale, sam.prompts),
         merge=nn.Conv2d(sam.embed_dim, sam.embed_dim, 1),
         guide=nn.Conv2d(sam.embed_dim, hidden, 1),
         image_guidance=_image_guidance(config, grid),
@@ -123,6 +129,9 @@ def _text_guidance(config: EscNetConfig) -> TextGuidance:
     # C' starts close to C: a cosine's scale, where the prompt threshold is tau * ln(alpha).
     nn.init.normal_(read_out.weight, std=1e-3)
     nn.init.zeros_(read_out.bias)
+    if not config.sam.uses_masks:
+        # Points and boxes pass no gradient to it: untrained it would only be noise, so C' is C.
+        nn.init.zeros_(read_out.weight)
     return TextGuidance(
         attention=CategoryAttention(
             nn.Linear(2 * hidden, hidden),

@@ -8,13 +8,20 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final, Literal, TypeAlias, get_args
 
 from escnet_runtime.errors import BundleFormatError, InputError
 from escnet_runtime.ppg import PpgConstants
 from escnet_runtime.strict_json import typed
 
-__all__ = ["ClipConfig", "DecoderConfig", "EscNetConfig", "FusionConfig", "SamConfig"]
+__all__ = ["ClipConfig", "DecoderConfig", "EscNetConfig", "FusionConfig", "SamConfig", "SamPrompts"]
+
+#: What of a category's pseudo prompts goes into SAM; see :class:`SamConfig`.
+SamPrompts: TypeAlias = Literal["points+masks", "points", "masks", "boxes"]
+
+# Fields that a configuration may lack because it is older than they are, and what it meant: the
+# paper's form, which was the only one.
+_NOT_YET_IN_SAM: Final = {"in_blocks": True, "prompts": "points+masks"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,8 +50,16 @@ class ClipConfig:
 class SamConfig:
     """Sizes of SAM's prompt encoder and two-way transformer (SAM ViT-B: 256, 8, 2, 2048, 16).
 
-    ``mask_logit_scale`` maps a region's probability p in [0, 1] to the mask prompt's logit
-    ``mask_logit_scale * (2 p - 1)``.
+    The last two are what the paper's ablations vary; bundles have the paper's own form alone.
+
+    Attributes:
+        mask_logit_scale: maps a region's probability p in [0, 1] to the mask prompt's logit
+            ``mask_logit_scale * (2 p - 1)``.
+        in_blocks: whether an ESC block has its SAM block. Without it the image features pass the
+            blocks unchanged and only guide; there are no prompts, and ``prompts`` says nothing.
+        prompts: "points+masks" is the paper's. "points" and "boxes" (the corners of each region's
+            bounding box) come with SAM's own embedding of "no mask" as the dense prompt, "masks"
+            with its own embedding of "not a point" as the one token.
     """
 
     embed_dim: int
@@ -53,6 +68,13 @@ class SamConfig:
     mlp_dim: int
     mask_channels: int
     mask_logit_scale: float
+    in_blocks: bool
+    prompts: SamPrompts
+
+    @property
+    def uses_masks(self) -> bool:
+        """Whether masks are among the prompts: nothing else in a prompt passes gradients on."""
+        return self.in_blocks and self.prompts in ("points+masks", "masks")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +102,10 @@ class DecoderConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EscNetConfig:
-    """A whole ESC-Net. ``grid`` and ``logits`` are derived, in tokens and in logit cells a side."""
+    """A whole ESC-Net. ``grid`` and ``logits`` are derived, in tokens and in logit cells a side.
+
+    With 0 ``blocks`` the decoder reads the embedding of CLIP's correlation itself.
+    """
 
     name: str
     clip: ClipConfig
@@ -134,14 +159,17 @@ class EscNetConfig:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "EscNetConfig":
-        """The inverse of :meth:`to_dict`.
+        """The inverse of :meth:`to_dict`; also of what an older version wrote.
 
         Raises:
             InputError: a key is unknown, missing, or its value has another type; or the sizes do
                 not fit one another.
         """
+        fields = dict(data)
+        if isinstance(fields.get("sam"), Mapping):
+            fields["sam"] = {**_NOT_YET_IN_SAM, **fields["sam"]}
         try:
-            return typed(dict(data), cls)
+            return typed(fields, cls)
         except BundleFormatError as error:
             raise InputError(f"configuration: {error}") from error
 
@@ -154,8 +182,13 @@ def _check_positive(config: EscNetConfig) -> None:
                 raise InputError(
                     f"configuration {config.name!r}: {part}.{key} is {value}, expected at least 1"
                 )
-    if config.blocks < 1:
-        raise InputError(f"configuration {config.name!r}: blocks is {config.blocks}, expected ≥ 1")
+    if config.blocks < 0:
+        raise InputError(f"configuration {config.name!r}: blocks is {config.blocks}, expected ≥ 0")
+    if config.sam.prompts not in get_args(SamPrompts):
+        raise InputError(
+            f"configuration {config.name!r}: sam.prompts is {config.sam.prompts!r}, expected one "
+            f"of {', '.join(get_args(SamPrompts))}"
+        )
 
 
 def _check_divisions(config: EscNetConfig) -> None:

@@ -5,7 +5,7 @@ in one batch of all categories, ``forward_plain`` does the same without sharing 
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -13,7 +13,7 @@ import torch.utils.checkpoint
 from open_clip.model import CLIP
 from torch import Tensor, nn
 
-from .block import EscBlock
+from .block import BlockWithoutSam, EscBlock
 from .clip import dense_features, encode_text, unit_norm
 from .config import EscNetConfig
 from .decoder import Decoder, SkipProjection
@@ -42,7 +42,10 @@ class ImageFeatures(NamedTuple):
 
 
 class Trace(NamedTuple):
-    """What a forward pass went through: scores and prompts entering each block, and the logits."""
+    """What a forward pass went through: scores and prompts entering each block, and the logits.
+
+    Blocks without a SAM block take no prompts.
+    """
 
     scores: list[Tensor]
     prompts: list[TorchPrompts]
@@ -58,7 +61,7 @@ class EscNet(nn.Module):
         block_projection: 1×1 convolution D → C of the dense features, for the SAM blocks.
         skips: projections of two earlier CLIP blocks, for the decoder.
         correlation_embedding: 1×1 convolution of the correlation map, 1 → E channels.
-        blocks: the ESC blocks.
+        blocks: the ESC blocks; all of them have their SAM block, or none has.
         decoder: the decoder.
     """
 
@@ -70,7 +73,7 @@ class EscNet(nn.Module):
         block_projection: nn.Conv2d,
         skips: tuple[SkipProjection, SkipProjection],
         correlation_embedding: nn.Conv2d,
-        blocks: list[EscBlock],
+        blocks: Sequence[EscBlock | BlockWithoutSam],
         decoder: Decoder,
     ) -> None:
         super().__init__()
@@ -84,7 +87,7 @@ class EscNet(nn.Module):
 
     @property
     def esc_blocks(self) -> list[EscBlock]:
-        """The ESC blocks, typed."""
+        """The ESC blocks that have a SAM block, typed."""
         return [block for block in self.blocks if isinstance(block, EscBlock)]
 
     def encode_image(self, image: Tensor) -> ImageFeatures:
@@ -159,19 +162,22 @@ class EscNet(nn.Module):
         scores, embedding = self.correlate(encoded.features, text)
         weight = group_weights(len(text), device=text.device)
         all_scores, all_prompts = [scores], []
-        for block in self.esc_blocks:
-            prompts = pseudo_prompts(scores, self.config.ppg)
-            all_prompts.append(prompts)
-            enhanced = step(
-                block.sam.forward_plain if plain else block.sam.forward,
-                features,
-                prompts.points,
-                prompts.point_labels,
-                prompts.regions,
-                prompts.probabilities,
-                weight,
-            )
-            features, guidance = block.fuse(features, sum_of_groups(enhanced)[None])
+        for block in self._typed_blocks():
+            if isinstance(block, EscBlock):
+                prompts = pseudo_prompts(scores, self.config.ppg)
+                all_prompts.append(prompts)
+                enhanced = step(
+                    block.sam.forward_plain if plain else block.sam.forward,
+                    features,
+                    prompts.points,
+                    prompts.point_labels,
+                    prompts.regions,
+                    prompts.probabilities,
+                    weight,
+                )
+                features, guidance = block.fuse(features, sum_of_groups(enhanced)[None])
+            else:
+                guidance = block.guide(features)
             if plain:
                 embedding, scores = block.refine_plain(embedding, guidance, text, scores)
             else:
@@ -183,6 +189,11 @@ class EscNet(nn.Module):
         decode = functools.partial(self.decoder, plain=plain)
         logits: Tensor = step(decode, embedding, *skips)
         return Trace(all_scores, all_prompts, logits)
+
+    def _typed_blocks(self) -> Iterator[EscBlock | BlockWithoutSam]:
+        for block in self.blocks:
+            assert isinstance(block, EscBlock | BlockWithoutSam)
+            yield block
 
 
 def _direct(function: Callable[..., Any], *inputs: Tensor) -> Any:

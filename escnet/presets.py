@@ -41,7 +41,14 @@ _TINY = EscNetConfig(
         skip_layers=(1, 3),
     ),
     sam=SamConfig(
-        embed_dim=64, heads=4, depth=2, mlp_dim=128, mask_channels=8, mask_logit_scale=10.0
+        embed_dim=64,
+        heads=4,
+        depth=2,
+        mlp_dim=128,
+        mask_channels=8,
+        mask_logit_scale=10.0,
+        in_blocks=True,
+        prompts="points+masks",
     ),
     fusion=FusionConfig(hidden_dim=32, heads=2, window=8, mlp_ratio=4),
     decoder=DecoderConfig(
@@ -56,7 +63,14 @@ _TINY = EscNetConfig(
 
 # SAM ViT-B's prompt encoder and mask-decoder transformer.
 _SAM = SamConfig(
-    embed_dim=256, heads=8, depth=2, mlp_dim=2048, mask_channels=16, mask_logit_scale=10.0
+    embed_dim=256,
+    heads=8,
+    depth=2,
+    mlp_dim=2048,
+    mask_channels=16,
+    mask_logit_scale=10.0,
+    in_blocks=True,
+    prompts="points+masks",
 )
 _FUSION = FusionConfig(hidden_dim=128, heads=4, window=12, mlp_ratio=4)
 _DECODER = DecoderConfig(

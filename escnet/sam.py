@@ -10,14 +10,17 @@ from segment_anything.modeling.prompt_encoder import PromptEncoder
 from segment_anything.modeling.transformer import TwoWayTransformer
 from torch import Tensor, nn
 
+from .config import SamPrompts
 from .groups import by_group, weighted_sums
 from .precision import product
-from .two_way import LowRankKeys, two_way
+from .two_way import DenseKeys, LowRankKeys, two_way
 
-__all__ = ["SamBlock"]
+__all__ = ["SamBlock", "bounding_boxes"]
 
-# Index of the foreground point among SAM's point embeddings (0 is background).
+# Indices among SAM's point embeddings (0 is a background point), and the label of a valid region.
 _FOREGROUND = 1
+_UPPER_LEFT = 2
+_LOWER_RIGHT = 3
 
 
 class SamBlock(nn.Module):
@@ -30,15 +33,21 @@ class SamBlock(nn.Module):
         transformer: SAM's two-layer two-way transformer; its tokens are the prompts alone.
         mask_logit_scale: a region's probability p becomes the mask logit ``scale * (2 p - 1)``
             (the paper is silent).
+        prompts: what of the prompts SAM is shown; see :class:`escnet.config.SamConfig`.
     """
 
     def __init__(
-        self, prompt_encoder: PromptEncoder, transformer: TwoWayTransformer, mask_logit_scale: float
+        self,
+        prompt_encoder: PromptEncoder,
+        transformer: TwoWayTransformer,
+        mask_logit_scale: float,
+        prompts: SamPrompts = "points+masks",
     ) -> None:
         super().__init__()
         self.prompt_encoder = prompt_encoder
         self.transformer = transformer
         self.mask_logit_scale = mask_logit_scale
+        self.prompts: SamPrompts = prompts
 
     def forward(
         self,
@@ -62,13 +71,8 @@ class SamBlock(nn.Module):
         Returns:
             float32 [g, C, h, w].
         """
-        mask = self.embed_masks(regions, probabilities, point_labels).flatten(2).transpose(1, 2)
-        last = self._last_mask_convolution()
-        assert last.bias is not None
-        # SAM adds the dense prompt to the image; both its bias and the image are shared.
-        shared = block_features[0].flatten(1).T + last.bias
-        keys = LowRankKeys(shared, mask, last.weight.flatten(1))
-        tokens = self.embed_points(points, point_labels)
+        keys = self._keys(block_features, regions, probabilities, point_labels)
+        tokens = self._tokens(points, point_labels, regions)
         enhanced = two_way(self.transformer, keys, self.position(), tokens)
         return self._group_sums(enhanced, weight, block_features)
 
@@ -82,12 +86,44 @@ class SamBlock(nn.Module):
         weight: Tensor,
     ) -> Tensor:
         """The same as :meth:`forward` by SAM's own transformer on every category: the reference."""
-        mask = self.embed_masks(regions, probabilities, point_labels)
-        image = block_features + self._last_mask_convolution()(mask)
+        if self._shows_masks:
+            mask = self.embed_masks(regions, probabilities, point_labels)
+            image = block_features + self._last_mask_convolution()(mask)
+        else:
+            dense = self.prompt_encoder.no_mask_embed.weight[:, :, None, None]
+            image = (block_features + dense).expand(len(points), -1, -1, -1)
         position = self.position().T.reshape(1, *image.shape[1:]).expand_as(image)
-        tokens = self.embed_points(points, point_labels)
+        tokens = self._tokens(points, point_labels, regions)
         _, enhanced = self.transformer(image, position, tokens)
         return self._group_sums(enhanced, weight, block_features)
+
+    @property
+    def _shows_masks(self) -> bool:
+        return self.prompts in ("points+masks", "masks")
+
+    def _keys(
+        self, block_features: Tensor, regions: Tensor, probabilities: Tensor, point_labels: Tensor
+    ) -> DenseKeys | LowRankKeys:
+        """The image with the dense prompt, which SAM adds to it: [n, P, C]."""
+        if not self._shows_masks:
+            none = self.prompt_encoder.no_mask_embed.weight
+            return DenseKeys((block_features[0].flatten(1).T + none).expand(len(regions), -1, -1))
+        mask = self.embed_masks(regions, probabilities, point_labels).flatten(2).transpose(1, 2)
+        last = self._last_mask_convolution()
+        assert last.bias is not None
+        # Both the convolution's bias and the image are shared.
+        shared = block_features[0].flatten(1).T + last.bias
+        return LowRankKeys(shared, mask, last.weight.flatten(1))
+
+    def _tokens(self, points: Tensor, point_labels: Tensor, regions: Tensor) -> Tensor:
+        """The sparse prompts, [n, K, C]; of boxes [n, 2 K, C], of masks [n, 1, C]."""
+        if self.prompts == "boxes":
+            return self.embed_boxes(bounding_boxes(regions, points.shape[1]), point_labels)
+        if self.prompts == "masks":
+            # K equal tokens would do the same as one: a softmax over equal keys only averages.
+            token: Tensor = self.prompt_encoder.not_a_point_embed.weight
+            return token.expand(len(points), 1, -1)
+        return self.embed_points(points, point_labels)
 
     def position(self) -> Tensor:
         """SAM's positional encoding of the grid, [h · w, C]."""
@@ -111,6 +147,21 @@ class SamBlock(nn.Module):
         return torch.where(
             (point_labels == _FOREGROUND)[:, :, None], encoded, encoder.not_a_point_embed.weight
         )
+
+    def embed_boxes(self, boxes: Tensor, point_labels: Tensor) -> Tensor:
+        """Two corners of each region's box, as ``PromptEncoder`` embeds boxes: [n, 2 K, C].
+
+        Args:
+            boxes: float32 [n, K, 4], x and y of the upper left, then of the lower right pixel.
+            point_labels: int32 [n, K]; corners of a region that is not there are "not a point".
+        """
+        encoder = self.prompt_encoder
+        kinds = (_UPPER_LEFT, _LOWER_RIGHT)
+        corner = torch.cat([encoder.point_embeddings[kind].weight for kind in kinds])
+        encoded = self._encode(boxes.unflatten(2, (2, 2))) + corner
+        valid = (point_labels == _FOREGROUND)[:, :, None, None]
+        tokens = torch.where(valid, encoded, encoder.not_a_point_embed.weight)
+        return tokens.flatten(1, 2)
 
     def embed_masks(self, regions: Tensor, probabilities: Tensor, point_labels: Tensor) -> Tensor:
         """The category's mask prompt before SAM's last 1×1 convolution, [n, M, h, w].
@@ -162,6 +213,28 @@ class SamBlock(nn.Module):
         sums = weighted_sums(by_group(enhanced, weight), weight)
         maps: Tensor = sums.transpose(1, 2).unflatten(2, like.shape[2:])
         return maps
+
+
+def bounding_boxes(regions: Tensor, count: int) -> Tensor:
+    """The box of each of ``count`` regions: first and last pixel, as SAM's automatic masks have it.
+
+    Args:
+        regions: int32 [n, h, w], region of each pixel, -1 for none.
+        count: K, regions of a category.
+
+    Returns:
+        float32 [n, K, 4], x0 y0 x1 y1 in grid pixels; a region without a pixel has 0 0 0 0.
+    """
+    index = torch.arange(count, dtype=regions.dtype, device=regions.device)
+    inside = regions[:, None] == index[None, :, None, None]
+    sides = []
+    for along in (inside.any(2), inside.any(3)):  # columns (x), then rows (y)
+        place = torch.arange(along.shape[2], device=along.device)
+        first = place.masked_fill(~along, along.shape[2]).amin(2)
+        sides.append((first, place.masked_fill(~along, -1).amax(2)))
+    (x0, x1), (y0, y1) = sides
+    boxes = torch.stack([x0, y0, x1, y1], 2)
+    return torch.where((x1 >= 0)[:, :, None], boxes, 0).float()
 
 
 def _layer_norm_2d(x: Tensor, norm: nn.Module) -> Tensor:

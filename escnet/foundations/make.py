@@ -9,16 +9,12 @@ import dataclasses
 import functools
 import json
 import os
-import platform
 import shutil
-import subprocess
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
 import torch
-import torch.nn.functional as F
 from open_clip.model import CLIP
 from safetensors.torch import load_file
 
@@ -26,20 +22,20 @@ from escnet.build import build_clip, build_model
 from escnet.config import EscNetConfig
 from escnet.model import EscNet
 from escnet.presets import preset
-from escnet.train.data import TrainingSample
 from escnet.train.loop import LAST, train
-from escnet.train.segmentation import SegmentationTask, TextEncoding, normalised
+from escnet.train.segmentation import SegmentationTask
 from escnet.train.settings import LoopSettings
 from escnet.train.task import Task
 from escnet.weights import load_clip, load_sam
 from escnet_runtime.atomic import atomic_file
-from escnet_runtime.confusion import ConfusionCounter
 from escnet_runtime.console import Console
 from escnet_runtime.world import dataset
 
 from .clip import ClipTask
+from .provenance import provenance
 from .recipe import TINY, ClipPhase, Recipe
 from .sam import SamTask, build_sam
+from .scenes import TrainingScenes, held_out_figures
 
 __all__ = ["CHECKPOINT", "PROVENANCE", "make_tiny"]
 
@@ -62,7 +58,7 @@ def make_tiny(folder: Path, *, recipe: Recipe = TINY, console: Console) -> Path:
         InputError: ``folder`` holds something else.
     """
     config = preset("tiny")
-    _provenance()
+    provenance()
     start: Path | None = None
     for phase in recipe.clip:
         start = _clip_stage(folder / phase.name, config, recipe, phase, start, console)
@@ -132,7 +128,7 @@ def _escnet_stage(
         load(model)
         return SegmentationTask(
             model,
-            _TrainingScenes(first=number * _SCENES_OF_A_PHASE),
+            TrainingScenes(first=number * _SCENES_OF_A_PHASE, size=config.clip.image_size),
             dataset("shapes:train").classes,
             rates=phase.rates,
             categories=phase.categories,
@@ -154,7 +150,7 @@ def _stage(
     """Train a stage unless it is finished; returns its last weights."""
     note = folder / _STAGE
     if not note.is_file():
-        begun = _provenance()
+        begun = provenance()
         outcome = train(task(), loop, folder, resume=True, console=console)
         entry = {
             **begun,
@@ -187,32 +183,8 @@ def _write(folder: Path, config: EscNetConfig, recipe: Recipe, last: Path) -> Pa
     return folder / CHECKPOINT
 
 
-class _TrainingScenes:
-    """Training scenes without end; none is shown twice."""
-
-    def __init__(self, first: int) -> None:
-        self._first = first
-        self._scenes = dataset("shapes:train", length=1 << 30)
-
-    def __getitem__(self, index: int) -> TrainingSample:
-        image, labels = self._scenes[self._first + index]
-        return TrainingSample(image=image, labels=labels.astype(np.int64))
-
-
-@torch.no_grad()
 def _validate(model: EscNet) -> Mapping[str, float]:
-    """mIoU and pixel accuracy on some held-out scenes, among all names of the held-out set."""
-    scenes = dataset(_VALIDATION, length=_VALIDATION_SCENES)
-    device = next(model.parameters()).device
-    every = torch.arange(len(scenes.classes), device=device)
-    text = TextEncoding(model, scenes.classes).encode(model, every)
-    counter = ConfusionCounter(len(scenes.classes))
-    for image, labels in scenes:
-        pixels = normalised(model, torch.from_numpy(image)[None].to(device))
-        logits = F.interpolate(model(pixels, text)[None], size=labels.shape, mode="bilinear")
-        counter.add(logits[0].argmax(0).to(torch.uint8).cpu().numpy(), labels)
-    scores = counter.scores()
-    return {"miou": scores.miou or 0.0, "pixel_accuracy": scores.pixel_accuracy or 0.0}
+    return held_out_figures(model, dataset(_VALIDATION, length=_VALIDATION_SCENES))
 
 
 def _seeded(seed: int, make: Callable[[], Any]) -> Any:
@@ -220,29 +192,3 @@ def _seeded(seed: int, make: Callable[[], Any]) -> Any:
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         return make()
-
-
-@functools.cache
-def _provenance() -> dict[str, Any]:
-    """What ran, where: nothing that names a machine or a person.
-
-    Asked once a process: the source tree may change while it trains, the code that runs does not.
-    """
-    root = Path(__file__).resolve().parents[2]
-
-    def git(*words: str) -> str | None:
-        done = subprocess.run(
-            ["git", "-C", str(root), *words], capture_output=True, text=True, check=False
-        )
-        return done.stdout.strip() if done.returncode == 0 else None
-
-    changed = git("status", "--porcelain", "--untracked-files=no")
-    return {
-        "commit": git("rev-parse", "HEAD"),
-        "changed": None if changed is None else bool(changed),
-        "torch": str(torch.__version__),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
-        "machine": platform.machine(),
-        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "threads": torch.get_num_threads(),
-    }

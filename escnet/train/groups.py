@@ -10,6 +10,7 @@ from typing import Final
 
 from torch import nn
 
+from escnet.config import EscNetConfig, SamPrompts
 from escnet.model import EscNet
 
 from .task import ParameterGroup
@@ -19,17 +20,27 @@ __all__ = ["parameter_groups"]
 _CLIP_ATTENTION: Final = "clip.*resblocks.*.attn.*"
 _SAM: Final = "blocks.*.sam.*"
 #: What a forward pass never reads; without a gradient it would only decay. SAM's last
-#: token-to-image attention updates tokens that nobody reads, and of SAM's prompts only foreground
-#: points and masks are used.
+#: token-to-image attention updates tokens that nobody reads.
 _UNREAD: Final = (
     "blocks.*.sam.transformer.final_attn_token_to_image.*",
     "blocks.*.sam.transformer.norm_final_attn.*",
-    "blocks.*.sam.prompt_encoder.point_embeddings.[023].*",
-    "blocks.*.sam.prompt_encoder.no_mask_embed.*",
     # Prompts are relative to the peak of a map: what is added to all of it changes nothing, and
     # AdamW would make steps of the rounding errors of its gradient.
     "blocks.*.text_guidance.read_out.bias",
     "blocks.*.text_guidance.read_norm.bias",
+)
+#: Of SAM's prompt encoder, by what it is shown; point_embeddings.1 is a foreground point, 2 and 3
+#: are a box's corners.
+_UNREAD_EMBEDDINGS: Final[Mapping[SamPrompts, Sequence[str]]] = {
+    "points+masks": ("point_embeddings.[023].*", "no_mask_embed.*"),
+    "points": ("point_embeddings.[023].*", "mask_downscaling.*"),
+    "masks": ("point_embeddings.*", "no_mask_embed.*"),
+    "boxes": ("point_embeddings.[01].*", "mask_downscaling.*"),
+}
+#: A softmax over a single token is 1, whatever is asked of it.
+_UNREAD_OF_ONE_TOKEN: Final = (
+    "layers.*.self_attn.[qk]_proj.*",
+    "layers.*.cross_attn_image_to_token.[qk]_proj.*",
 )
 
 
@@ -50,8 +61,9 @@ def parameter_groups(
         ("everything else", large_rate): {},
     }
     clip, sam, rest = parts.values()
+    unread = _unread(model.config)
     for name, parameter in model.named_parameters():
-        if _matches(name, _unread(model)):
+        if _matches(name, unread):
             continue
         if fnmatchcase(name, _CLIP_ATTENTION):
             clip[name] = parameter
@@ -85,10 +97,24 @@ def by_dimension(
     ]
 
 
-def _unread(model: EscNet) -> Sequence[str]:
-    """The last block's scores lead to no further prompts, so its read-out is not trained."""
-    last = f"blocks.{len(model.blocks) - 1}.text_guidance.read_"
-    return (*_UNREAD, f"{last}norm.*", f"{last}out.*")
+def _unread(config: EscNetConfig) -> Sequence[str]:
+    """Patterns of what has no gradient in a model of this configuration."""
+    # The last block's scores lead to no further prompts; where masks are no prompts, no block's
+    # scores have a gradient: points and boxes are decisions.
+    silent = f"{config.blocks - 1}" if config.sam.uses_masks else "*"
+    read_out = [f"blocks.{silent}.text_guidance.read_{part}.*" for part in ("norm", "out")]
+    # Image features are for the blocks alone.
+    projection = [] if config.blocks else ["block_projection.*"]
+    encoder, transformer = (f"blocks.*.sam.{part}." for part in ("prompt_encoder", "transformer"))
+    embeddings = [encoder + part for part in _UNREAD_EMBEDDINGS[config.sam.prompts]]
+    if config.ppg.regions == 1 and config.sam.prompts != "masks":
+        # The one region holds the peak, so it is never empty.
+        embeddings.append(f"{encoder}not_a_point_embed.*")
+    alone = config.sam.prompts == "masks" or (
+        config.ppg.regions == 1 and config.sam.prompts != "boxes"
+    )
+    attention = [transformer + part for part in _UNREAD_OF_ONE_TOKEN] if alone else []
+    return (*_UNREAD, *read_out, *projection, *embeddings, *attention)
 
 
 def _matches(name: str, patterns: Sequence[str]) -> bool:

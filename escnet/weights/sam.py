@@ -7,7 +7,7 @@ from torch import Tensor
 from escnet.model import EscNet
 
 from .files import read_tensors
-from .state import copy_into, fitted
+from .state import WeightsError, copy_into, fitted
 
 __all__ = ["load_sam"]
 
@@ -33,8 +33,13 @@ def load_sam(model: EscNet, path: Path) -> None:
             decoder. The image encoder in it is not used.
 
     Raises:
-        WeightsError: the file cannot be read, or a tensor does not fit.
+        WeightsError: the file cannot be read, a tensor does not fit, or the model has no SAM block.
     """
+    if not model.esc_blocks:
+        raise WeightsError(
+            f"{path} was given to a model that has no SAM block: {len(model.blocks)} blocks, "
+            f"sam.in_blocks is {model.config.sam.in_blocks}"
+        )
     tensors = {
         name: value for name, value in read_tensors(path).items() if not name.startswith(_UNUSED)
     }

@@ -13,7 +13,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from escnet.config import EscNetConfig
 from escnet.model import EscNet
+from escnet_runtime.errors import InputError
 from escnet_runtime.groups import GROUP
 
 __all__ = ["Graph", "GraphModule", "Port", "model_graphs"]
@@ -74,10 +76,35 @@ class Graph:
 
 
 def model_graphs(model: EscNet) -> list[Graph]:
-    """All graphs of ``model`` in the order they run."""
+    """All graphs of ``model`` in the order they run.
+
+    Raises:
+        InputError: the model is a variant that bundles do not have; the message names the field.
+    """
+    _require_contract(model.config)
     first = [_image_encoder(model), _text_encoder(model), _correlation(model)]
     blocks = [graph for index in range(len(model.blocks)) for graph in _block(model, index)]
     return [*first, *blocks, _decoder(model)]
+
+
+def _require_contract(config: EscNetConfig) -> None:
+    """Refuse what the paper's ablations vary and the names and ports of the graphs do not."""
+    for field, got, expected, good in (
+        ("blocks", config.blocks, "at least 1", config.blocks >= 1),
+        ("sam.in_blocks", config.sam.in_blocks, "True", config.sam.in_blocks),
+        (
+            "sam.prompts",
+            repr(config.sam.prompts),
+            "'points+masks'",
+            config.sam.prompts == "points+masks",
+        ),
+    ):
+        if not good:
+            raise InputError(
+                f"configuration {config.name!r}: {field} is {got}, expected {expected}: this "
+                "variant serves comparison and runs in PyTorch alone, the bundle format has no "
+                "graphs for it"
+            )
 
 
 def _float(name: str, *shape: Axis) -> Port:

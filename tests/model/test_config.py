@@ -32,6 +32,20 @@ def test_constants_and_templates_survive_json() -> None:
     assert EscNetConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
 
 
+def test_fields_that_are_younger_than_a_configuration_mean_the_papers_form() -> None:
+    data = preset("tiny").to_dict()
+    for field in ("in_blocks", "prompts"):
+        del data["sam"][field]
+    assert EscNetConfig.from_dict(data) == preset("tiny")
+    assert "prompts" not in data["sam"]  # the caller's dictionary is left as it is
+
+
+def test_prompts_are_checked_without_json_too() -> None:
+    sam = dataclasses.replace(preset("tiny").sam, prompts="circles")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"sam\.prompts is 'circles', expected one of points\+"):
+        dataclasses.replace(preset("tiny"), sam=sam)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -46,6 +60,8 @@ def test_constants_and_templates_survive_json() -> None:
         (lambda d: d.update(blocks=4.0), r"blocks: expected int, got float"),
         (lambda d: d.update(templates=["{}", 3]), r"templates\[1\]: expected str, got int"),
         (lambda d: d["ppg"].update(alpha=2.0), r"alpha is 2\.0"),
+        (lambda d: d["sam"].update(prompts="circles"), r"prompts: expected one of points\+masks"),
+        (lambda d: d["sam"].update(in_blocks=1), r"in_blocks: expected bool, got int 1"),
     ],
 )
 def test_what_is_no_configuration_is_refused(change: Change, message: str) -> None:
@@ -74,7 +90,7 @@ def test_what_is_no_configuration_is_refused(change: Change, message: str) -> No
         (lambda d: d["decoder"].update(skip_channels=[32, 16]), "less than the 32 channels"),
         (lambda d: d["clip"].update(skip_layers=[1, 5]), "expected blocks from 0 to 4"),
         (lambda d: d["clip"].update(skip_layers=[-1, 3]), "expected blocks from 0 to 4"),
-        (lambda d: d.update(blocks=0), "blocks is 0"),
+        (lambda d: d.update(blocks=-1), "blocks is -1, expected ≥ 0"),
     ],
 )
 def test_sizes_that_do_not_fit_are_refused(change: Change, message: str) -> None:
