@@ -84,7 +84,9 @@ class ClipTask:
         self._tokenizer = Tokenizer(build_tokenizer(config.clip.vocab_size, context), context)
         whole = pool.side == config.clip.image_size
         make = partial(
-            _crops_of, count=1 if whole else _CROPS_OF_A_SCENE, side=pool.side,
+            _crops_of,
+            count=1 if whole else _CROPS_OF_A_SCENE,
+            side=pool.side,
             size=config.clip.image_size,
         )
         drawn = draw(make, pool.scenes, processes=processes, console=console, title="draw crops")
@@ -163,7 +165,9 @@ class _Contrast(nn.Module):
         """Losses of a batch as ``ClipTask.collate`` makes it."""
         clip: Any = self.clip
         image = _normalised(self.config, batch["images"])
-        positions = self._positions(batch["corners"], image.shape[-1] // self.config.clip.patch_size)
+        positions = self._positions(
+            batch["corners"], image.shape[-1] // self.config.clip.patch_size
+        )
         found = dense_features(clip.visual, image, self.config.clip.skip_layers, positions)
         patches, texts = unit_norm(found.projected), encode_text(clip, batch["tokens"])
         scale = clip.logit_scale.clamp(max=_LARGEST_SCALE).exp()

@@ -109,9 +109,7 @@ class SamTask:
         """Everything that is read; box corners and background points are never asked for."""
         unread = tuple(f"sam.prompt_encoder.point_embeddings.{kind}." for kind in (0, 2, 3))
         named = {
-            name: one
-            for name, one in self.module.named_parameters()
-            if not name.startswith(unread)
+            name: one for name, one in self.module.named_parameters() if not name.startswith(unread)
         }
         return by_dimension("SAM", named, rate=self._rate, weight_decay=0.05)
 
@@ -131,7 +129,7 @@ class SamTask:
                 sample = _prompted(_FIRST_VALIDATION + number, self._size, kind)
                 logits, quality = _ask(self._sam, _encoded(self._sam, [sample])[0], sample)
                 best = logits[torch.arange(len(logits)), quality.argmax(1)]
-                values += _iou(best > 0, _at(sample.masks, best) > 0.5).tolist()
+                values.extend(_iou(best > 0, _at(sample.masks, best) > 0.5).tolist())
         means = {f"iou_{kind}": float(np.mean(values)) for kind, values in found.items()}
         return {"iou": (means["iou_points"] + means["iou_mask"]) / 2, **means}
 

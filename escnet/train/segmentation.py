@@ -147,9 +147,10 @@ class _Segmentation(nn.Module):
             logits = F.interpolate(
                 trace.logits[None], size=labels.shape, mode="bilinear", align_corners=False
             )
-            labels = labels[None]
-            loss.append(F.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum"))
-            right.append((logits.argmax(1) == labels).sum())
+            loss.append(
+                F.cross_entropy(logits, labels[None], ignore_index=IGNORED, reduction="sum")
+            )
+            right.append((logits[0].argmax(0) == labels).sum())
             count.append((labels != IGNORED).sum())
         pixels = torch.stack(count).sum().clamp(min=1)
         return {

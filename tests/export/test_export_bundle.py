@@ -267,9 +267,7 @@ def test_no_image_is_an_error(export: Export, tmp_path: Path) -> None:
     assert names(tmp_path) == []
 
 
-def test_pictures_of_the_package_are_the_default(
-    export: Export, tmp_path: Path
-) -> None:
+def test_pictures_of_the_package_are_the_default(export: Export, tmp_path: Path) -> None:
     report = export(tmp_path / "bundle", images=None)
     assert report.parity.images == 3
 

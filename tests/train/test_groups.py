@@ -8,7 +8,6 @@ from escnet.train.groups import parameter_groups
 from escnet.train.task import ParameterGroup
 from tests.model.models import image, model, text
 
-
 # What adds the same to a whole map: its gradient is 0 but for rounding.
 CONSTANT = ("read_out.bias", "read_norm.bias")
 
