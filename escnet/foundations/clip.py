@@ -126,11 +126,11 @@ class ClipTask:
         device = next(self._clip.parameters()).device
         texts = [self.config.templates[0].format(name) for name in data.classes]
         tokens = torch.from_numpy(self._tokenizer.encode(texts)).to(device)
-        text = encode_text(self._clip, tokens)  # type: ignore[arg-type]
+        text = encode_text(self._clip, tokens)
         counter = ConfusionCounter(len(data.classes))
         for image, labels in data:
             pixels = _normalised(self.config, torch.from_numpy(image)[None].to(device))
-            found = dense_features(self._clip.visual, pixels, self.config.clip.skip_layers)  # type: ignore[arg-type]
+            found = dense_features(self._clip.visual, pixels, self.config.clip.skip_layers)
             side = self.config.grid
             maps = (unit_norm(found.projected[0]) @ text.T).T.unflatten(1, (side, side))
             scores = F.interpolate(maps[None], size=labels.shape, mode="bilinear")

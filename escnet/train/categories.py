@@ -97,7 +97,7 @@ class CategorySampler:
 
 def _some(rng: np.random.Generator, weight: NDArray[np.float64], count: int) -> NDArray[np.int64]:
     """``count`` of the indices, the more likely the greater their weight; never one of weight 0."""
-    count = min(count, np.count_nonzero(weight))
+    count = min(count, int(np.count_nonzero(weight)))
     if not count:
         return np.empty(0, np.int64)
     return rng.choice(len(weight), count, replace=False, p=weight / weight.sum())

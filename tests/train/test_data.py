@@ -1,6 +1,7 @@
 """Samples by number: order, augmentation, sources."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -102,7 +103,7 @@ def test_a_flip_mirrors_both() -> None:
 
 @pytest.mark.parametrize("name", ["brightness", "contrast", "saturation", "hue"])
 def test_each_colour_change_changes_colours_alone(name: str) -> None:
-    off = {"brightness": 0.0, "contrast": 0.0, "saturation": 0.0, "hue": 0.0}
+    off: dict[str, Any] = {"brightness": 0.0, "contrast": 0.0, "saturation": 0.0, "hue": 0.0}
     image, labels = picture(32, 32)
     found, classes = cut(32, 32, Augmentation(flip=0.0, colour=1.0, **{**off, name: 0.3}), seed=1)
     assert (found != image).any()
