@@ -65,8 +65,8 @@ def make_tiny(folder: Path, *, recipe: Recipe = TINY, console: Console) -> Path:
     assert start is not None
     sam = _sam_stage(folder / "sam", config, recipe, console)
     parts: Callable[[EscNet], None] = functools.partial(_foundations, clip=start, sam=sam)
-    for number, phase in enumerate(recipe.escnet):
-        last = _escnet_stage(folder / phase.name, config, recipe, number, parts, console)
+    for number, part in enumerate(recipe.escnet):
+        last = _escnet_stage(folder / part.name, config, recipe, number, parts, console)
         parts = functools.partial(_continued, checkpoint=last)
     return _write(folder, config, recipe, last)
 

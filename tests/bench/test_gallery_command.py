@@ -199,6 +199,7 @@ class Endless:
 
     def __init__(self, count: int) -> None:
         self.count, self.made = count, 0
+        self.groups: dict[str, tuple[int, ...]] = {}
 
     def __len__(self) -> int:
         return self.count

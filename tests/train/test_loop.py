@@ -16,6 +16,7 @@ from accelerate.state import AcceleratorState, GradientState
 
 from escnet.train import loop
 from escnet.train.loop import train
+from escnet.train.processes import accelerator_of
 from escnet_runtime.errors import EscNetError, ImageError, InputError
 from tests.train.toys import ToyTask, settings, weights
 
@@ -286,7 +287,7 @@ def test_endless_overflow_in_fp16_is_an_error(
 
 def _use_scaler(monkeypatch: pytest.MonkeyPatch, scaler: torch.amp.GradScaler) -> None:
     """Let accelerate train in fp16 on the CPU, which it does not do by itself."""
-    real = loop.accelerator_of
+    real = accelerator_of
 
     @contextmanager
     def with_scaler(options: Any) -> Iterator[Any]:
