@@ -1,6 +1,7 @@
 """``escnet-train``: a configuration and a dataset become a checkpoint."""
 
 import argparse
+import contextlib
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -34,15 +35,12 @@ The keys of a configuration are listed in docs/training.md.
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
-    if int(os.environ.get("RANK", "0")) > 0:
-        words = _words_of_a_helper(words)
-    return run_command(_parser(), _train, words)
-
-
-def _words_of_a_helper(words: Sequence[str]) -> list[str]:
-    """The same for a process that is not the main one: it trains, and says nothing but errors."""
-    loud = {"--json", "-v", "--verbose", "-q", "--quiet"}
-    return [*(word for word in words if word not in loud), "--quiet"]
+    if int(os.environ.get("RANK", "0")) == 0:
+        return run_command(_parser(), _train, words)
+    # A process beside the main one trains, and says nothing but errors.
+    words = [word for word in words if word not in {"-v", "--verbose", "-q", "--quiet"}]
+    with open(os.devnull, "w", encoding="utf-8") as nowhere, contextlib.redirect_stdout(nowhere):
+        return run_command(_parser(), _train, [*words, "--quiet"])
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -35,8 +35,9 @@ def segmentation_task(config: TrainConfig) -> SegmentationTask:
         InputError: a file of weights or a data set is missing, or does not fit.
     """
     data, seed = config.data, config.training.seed
-    trained = _trained(config.model)
-    sizes = preset(config.model.preset or "") if trained is None else trained.model.config
+    given = config.model.checkpoint
+    start = None if given is None else load_checkpoint(Path(given))
+    sizes = preset(config.model.preset or "") if start is None else start.model.config
     size = sizes.clip.image_size
     images = open_source(data.train, size=size, limit=data.limit)
     validation: Callable[[EscNet], Mapping[str, float]] | None = None
@@ -44,7 +45,7 @@ def segmentation_task(config: TrainConfig) -> SegmentationTask:
         held_out = open_source(data.validation, limit=data.validation_limit)
         validation = functools.partial(validate, images=held_out)
     # After the data: a mistake there should not wait for gigabytes of weights.
-    start = trained or _foundations(config.model)
+    start = start or _of_preset(config.model)
     return SegmentationTask(
         start.model,
         TrainingSamples(images, size=size, augmentation=config.augmentation, seed=seed),
@@ -62,18 +63,11 @@ def segmentation_task(config: TrainConfig) -> SegmentationTask:
     )
 
 
-def _trained(section: ModelSection) -> LoadedCheckpoint | None:
-    """A checkpoint, given or shipped; None for a preset that starts from its foundations."""
-    if section.checkpoint is not None:
-        return load_checkpoint(Path(section.checkpoint))
+def _of_preset(section: ModelSection) -> LoadedCheckpoint:
+    """Its trained weights, if some ship and no others are given, or CLIP's and SAM's."""
     own = (section.clip, section.sam, section.seed) != (None, None, None)
     if section.preset in SHIPPED and not own:
         return load_checkpoint(shipped_checkpoint(section.preset))
-    return None
-
-
-def _foundations(section: ModelSection) -> LoadedCheckpoint:
-    """A preset with CLIP's and SAM's weights, as far as they are given."""
     seed = section.seed or 0
     model = build_model(preset(section.preset or ""), seed=seed)
     parts = [f"seeded random (seed {seed})"]

@@ -18,6 +18,7 @@ from escnet.weights import load_checkpoint
 from escnet_bench.eval_command import main as eval_main
 from tests.bench.folders import made_dataset
 from tests.train.small import small_checkpoint
+from tests.train.toys import metrics
 
 CONFIG = """
 [model]
@@ -76,7 +77,7 @@ def test_it_trains_on_a_folder(
     loaded = load_checkpoint(run / "last.safetensors")
     assert loaded.trained
     assert loaded.weights == "seeded random (seed 5), then trained on data, step 4"
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").open()]
+    lines = metrics(run)
     assert [line["step"] for line in lines if "miou" in line] == [2, 4]
     assert result["miou"] == pytest.approx(lines[-1]["miou"], rel=1e-4)
     best = max(line["miou"] for line in lines if "miou" in line)
@@ -266,8 +267,5 @@ def test_two_processes_are_one_with_twice_the_batch(place: Path, tmp_path: Path)
     learned = sum(float((one[name] - before[name]).square().sum()) for name in one)
     apart = sum(float((one[name] - two[name]).square().sum()) for name in one)
     assert apart < 1e-2 * learned
-    losses = [
-        [json.loads(line)["loss"] for line in (tmp_path / name / "metrics.jsonl").open()]
-        for name in ("one", "two")
-    ]
+    losses = [[line["loss"] for line in metrics(tmp_path / name)] for name in ("one", "two")]
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)

@@ -1,7 +1,6 @@
 """The training loop in one process: what it trains, saves, resumes and refuses."""
 
 import itertools
-import json
 import math
 import resource
 import threading
@@ -18,7 +17,7 @@ from escnet.train import loop
 from escnet.train.loop import train
 from escnet.train.processes import accelerator_of
 from escnet_runtime.errors import EscNetError, ImageError, InputError
-from tests.train.toys import ToyTask, settings, weights
+from tests.train.toys import ToyTask, metrics, settings, weights
 
 
 class Interrupted(Exception):
@@ -34,11 +33,6 @@ def broken_off(folder: Path, sample: int, **changes: Any) -> None:
 
     with pytest.raises(Interrupted):
         train(ToyTask(hook=hook), settings(**changes), folder)
-
-
-def metrics(folder: Path) -> list[dict[str, Any]]:
-    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    return [json.loads(line) for line in lines]
 
 
 def assert_same(a: Path, b: Path) -> None:

@@ -1,25 +1,32 @@
-"""A task that trains in milliseconds, and a program that runs it in processes of its own."""
+"""A task that trains in milliseconds, here or in processes of its own."""
 
 import json
+import multiprocessing
 import os
 import signal
-import subprocess
+import socket
 import sys
+import warnings
 from collections.abc import Callable, Mapping, Sequence
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
+from accelerate import PartialState
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from escnet.train.loop import train
 from escnet.train.settings import LoopSettings
+from escnet.train.stop import Stopped
 from escnet.train.task import ParameterGroup
 from escnet_runtime.atomic import atomic_file
 from escnet_runtime.errors import InputError
 
-__all__ = ["ToyTask", "settings", "start_toy", "weights"]
+__all__ = ["ToyTask", "metrics", "printed", "settings", "start_toy", "start_toys", "weights"]
 
 
 class _Regression(nn.Module):
@@ -110,36 +117,82 @@ def weights(folder: Path) -> dict[str, Tensor]:
     return load_file(folder / "last.safetensors")
 
 
-def start_toy(
-    folder: Path, *options: str, processes: int = 1, **changes: Any
-) -> subprocess.Popen[str]:
-    """Start this module's program: train in ``folder``.
+def metrics(folder: Path) -> list[dict[str, Any]]:
+    """Its lines."""
+    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def start_toy(folder: Path, *options: str, rank: int = 0, **changes: Any) -> BaseProcess:
+    """Train in ``folder`` in a process of its own: a copy of this one, which is there at once.
+
+    Its exit code is that of a command; what it prints goes to :func:`printed`.
 
     Args:
         folder: of the run.
         options: "resume"; "SIGNAL@SAMPLE", such as "SIGKILL@20", sends itself a signal when that
             sample is asked for; "SIGKILL@save-N" kills it half-way into writing the N-th state.
-        processes: more than one are started by torchrun.
+        rank: for the output.
         changes: of :func:`settings`.
     """
-    program = [sys.executable, "-m"]
-    if processes > 1:
-        port = ["--master-port", "0"]
-        program += ["torch.distributed.run", "--nproc-per-node", str(processes), *port, "-m"]
-    command = [*program, "tests.train.toys", str(folder), json.dumps(changes), *options]
-    return subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+    context = multiprocessing.get_context("fork")
+    process = context.Process(target=_child, args=(folder, options, rank, changes))
+    with warnings.catch_warnings():
+        # Python 3.12 warns of locks that other threads may hold; here they wait for work.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        process.start()
+    return process
 
 
-def _main(folder: str, changes: str, *options: str) -> int:
-    from escnet.train.loop import train
-    from escnet.train.stop import Stopped
+def start_toys(
+    folder: Path, count: int, options: Sequence[Sequence[str]] = (), **changes: Any
+) -> list[BaseProcess]:
+    """Several processes that train together, as torchrun starts them.
 
+    Args:
+        folder: of the run.
+        count: how many.
+        options: of each one, as :func:`start_toy` takes them; none by default.
+        changes: of :func:`settings`.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    started = []
+    for rank in range(count):
+        variables = {
+            "RANK": rank,
+            "LOCAL_RANK": rank,
+            "WORLD_SIZE": count,
+            "LOCAL_WORLD_SIZE": count,
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": port,
+        }
+        with pytest.MonkeyPatch.context() as environment:
+            for name, value in variables.items():
+                environment.setenv(name, str(value))
+            mine = options[rank] if options else ()
+            started.append(start_toy(folder, *mine, rank=rank, **changes))
+    return started
+
+
+def printed(folder: Path, rank: int = 0) -> str:
+    """What a process of :func:`start_toy` printed."""
+    return _output(folder, rank).read_text(encoding="utf-8")
+
+
+def _output(folder: Path, rank: int) -> Path:
+    return folder.with_name(f"{folder.name}.rank{rank}.txt")
+
+
+def _child(folder: Path, options: Sequence[str], rank: int, changes: Mapping[str, Any]) -> None:
+    # A copy has none of the threads that OpenMP thinks it has, and is not the process whose group
+    # accelerate remembers.
+    torch.set_num_threads(1)
+    PartialState._reset_state()
+    os.environ["OMP_NUM_THREADS"] = "1"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    sys.stdout = sys.stderr = _output(folder, rank).open("w", buffering=1, encoding="utf-8")
     hook = None
     for option in options:
         kind, _, when = option.partition("@")
@@ -148,24 +201,16 @@ def _main(folder: str, changes: str, *options: str) -> int:
         elif when:
             hook = _signal_at(getattr(signal, kind), int(when))
     task = ToyTask(hook=hook)
-    if "unused" in options:
-        task.module.register_parameter("unused", nn.Parameter(torch.ones(1)))
     try:
-        outcome = train(
-            task, settings(**json.loads(changes)), Path(folder), resume="resume" in options
-        )
+        train(task, settings(**changes), folder, resume="resume" in options)
     except Stopped as stop:
         print(stop)
-        return 128 + stop.number
+        sys.exit(128 + stop.number)
     except InputError as error:
         print("refused:", error)
-        return 2
+        sys.exit(2)
     state = {name: value.tolist() for name, value in task.module.state_dict().items()}
-    rank = os.environ.get("RANK", "0")
-    (Path(folder) / f"rank{rank}.json").write_text(json.dumps(state))
-    if rank == "0":
-        print(json.dumps({"best": outcome.best, "best_step": outcome.best_step}))
-    return 0
+    (folder / f"rank{rank}.json").write_text(json.dumps(state))
 
 
 def _signal_at(number: int, sample: int) -> Callable[[int], None]:
@@ -190,7 +235,3 @@ def _kill_while_saving(nth: int) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     torch.save = save  # type: ignore[assignment]
-
-
-if __name__ == "__main__":
-    sys.exit(_main(*sys.argv[1:]))
