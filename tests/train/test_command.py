@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from escnet.train.command import main
@@ -128,6 +129,31 @@ def test_a_finished_run_is_not_repeated(
     assert result["steps"] == 4
     assert result["miou"] is not None
     assert (trained / "state.pt").read_bytes() == before
+
+
+def test_a_run_that_broke_off_resumes_to_the_same_bits(
+    place: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Here an image is damaged for a while."""
+    photo = place / "data" / "images" / "photo1.jpg"  # first shown in the second step
+    content = photo.read_bytes()
+    words = ("--config", place / "config.toml", "--output", tmp_path / "run")
+    save_first = ("--set", "training.save_every=1")
+    try:
+        photo.write_bytes(content[:200])
+        code, result = run_json(capsys, *words, *save_first)
+    finally:
+        photo.write_bytes(content)
+    assert code == 2
+    assert "photo1.jpg" in result["error"]["message"]
+    state = torch.load(tmp_path / "run" / "state.pt", weights_only=True)
+    assert state["progress"]["step"] == 1
+    code, _ = run_json(capsys, *words, "--resume")
+    assert code == 0
+    whole, parts = (
+        load_file(folder / "last.safetensors") for folder in (trained, tmp_path / "run")
+    )
+    assert [name for name in whole if not torch.equal(whole[name], parts[name])] == []
 
 
 def test_another_configuration_is_not_resumed(
