@@ -16,9 +16,10 @@ from .variants import BASE, CORRELATION, PARTS
 __all__ = ["plot_of"]
 
 _WIDTH: Final = 880
-_LABELS: Final = 260  # px left of the axis
+_LABELS: Final = 310  # px left of the axis
 _MARGIN: Final = 24
 _LINE: Final = 24
+_TITLE: Final = "mIoU, percent. Dots: seeds; strokes: their mean; line: the base"
 _TEXT: Final = 14
 _DOT: Final = 4
 _BLACK: Final = (30, 30, 30)
@@ -36,7 +37,7 @@ def plot_of(results: Sequence[Result]) -> Image.Image | None:
     picture = Image.new("RGB", (_WIDTH, 2 * _MARGIN + (len(lines) + 2) * _LINE), "white")
     draw, axis = ImageDraw.Draw(picture), _Axis(rows)
     top, bottom = _MARGIN + _LINE, _MARGIN + (len(lines) + 1) * _LINE
-    _write(draw, "mIoU, percent", _LABELS, _MARGIN + _LINE // 2 - 6, _BLACK)
+    _write(draw, _TITLE, _LABELS, _MARGIN + _LINE // 2 - 6, _BLACK)
     for tick in axis.ticks:
         draw.line([(axis.x(tick), top), (axis.x(tick), bottom)], fill=_PALE)
         _write(draw, f"{tick}", axis.x(tick) - 8, bottom + _LINE // 2, _GREY)
