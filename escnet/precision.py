@@ -15,7 +15,7 @@ def product(a: Tensor, b: Tensor) -> Tensor:
     a, b = a.float(), b.float()
     kind = a.device.type
     # Asked first, so that nothing of this is traced by an export, which never runs under autocast.
-    if not torch.is_autocast_enabled(kind):
+    if not (torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)):
         return a @ b
     with torch.autocast(kind, enabled=False):
         return a @ b
