@@ -10,6 +10,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor
 
+from escnet.build import build_model
 from escnet.model import EscNet
 from escnet_export.check import CATEGORIES, GraphCheck, structure_hash
 from escnet_export.errors import ExportError
@@ -62,6 +63,18 @@ def test_another_block_gets_its_own_weights(
     check.check(reference, second)
     with pytest.raises(ExportError, match=f"'esc1_{part}' .*differs"):
         check.check(reference, first)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("regions", [1, 8])
+def test_other_numbers_of_regions_export(regions: int, mini: EscNet, tmp_path: Path) -> None:
+    ppg = dataclasses.replace(mini.config.ppg, regions=regions)
+    config = dataclasses.replace(mini.config, blocks=1, ppg=ppg)
+    net = build_model(config, seed=1).requires_grad_(False)
+    graph, path = graph_called(net, "esc0_sam"), tmp_path / "sam.onnx"
+    GraphExporter(config, Precision.FP32).export(graph, path)
+    found = GraphCheck(config, Precision.FP32, categories=(1, 19)).check(graph, path)
+    assert all(0 <= error <= 1e-4 for error in found.values())
 
 
 def test_a_number_that_the_exporter_bakes_in_is_refused_by_name(
