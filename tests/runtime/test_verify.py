@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -193,7 +194,7 @@ def test_other_token_ids_fail(bundle_copy: Path) -> None:
     change_reference(bundle_copy, change)
     check = checks_of(bundle_copy)["tokenizer"]
     assert not check.passed
-    assert "1 of 12 texts" in check.detail
+    assert re.search(r"\b1 of \d+ texts", check.detail)
 
 
 def test_another_preprocessing_fails(bundle_copy: Path) -> None:
