@@ -53,7 +53,8 @@ def parameter_groups(
         model: the model.
         small_rate: learning rate of CLIP's attention and of the SAM blocks (the paper: 2e-6).
         large_rate: of everything else (the paper: 2e-4).
-        weight_decay: of matrices and kernels; vectors (biases, norms) do not decay, as in CAT-Seg.
+        weight_decay: of matrices and kernels; vectors (biases, norms) do not decay. The paper is
+            silent; CAT-Seg exempts norms and embeddings, and lets biases decay.
     """
     parts: dict[tuple[str, float], dict[str, nn.Parameter]] = {
         ("attention of CLIP", small_rate): {},

@@ -212,7 +212,7 @@ CONSTANT = ("read_out.bias", "read_norm.bias")
 def test_every_parameter_that_is_used_gets_a_gradient() -> None:
     net = randomise(build_model(preset("tiny"), seed=1))
     with torch.no_grad():
-        for block in net.esc_blocks:  # far from the peak, a probability and its gradient are 0
+        for block in net.esc_blocks:  # of a steep map only the peak, which gets none, is foreground
             block.text_guidance.read_out.weight.mul_(0.02)
     words = net.encode_text(tokens(net.config, (1, 4, 9, 2)))
     net(image(net.config), words).mean().backward()
