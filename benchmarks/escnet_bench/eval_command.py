@@ -8,7 +8,6 @@ from typing import Any, Final
 
 from rich.table import Table
 
-from escnet_runtime.backends import BACKENDS
 from escnet_runtime.confusion import DEFINITION, Scores
 from escnet_runtime.console import Console, command_parser, run_command
 from escnet_runtime.dataset import LabelledImages
@@ -20,7 +19,7 @@ from escnet_runtime.world import WORLD_VERSION
 
 from .conditions import Conditions
 from .evaluate import Evaluation, class_keys, evaluate
-from .models import CHECKPOINT_SUFFIX, open_model
+from .models import CHECKPOINT_SUFFIX, add_model_options, open_model
 from .results import saving
 
 __all__ = ["main"]
@@ -62,12 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     kinds = f"a {CHECKPOINT_SUFFIX} file or a folder"
     add("model", metavar="CHECKPOINT|BUNDLE", type=Path, help=kinds)
     add("dataset", metavar="DATASET", help="a folder, or shapes:...; see below")
-    add(
-        "--classes-file",
-        metavar="FILE",
-        type=Path,
-        help="what to ask the model for, in the order of the dataset's classes (its own names)",
-    )
+    add_model_options(parser)
     add(
         "--merge-extra",
         action="store_true",
@@ -91,18 +85,6 @@ def _parser() -> argparse.ArgumentParser:
         type=int,
         nargs=2,
         help="objects of a scene of shapes:... (2 6); more of them hide more of each other",
-    )
-    add(
-        "--backend",
-        choices=(*BACKENDS, "torch"),
-        default="auto",
-        help="what runs the graphs; a checkpoint's are run by torch (auto)",
-    )
-    add(
-        "--chunk",
-        metavar="N",
-        type=int,
-        help="categories at a time, rounded up to whole groups (16); bounds the memory alone",
     )
     add("--output", metavar="FILE", type=Path, help="also write the JSON object to this file")
     return parser

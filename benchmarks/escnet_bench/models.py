@@ -1,15 +1,40 @@
 """The model a command was given: a folder is a bundle, a file a checkpoint."""
 
+import argparse
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Final
 
+from escnet_runtime.backends import BACKENDS
 from escnet_runtime.errors import BackendError, InputError
 from escnet_runtime.segmenter import Segmenter
 
-__all__ = ["CHECKPOINT_SUFFIX", "open_model"]
+__all__ = ["CHECKPOINT_SUFFIX", "add_model_options", "open_model"]
 
 CHECKPOINT_SUFFIX: Final = ".safetensors"
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """What a command asks about the model it runs on a dataset: categories, backend, chunk."""
+    add = parser.add_argument
+    add(
+        "--classes-file",
+        metavar="FILE",
+        type=Path,
+        help="what to ask the model for, in the order of the dataset's classes (its own names)",
+    )
+    add(
+        "--backend",
+        choices=(*BACKENDS, "torch"),
+        default="auto",
+        help="what runs the graphs; a checkpoint's are run by torch (auto)",
+    )
+    add(
+        "--chunk",
+        metavar="N",
+        type=int,
+        help="categories at a time, rounded up to whole groups (16); bounds the memory alone",
+    )
 
 
 def open_model(

@@ -26,7 +26,7 @@ from torch import Tensor
 from escnet.build import build_model
 from escnet.foundations.provenance import provenance
 from escnet.foundations.recipe import TINY
-from escnet.foundations.scenes import Predict, TrainingScenes, held_out_figures
+from escnet.foundations.scenes import TrainingScenes
 from escnet.model import EscNet
 from escnet.presets import preset
 from escnet.train.categories import CategorySampling
@@ -34,12 +34,14 @@ from escnet.train.folder import RunFolder
 from escnet.train.loop import LAST, train
 from escnet.train.segmentation import Rates, SegmentationTask
 from escnet.train.settings import LoopSettings
+from escnet.train.validate import Predict, validate
 from escnet.weights import load_clip, load_sam
 from escnet_runtime.atomic import atomic_file
 from escnet_runtime.bundle import sha256_file
 from escnet_runtime.console import Console
 from escnet_runtime.errors import InputError
-from escnet_runtime.world import WORLD_VERSION, ShapesDataset, dataset
+from escnet_runtime.labelled import ShapesImages
+from escnet_runtime.world import WORLD_VERSION, dataset
 
 from .variants import BASE, CORRELATION, VARIANTS, Variant, changed
 
@@ -223,12 +225,11 @@ def _model(variant: Variant, seed: int, foundations: Foundations) -> EscNet:
 def _figures(
     model: EscNet, budget: Budget, console: Console, *, correlation: bool = False
 ) -> Mapping[str, float]:
-    scenes: ShapesDataset = dataset(
-        budget.scenes, length=budget.count, size=model.config.clip.image_size
-    )
+    size = model.config.clip.image_size
+    scenes = ShapesImages(scenes=dataset(budget.scenes, length=budget.count, size=size))
     with console.progress("measure", len(scenes)) as advance:
         predict: Predict = _cosines if correlation else EscNet.forward
-        figures = held_out_figures(model, scenes, predict=predict, progress=advance)
+        figures = validate(model, scenes, predict=predict, progress=advance)
     return {name: round(value, 6) for name, value in figures.items()}
 
 

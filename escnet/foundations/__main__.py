@@ -7,6 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from rich.text import Text
+
+from escnet.train.loop import Stopped
 from escnet_runtime.atomic import atomic_file
 from escnet_runtime.console import Console, command_parser, run_command
 
@@ -14,7 +17,11 @@ from .make import PROVENANCE, make_tiny
 
 
 def _make(arguments: argparse.Namespace, console: Console) -> tuple[int, Mapping[str, Any]]:
-    checkpoint = make_tiny(arguments.output, console=console)
+    try:
+        checkpoint = make_tiny(arguments.output, console=console)
+    except Stopped as stop:
+        console.err.print(Text(f"{stop}: run the same command again"), soft_wrap=True)
+        return 128 + stop.number, {"output": str(arguments.output), "stopped": True}
     if arguments.ship:
         arguments.ship.mkdir(parents=True, exist_ok=True)
         for path in (checkpoint, checkpoint.with_name(PROVENANCE)):

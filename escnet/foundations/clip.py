@@ -24,6 +24,7 @@ from escnet.clip import dense_features, encode_text, unit_norm
 from escnet.config import EscNetConfig
 from escnet.precision import product
 from escnet.tokenizer import build_tokenizer
+from escnet.train.segmentation import normalised
 from escnet.train.task import ParameterGroup
 from escnet_runtime.atomic import atomic_file
 from escnet_runtime.confusion import ConfusionCounter
@@ -115,7 +116,9 @@ class ClipTask:
 
     def save(self, path: Path, *, step: int) -> None:
         """open_clip's state dict, as :func:`escnet.weights.load_clip` reads it."""
-        state = {name: one.detach().contiguous() for name, one in self._clip.state_dict().items()}
+        state = {
+            name: one.detach().cpu().contiguous() for name, one in self._clip.state_dict().items()
+        }
         with atomic_file(path) as temporary:
             save_file(state, temporary, metadata={"step": str(step)})
 
@@ -129,7 +132,7 @@ class ClipTask:
         text = encode_text(self._clip, tokens)
         counter = ConfusionCounter(len(data.classes))
         for image, labels in data:
-            pixels = _normalised(self.config, torch.from_numpy(image)[None].to(device))
+            pixels = normalised(self.config, torch.from_numpy(image)[None].to(device))
             found = dense_features(self._clip.visual, pixels, self.config.clip.skip_layers)
             side = self.config.grid
             maps = (unit_norm(found.projected[0]) @ text.T).T.unflatten(1, (side, side))
@@ -164,7 +167,7 @@ class _Contrast(nn.Module):
     def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Losses of a batch as ``ClipTask.collate`` makes it."""
         clip: Any = self.clip
-        image = _normalised(self.config, batch["images"])
+        image = normalised(self.config, batch["images"])
         positions = self._positions(
             batch["corners"], image.shape[-1] // self.config.clip.patch_size
         )
@@ -197,10 +200,3 @@ class _Contrast(nn.Module):
 
 def _crops_of(seed: int, *, count: int, side: int, size: int) -> tuple[CaptionedCrop, ...]:
     return caption_crops(seed, count=count, side=side, size=size)
-
-
-def _normalised(config: EscNetConfig, image: Tensor) -> Tensor:
-    """uint8 [b, H, W, 3] → float32 [b, 3, H, W] as CLIP expects it."""
-    mean = torch.tensor(config.image_mean, device=image.device)
-    std = torch.tensor(config.image_std, device=image.device)
-    return ((image.float() / 255.0 - mean) / std).permute(0, 3, 1, 2)

@@ -26,16 +26,18 @@ from escnet.train.loop import LAST, train
 from escnet.train.segmentation import SegmentationTask
 from escnet.train.settings import LoopSettings
 from escnet.train.task import Task
+from escnet.train.validate import validate
 from escnet.weights import load_clip, load_sam
 from escnet_runtime.atomic import atomic_file
 from escnet_runtime.console import Console
+from escnet_runtime.labelled import ShapesImages
 from escnet_runtime.world import dataset
 
 from .clip import ClipTask
 from .provenance import provenance
 from .recipe import TINY, ClipPhase, Recipe
 from .sam import SamTask, build_sam
-from .scenes import TrainingScenes, held_out_figures
+from .scenes import TrainingScenes
 
 __all__ = ["CHECKPOINT", "PROVENANCE", "make_tiny"]
 
@@ -102,7 +104,7 @@ def _clip_stage(
             console=console,
         )
 
-    return _stage(folder, task, phase.loop, recipe, console)
+    return _stage(folder, task, phase.loop, console)
 
 
 def _sam_stage(folder: Path, config: EscNetConfig, recipe: Recipe, console: Console) -> Path:
@@ -110,7 +112,7 @@ def _sam_stage(folder: Path, config: EscNetConfig, recipe: Recipe, console: Cons
         sam = _seeded(recipe.seed, lambda: build_sam(config))
         return SamTask(config, sam, rate=recipe.sam_rate, seed=recipe.seed)
 
-    return _stage(folder, task, recipe.sam, recipe, console)
+    return _stage(folder, task, recipe.sam, console)
 
 
 def _escnet_stage(
@@ -137,16 +139,10 @@ def _escnet_stage(
             weights=_WEIGHTS.format(seed=recipe.seed),
         )
 
-    return _stage(folder, task, phase.loop, recipe, console)
+    return _stage(folder, task, phase.loop, console)
 
 
-def _stage(
-    folder: Path,
-    task: Callable[[], Task],
-    loop: LoopSettings,
-    recipe: Recipe,
-    console: Console,
-) -> Path:
+def _stage(folder: Path, task: Callable[[], Task], loop: LoopSettings, console: Console) -> Path:
     """Train a stage unless it is finished; returns its last weights."""
     note = folder / _STAGE
     if not note.is_file():
@@ -165,7 +161,8 @@ def _stage(
 
 def _write(folder: Path, config: EscNetConfig, recipe: Recipe, last: Path) -> Path:
     """The checkpoint of the last step (none is chosen by its score) and its provenance."""
-    shutil.copyfile(last, folder / CHECKPOINT)
+    with atomic_file(folder / CHECKPOINT) as temporary:
+        shutil.copyfile(last, temporary)
     clip, escnet = ([phase.name for phase in phases] for phases in (recipe.clip, recipe.escnet))
     stages = {
         name: json.loads((folder / name / _STAGE).read_text(encoding="utf-8"))
@@ -184,7 +181,9 @@ def _write(folder: Path, config: EscNetConfig, recipe: Recipe, last: Path) -> Pa
 
 
 def _validate(model: EscNet) -> Mapping[str, float]:
-    return held_out_figures(model, dataset(_VALIDATION, length=_VALIDATION_SCENES))
+    size = model.config.clip.image_size
+    scenes = dataset(_VALIDATION, length=_VALIDATION_SCENES, size=size)
+    return validate(model, ShapesImages(scenes=scenes))
 
 
 def _seeded(seed: int, make: Callable[[], Any]) -> Any:

@@ -84,6 +84,15 @@ class _Prompted:
     points: Tensor | None
     coarse: Tensor | None
 
+    def to(self, device: torch.device) -> "_Prompted":
+        """The same on a device."""
+        return _Prompted(
+            image=self.image.to(device),
+            masks=self.masks.to(device),
+            points=None if self.points is None else self.points.to(device),
+            coarse=None if self.coarse is None else self.coarse.to(device),
+        )
+
 
 class SamTask:
     """Trains ``sam`` on prompts; see the module's docstring.
@@ -123,10 +132,11 @@ class SamTask:
 
         ``iou`` is the mean of the two that an ESC block combines: five points, and a coarse mask.
         """
+        device = self._sam.pixel_mean.device
         found: dict[str, list[float]] = {"point": [], "points": [], "mask": []}
         for number in range(_VALIDATION_SCENES):
             for kind, values in found.items():
-                sample = _prompted(_FIRST_VALIDATION + number, self._size, kind)
+                sample = _prompted(_FIRST_VALIDATION + number, self._size, kind).to(device)
                 logits, quality = _ask(self._sam, _encoded(self._sam, [sample])[0], sample)
                 best = logits[torch.arange(len(logits)), quality.argmax(1)]
                 values.extend(_iou(best > 0, _at(sample.masks, best) > 0.5).tolist())
@@ -135,7 +145,9 @@ class SamTask:
 
     def save(self, path: Path, *, step: int) -> None:
         """SAM's state dict, as :func:`escnet.weights.load_sam` reads it."""
-        state = {name: one.detach().contiguous() for name, one in self._sam.state_dict().items()}
+        state = {
+            name: one.detach().cpu().contiguous() for name, one in self._sam.state_dict().items()
+        }
         with atomic_file(path) as temporary:
             save_file(state, temporary, metadata={"step": str(step)})
 
@@ -188,6 +200,7 @@ class _Prompting(nn.Module):
 
     def forward(self, batch: Sequence[_Prompted]) -> dict[str, Tensor]:
         """Means over all masks of the batch."""
+        batch = [sample.to(self.sam.pixel_mean.device) for sample in batch]
         embeddings = _encoded(self.sam, batch)
         losses, ious = [], []
         for embedding, sample in zip(embeddings, batch, strict=True):
@@ -201,7 +214,9 @@ class _Prompting(nn.Module):
 def _ask(sam: Sam, embedding: Tensor, sample: _Prompted) -> tuple[Tensor, Tensor]:
     """Mask logits [k, m, 4h, 4w] and predicted IoU [k, m]; m is 3 for a single point, else 1."""
     points = sample.points
-    labelled = None if points is None else (points, torch.ones(points.shape[:2]))
+    labelled = (
+        None if points is None else (points, torch.ones(points.shape[:2], device=points.device))
+    )
     logits = None
     if sample.coarse is not None:
         logits = F.interpolate(

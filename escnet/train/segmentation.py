@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from escnet.clip import unit_norm
+from escnet.config import EscNetConfig
 from escnet.model import EscNet
 from escnet.tokenizer import build_tokenizer
 from escnet.weights import save_checkpoint
@@ -27,7 +28,7 @@ from .data import IGNORED, TrainingSample
 from .groups import parameter_groups
 from .task import ParameterGroup, Samples
 
-__all__ = ["Rates", "SegmentationTask", "TextEncoding"]
+__all__ = ["Rates", "SegmentationTask", "TextEncoding", "normalised"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,7 +140,7 @@ class _Segmentation(nn.Module):
         model, images, classes = self.model, batch["images"], batch["categories"]
         every = torch.cat(classes).unique()
         embeddings = self._text.encode(model, every)
-        encoded = model.encode_image(normalised(model, images))
+        encoded = model.encode_image(normalised(model.config, images))
         loss, right, count = [], [], []
         for index, (labels, wanted) in enumerate(zip(batch["labels"], classes, strict=True)):
             text = embeddings[torch.searchsorted(every, wanted)]
@@ -159,10 +160,10 @@ class _Segmentation(nn.Module):
         }
 
 
-def normalised(model: EscNet, images: Tensor) -> Tensor:
+def normalised(config: EscNetConfig, images: Tensor) -> Tensor:
     """uint8 [b, H, W, 3] → float32 [b, 3, H, W] as the image encoder expects it."""
-    mean = torch.tensor(model.config.image_mean, device=images.device)
-    std = torch.tensor(model.config.image_std, device=images.device)
+    mean = torch.tensor(config.image_mean, device=images.device)
+    std = torch.tensor(config.image_std, device=images.device)
     return ((images.float() / 255.0 - mean) / std).permute(0, 3, 1, 2)
 
 

@@ -6,10 +6,12 @@ within float32's rounding: here all categories are one batch, there they come in
 """
 
 from collections.abc import Callable, Mapping
+from typing import TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from escnet.model import EscNet
 from escnet.tokenizer import build_tokenizer
@@ -22,24 +24,33 @@ from escnet_runtime.preprocess import Preprocessing, preprocess
 from escnet_runtime.tokenizer import Tokenizer
 from escnet_runtime.vocabulary import Vocabulary, assemble, plan_texts
 
-__all__ = ["label_map", "validate", "vocabulary"]
+__all__ = ["Predict", "label_map", "validate", "vocabulary"]
+
+#: Model, normalised image [1, 3, S, S] and text [N, D] → scores of the categories [N, h, w].
+Predict: TypeAlias = Callable[[EscNet, Tensor, Tensor], Tensor]
 
 _TEXT_BATCH = 64
 
 
 @torch.no_grad()
 def validate(
-    model: EscNet, images: LabelledImages, *, progress: Callable[[str], None] = lambda _: None
+    model: EscNet,
+    images: LabelledImages,
+    *,
+    predict: Predict = EscNet.forward,
+    progress: Callable[[str], None] = lambda _: None,
 ) -> Mapping[str, float]:
     """Segment images for all classes of their data set and compare.
 
     Args:
         model: in evaluation mode, in float32, on any device.
         images: with labels.
+        predict: what scores the categories; the model's logits by default.
         progress: called after each image with its name.
 
     Returns:
-        "miou" and "pixel_accuracy", fractions.
+        "miou" and "pixel_accuracy", fractions, and "miou_GROUP" of each group of classes that the
+        data set tells apart, 0 if none of them occurs.
 
     Raises:
         InputError: a file cannot be used, or no pixel is labelled.
@@ -47,12 +58,17 @@ def validate(
     words = vocabulary(model, images.names)
     counter = ConfusionCounter(len(images.names))
     for sample in images:
-        counter.add(label_map(model, sample.image, words), sample.labels)
+        counter.add(label_map(model, sample.image, words, predict=predict), sample.labels)
         progress(sample.name)
     scores = counter.scores()
     if scores.miou is None or scores.pixel_accuracy is None:
         raise InputError("no pixel of the images for validation is labelled")
-    return {"miou": scores.miou, "pixel_accuracy": scores.pixel_accuracy}
+    groups = images.groups.items()
+    return {
+        "miou": scores.miou,
+        "pixel_accuracy": scores.pixel_accuracy,
+        **{f"miou_{name}": counter.scores(classes).miou or 0.0 for name, classes in groups},
+    }
 
 
 @torch.no_grad()
@@ -72,7 +88,9 @@ def vocabulary(model: EscNet, names: tuple[str, ...]) -> Vocabulary:
 
 
 @torch.no_grad()
-def label_map(model: EscNet, image: ImageArray, words: Vocabulary) -> Labels:
+def label_map(
+    model: EscNet, image: ImageArray, words: Vocabulary, *, predict: Predict = EscNet.forward
+) -> Labels:
     """Indices into ``words.names`` of an image uint8 [H, W, 3], uint8 or uint16 [H, W]."""
     device = next(model.parameters()).device
     spec = Preprocessing(
@@ -82,11 +100,10 @@ def label_map(model: EscNet, image: ImageArray, words: Vocabulary) -> Labels:
     )
     pixels = torch.from_numpy(preprocess(image, spec)).to(device)
     text = torch.tensor(words.embeddings, device=device)
-    logits: NDArray[np.float32] = model(pixels, text).float().cpu().numpy()
+    scores: NDArray[np.float32] = predict(model, pixels, text).float().cpu().numpy()
     height, width = image.shape[:2]
-    side = model.config.logits
-    reduced = UpsampleArgmax(height, width, (side, side), len(words.embeddings))
-    reduced.add(0, logits)
+    reduced = UpsampleArgmax(height, width, (scores.shape[1], scores.shape[2]), len(scores))
+    reduced.add(0, scores)
     labels, _ = reduced.result()
     found = words.label_of[labels]
     return found.astype(np.uint8) if len(words.names) <= 256 else found

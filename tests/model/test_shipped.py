@@ -51,7 +51,7 @@ def test_it_segments_compositions_it_never_saw() -> None:
     right = {False: 0, True: 0}
     count = {False: 0, True: 0}
     for image, labels in scenes:
-        logits = model(normalised(model, torch.from_numpy(image)[None]), text)
+        logits = model(normalised(model.config, torch.from_numpy(image)[None]), text)
         large = F.interpolate(logits[None], size=labels.shape, mode="bilinear")[0]
         found = large.argmax(0).numpy()
         held_out = np.isin(labels, list(new))

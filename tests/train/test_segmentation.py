@@ -84,7 +84,7 @@ def test_the_loss_is_cross_entropy_over_all_labelled_pixels(net: EscNet) -> None
     encoding, total, right, pixels = TextEncoding(net, NAMES), 0.0, 0, 0
     for sample in samples:
         text = encoding.encode(net, sample["categories"])
-        logits = net(normalised(net, sample["image"][None]), text)
+        logits = net(normalised(net.config, sample["image"][None]), text)
         large = F.interpolate(logits[None], size=(64, 64), mode="bilinear", align_corners=False)
         labels = sample["labels"][None]
         total += F.cross_entropy(large, labels, ignore_index=-1, reduction="sum").item()

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, Final
 
 from escnet_runtime.atomic import atomic_directory
-from escnet_runtime.backends import BACKENDS
 from escnet_runtime.confusion import ConfusionCounter
 from escnet_runtime.console import Console, printable
 from escnet_runtime.dataset import LabelledImages
@@ -17,7 +16,7 @@ from escnet_runtime.segmenter import Segmenter
 from escnet_runtime.vocabulary import read_classes_file
 
 from ..conditions import Conditions
-from ..models import CHECKPOINT_SUFFIX, open_model
+from ..models import CHECKPOINT_SUFFIX, add_model_options, open_model
 from .pages import GalleryModel, figures, page, sheet_caption, sheet_entry, sheet_file
 from .sheet import draw_sheet
 from .trace import choose, trace_image
@@ -56,24 +55,7 @@ def add_gallery_options(parser: argparse.ArgumentParser) -> None:
         default=_CATEGORIES,
         help=f"categories with most pixels in the ground truth to show ({_CATEGORIES})",
     )
-    add(
-        "--classes-file",
-        metavar="FILE",
-        type=Path,
-        help="what to ask the model for, in the order of the dataset's classes (its own names)",
-    )
-    add(
-        "--backend",
-        choices=(*BACKENDS, "torch"),
-        default="auto",
-        help="what runs the graphs; a checkpoint's are run by torch (auto)",
-    )
-    add(
-        "--chunk",
-        metavar="N",
-        type=int,
-        help="categories at a time, rounded up to whole groups (16); bounds the memory alone",
-    )
+    add_model_options(parser)
 
 
 def gallery(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:

@@ -1,0 +1,96 @@
+"""``make tiny`` in seconds: every stage once, a stop, and going on."""
+
+import dataclasses
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from escnet.foundations import __main__ as command
+from escnet.foundations import make
+from escnet.foundations.clip import CropPool
+from escnet.foundations.recipe import TINY, Recipe
+from escnet.train.categories import CategorySampling
+from escnet.train.settings import LoopSettings
+from escnet.weights import load_checkpoint
+from escnet_runtime.console import Console
+
+_LOOP = LoopSettings(steps=2, batch=2, log_every=1, save_every=1)
+
+
+def toy(steps: int = 2) -> Recipe:
+    """The recipe with all its stages, two steps and a few scenes each."""
+    loop = dataclasses.replace(_LOOP, steps=steps)
+    return dataclasses.replace(
+        TINY,
+        clip=tuple(
+            dataclasses.replace(phase, pool=CropPool(side=phase.pool.side, scenes=2), loop=_LOOP)
+            for phase in TINY.clip
+        ),
+        sam=_LOOP,
+        escnet=tuple(
+            dataclasses.replace(phase, loop=loop, categories=CategorySampling(per_image=4))
+            for phase in TINY.escnet
+        ),
+    )
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(make, "_VALIDATION_SCENES", 1)
+    monkeypatch.setattr("escnet.foundations.clip._VALIDATION_SCENES", 1)
+    monkeypatch.setattr("escnet.foundations.sam._VALIDATION_SCENES", 1)
+
+
+@pytest.mark.slow
+def test_all_stages_give_a_checkpoint_with_its_provenance(tmp_path: Path) -> None:
+    path = make.make_tiny(tmp_path, recipe=toy(), console=Console(quiet=True))
+    loaded = load_checkpoint(path)
+    assert loaded.trained
+    assert loaded.model.config.name == "tiny"
+    document = json.loads((tmp_path / make.PROVENANCE).read_text(encoding="utf-8"))
+    assert list(document["stages"]) == ["clip-64", "clip-128", "sam", "esc-net", "esc-net-wide"]
+    assert all(stage["figures"] for stage in document["stages"].values())
+    # What one stage leaves, the next one starts from.
+    clip = loaded.model.clip.state_dict()
+    from safetensors.torch import load_file
+
+    before = load_file(tmp_path / "clip-128" / "last.safetensors")
+    frozen = [name for name in before if ".mlp." in name or "ln_" in name]
+    assert frozen
+    assert all(torch.equal(clip[name], before[name]) for name in frozen)
+    # A second call repeats nothing.
+    changed = (tmp_path / "clip-64" / "last.safetensors").stat().st_mtime_ns
+    make.make_tiny(tmp_path, recipe=toy(), console=Console(quiet=True))
+    assert (tmp_path / "clip-64" / "last.safetensors").stat().st_mtime_ns == changed
+
+
+def test_sigterm_is_no_failure_and_says_how_to_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(folder: Path, *, console: Console) -> Path:
+        task = _Signalling()
+        return make._stage(folder, lambda: task, dataclasses.replace(_LOOP, steps=9), console)
+
+    from tests.train.toys import ToyTask
+
+    class _Signalling(ToyTask):
+        """Asks to stop in its first batch."""
+
+        @property
+        def collate(self) -> Any:
+            os.kill(os.getpid(), signal.SIGTERM)
+            return super().collate
+
+    monkeypatch.setattr(command, "make_tiny", interrupted)
+    monkeypatch.setattr("sys.argv", ["foundations", "--output", str(tmp_path / "run"), "--json"])
+    assert command.main() == 128 + signal.SIGTERM
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["stopped"]
+    assert "run the same command again" in captured.err
+    assert not (tmp_path / "run" / "stage.json").exists()
+    assert (tmp_path / "run" / "state.pt").is_file()

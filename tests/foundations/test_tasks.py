@@ -1,0 +1,109 @@
+"""What the small CLIP and the small SAM are trained on and towards."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from escnet import build_model, preset
+from escnet.build import build_clip
+from escnet.foundations.clip import ClipTask, CropPool
+from escnet.foundations.sam import SamTask, build_sam
+from escnet.weights import load_clip, load_sam
+from escnet_runtime.console import Console
+from escnet_runtime.world import CaptionedCrop
+from tests.model.models import randomise
+
+
+@pytest.fixture(scope="module")
+def task() -> ClipTask:
+    config = preset("tiny")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        clip = randomise(build_clip(config))
+    return ClipTask(
+        config,
+        clip,
+        CropPool(side=64, scenes=2),
+        rate=1e-3,
+        seed=0,
+        processes=1,
+        console=Console(quiet=True),
+    )
+
+
+def crop(seed: int, spoken: str, *seen: str, left: int = 0, top: int = 0) -> CaptionedCrop:
+    image = np.random.default_rng(seed).integers(0, 255, (64, 64, 3)).astype(np.uint8)
+    caption = f"A photo of a {spoken} in the scene"
+    return CaptionedCrop(
+        image=image, captions=(caption,), spoken=(spoken,), seen=seen, left=left, top=top
+    )
+
+
+def loss(task: ClipTask, *crops: CaptionedCrop) -> float:
+    with torch.no_grad():
+        return float(task.module(task.collate(list(crops)))["loss"])
+
+
+def test_a_caption_that_is_true_of_another_crop_is_no_wrong_answer(task: ClipTask) -> None:
+    names = [name for name in task._names if len(name.split()) == 3][:2]
+    one = crop(0, names[0], names[0])
+    other = crop(1, names[1], names[1])
+    both = crop(1, names[1], names[1], names[0])  # the first caption is true of it too
+    assert loss(task, one, both) < loss(task, one, other)
+    # With nothing wrong to choose, there is nothing to learn.
+    same = crop(1, names[0], names[0])
+    assert loss(task, one, same) == pytest.approx(0.0, abs=1e-6)
+
+
+def test_a_crop_takes_the_positions_it_has_in_its_scene(task: ClipTask) -> None:
+    module = task.module
+    corners = torch.tensor([[3, 5], [0, 0]])
+    got = module._positions(corners, 8)  # type: ignore[operator]
+    table = task._clip.visual.positional_embedding
+    grid = table[1:].unflatten(0, (16, 16))
+    assert torch.equal(got[0, 1:], grid[3:11, 5:13].flatten(0, 1))
+    assert torch.equal(got[1, 1:], grid[:8, :8].flatten(0, 1))
+    assert torch.equal(got[:, 0], table[:1].expand(2, -1))
+
+
+def test_saved_foundations_fit_the_model(task: ClipTask, tmp_path: Path) -> None:
+    folder = tmp_path
+    config = preset("tiny")
+    sam = SamTask(config, randomise(build_sam(config)), rate=1e-3, seed=0)
+    task.save(folder / "clip.safetensors", step=1)
+    sam.save(folder / "sam.safetensors", step=1)
+    model = build_model(config)
+    load_clip(model, str(folder / "clip.safetensors"))
+    load_sam(model, folder / "sam.safetensors")
+    assert torch.equal(model.clip.visual.proj, task._clip.visual.proj)
+    want = sam._sam.mask_decoder.transformer.layers[0].mlp.lin1.weight
+    for block in model.esc_blocks:
+        assert torch.equal(block.sam.transformer.layers[0].mlp.lin1.weight, want)
+
+
+def test_sam_asks_as_an_esc_block_does_and_all_it_trains_gets_a_gradient() -> None:
+    config = preset("tiny")
+    task = SamTask(config, build_sam(config), rate=1e-3, seed=0)
+    samples = [task.samples[index] for index in range(12)]
+    kinds = {(s.points is not None and s.points.shape[1], s.coarse is not None) for s in samples}
+    assert kinds <= {(1, False), (5, False), (False, True), (5, True)}
+    assert len(kinds) > 2
+    for sample in samples:
+        if sample.points is not None:  # SAM adds half a pixel itself
+            x, y = sample.points.round().long().unbind(-1)
+            inside = sample.masks[torch.arange(len(sample.masks))[:, None], y, x]
+            assert (inside == 1).all()
+    parameters = {n: p for g in task.groups for n, p in g.parameters.items()}
+    task.module(task.collate(samples))["loss"].backward()
+    assert not [name for name, one in parameters.items() if one.grad is None]
+
+
+def test_sam_sees_other_scenes_with_another_seed() -> None:
+    config = preset("tiny")
+    first = SamTask(config, build_sam(config), rate=1e-3, seed=3).samples[0]
+    again = SamTask(config, build_sam(config), rate=1e-3, seed=3).samples[0]
+    other = SamTask(config, build_sam(config), rate=1e-3, seed=4).samples[0]
+    assert torch.equal(first.image, again.image)
+    assert not torch.equal(first.image, other.image)
