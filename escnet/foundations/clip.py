@@ -4,7 +4,9 @@ Two things differ from OpenAI's recipe, and both serve dense features. A picture
 as much as its best patches do: the soft maximum over the patches of the cosine that ESC-Net reads
 (last block without attention), not the class token's; as FILIP (arXiv 2111.07783) on the side of
 the image. And crops of 64 px keep the scale and the positions they have in their scene, so that
-most of the training costs a quarter; a second phase sees whole scenes.
+most of the training costs a quarter; a second phase sees whole scenes. Among the texts that a crop
+chooses from are wrong ones that differ from its own in one word, as in NegCLIP (arXiv 2210.01936):
+without them colour alone finds most captions of a batch, and shapes are hardly learned.
 """
 
 import math
@@ -107,7 +109,10 @@ class ClipTask:
 
     @property
     def collate(self) -> Callable[[list[CaptionedCrop]], dict[str, Tensor]]:
-        """Crops → images uint8, corners in patches, tokens, whose they are, what is true."""
+        """Crops → images uint8, corners in patches, tokens, whose they are, what is true.
+
+        Of t texts the first are the captions, as many as have an owner; wrong ones follow.
+        """
         return self._collate
 
     def validate(self) -> Mapping[str, float]:
@@ -143,17 +148,20 @@ class ClipTask:
     def _collate(self, crops: list[CaptionedCrop]) -> dict[str, Tensor]:
         patch = self.config.clip.patch_size
         corners = [[round(crop.top / patch), round(crop.left / patch)] for crop in crops]
-        captions = [caption for crop in crops for caption in crop.captions]
+        texts = [caption for crop in crops for caption in crop.captions]
+        texts += [caption for crop in crops for caption in crop.wrong]
         seen = torch.zeros(len(crops), len(self._names), dtype=torch.bool)
         for row, crop in enumerate(crops):
             seen[row, [self._names[name] for name in crop.seen]] = True
-        spoken = torch.tensor([self._names[name] for crop in crops for name in crop.spoken])
+        about = [name for crop in crops for name in crop.spoken]
+        about += [name for crop in crops for name in crop.wrong_about]
+        columns = torch.tensor([self._names[name] for name in about])
         return {
             "images": torch.from_numpy(np.stack([crop.image for crop in crops])),
             "corners": torch.tensor(corners),
-            "tokens": torch.from_numpy(self._tokenizer.encode(captions)),
+            "tokens": torch.from_numpy(self._tokenizer.encode(texts)),
             "owner": torch.repeat_interleave(torch.tensor([len(crop.spoken) for crop in crops])),
-            "true": seen[:, spoken],
+            "true": seen[:, columns],
         }
 
 
@@ -179,10 +187,11 @@ class _Contrast(nn.Module):
         # A caption that is true of another crop as well is no wrong answer for it.
         owner = batch["owner"]
         every = torch.arange(len(owner), device=owner.device)
-        own = torch.zeros_like(batch["true"])
-        own[owner, every] = True
-        to_image = logits.masked_fill(batch["true"] & ~own, -1e4).T
-        others = batch["true"][owner] & (every[:, None] != every)
+        others = batch["true"].clone()
+        others[owner, every] = False
+        to_image = logits.masked_fill(others, -1e4)[:, : len(owner)].T
+        others = batch["true"][owner]
+        others[every, every] = False
         to_text = logits[owner].masked_fill(others, -1e4)
         loss = (F.cross_entropy(to_image, owner) + F.cross_entropy(to_text, every)) / 2
         right = (to_text.argmax(1) == every).float().mean()

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from open_clip.transformer import VisionTransformer
 
 from escnet import build_model, preset
 from escnet.build import build_clip
@@ -37,13 +38,26 @@ def crop(seed: int, spoken: str, *seen: str, left: int = 0, top: int = 0) -> Cap
     image = np.random.default_rng(seed).integers(0, 255, (64, 64, 3)).astype(np.uint8)
     caption = f"A photo of a {spoken} in the scene"
     return CaptionedCrop(
-        image=image, captions=(caption,), spoken=(spoken,), seen=seen, left=left, top=top
+        image=image,
+        captions=(caption,),
+        spoken=(spoken,),
+        seen=seen,
+        wrong=(),
+        wrong_about=(),
+        left=left,
+        top=top,
     )
 
 
 def loss(task: ClipTask, *crops: CaptionedCrop) -> float:
     with torch.no_grad():
         return float(task.module(task.collate(list(crops)))["loss"])
+
+
+def visual(clip: torch.nn.Module) -> VisionTransformer:
+    found = clip.visual
+    assert isinstance(found, VisionTransformer)
+    return found
 
 
 def test_a_caption_that_is_true_of_another_crop_is_no_wrong_answer(task: ClipTask) -> None:
@@ -61,7 +75,7 @@ def test_a_crop_takes_the_positions_it_has_in_its_scene(task: ClipTask) -> None:
     module = task.module
     corners = torch.tensor([[3, 5], [0, 0]])
     got = module._positions(corners, 8)  # type: ignore[operator]
-    table = task._clip.visual.positional_embedding
+    table = visual(task._clip).positional_embedding
     grid = table[1:].unflatten(0, (16, 16))
     assert torch.equal(got[0, 1:], grid[3:11, 5:13].flatten(0, 1))
     assert torch.equal(got[1, 1:], grid[:8, :8].flatten(0, 1))
@@ -77,7 +91,7 @@ def test_saved_foundations_fit_the_model(task: ClipTask, tmp_path: Path) -> None
     model = build_model(config)
     load_clip(model, str(folder / "clip.safetensors"))
     load_sam(model, folder / "sam.safetensors")
-    assert torch.equal(model.clip.visual.proj, task._clip.visual.proj)
+    assert torch.equal(visual(model.clip).proj, visual(task._clip).proj)
     want = sam._sam.mask_decoder.transformer.layers[0].mlp.lin1.weight
     for block in model.esc_blocks:
         assert torch.equal(block.sam.transformer.layers[0].mlp.lin1.weight, want)
