@@ -22,17 +22,18 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from escnet.build import build_model
 from escnet.clip import dense_features, encode_text, unit_norm
 from escnet.config import EscNetConfig
+from escnet.model import EscNet
 from escnet.precision import product
 from escnet.tokenizer import build_tokenizer
 from escnet.train.segmentation import normalised
 from escnet.train.task import ParameterGroup
 from escnet_runtime.atomic import atomic_file
-from escnet_runtime.confusion import ConfusionCounter
 from escnet_runtime.console import Console
 from escnet_runtime.tokenizer import Tokenizer
-from escnet_runtime.world import CaptionedCrop, caption_crops, dataset, vocabulary
+from escnet_runtime.world import CaptionedCrop, caption_crops, vocabulary
 
 from .pool import Shuffled, draw
 
@@ -40,7 +41,6 @@ __all__ = ["ClipTask", "CropPool"]
 
 _CROPS_OF_A_SCENE: Final = 4
 _LARGEST_SCALE: Final = math.log(100.0)  # CLIP's own limit
-_VALIDATION_SCENES: Final = 60
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +65,9 @@ class ClipTask:
         pool: the crops.
         rate: learning rate.
         seed: of the order of the crops.
+        processes: that draw the crops.
+        validation: gives figures of a model with this CLIP, "miou" among them.
+        console: for progress.
     """
 
     name = "CLIP"
@@ -79,9 +82,11 @@ class ClipTask:
         rate: float,
         seed: int,
         processes: int,
+        validation: Callable[[EscNet], Mapping[str, float]],
         console: Console,
     ) -> None:
         self.config, self._clip, self._rate = config, clip, rate
+        self._validation = validation
         self.module: nn.Module = _Contrast(config, clip)
         context = config.clip.context_length
         self._tokenizer = Tokenizer(build_tokenizer(config.clip.vocab_size, context), context)
@@ -116,8 +121,10 @@ class ClipTask:
         return self._collate
 
     def validate(self) -> Mapping[str, float]:
-        """mIoU of the plain correlation on held-out scenes: argmax of the cosines, up-sampled."""
-        return {"miou": self.correlation_miou("shapes:heldout", _VALIDATION_SCENES)}
+        """Of the plain correlation on held-out scenes: argmax of the cosines, up-sampled."""
+        model = build_model(self.config)
+        model.clip.load_state_dict(self._clip.state_dict())
+        return self._validation(model.to(next(self._clip.parameters()).device))
 
     def save(self, path: Path, *, step: int) -> None:
         """open_clip's state dict, as :func:`escnet.weights.load_clip` reads it."""
@@ -126,24 +133,6 @@ class ClipTask:
         }
         with atomic_file(path) as temporary:
             save_file(state, temporary, metadata={"step": str(step)})
-
-    @torch.no_grad()
-    def correlation_miou(self, name: str, scenes: int) -> float:
-        """See :meth:`validate`."""
-        data = dataset(name, length=scenes)
-        device = next(self._clip.parameters()).device
-        texts = [self.config.templates[0].format(name) for name in data.classes]
-        tokens = torch.from_numpy(self._tokenizer.encode(texts)).to(device)
-        text = encode_text(self._clip, tokens)
-        counter = ConfusionCounter(len(data.classes))
-        for image, labels in data:
-            pixels = normalised(self.config, torch.from_numpy(image)[None].to(device))
-            found = dense_features(self._clip.visual, pixels, self.config.clip.skip_layers)
-            side = self.config.grid
-            maps = (unit_norm(found.projected[0]) @ text.T).T.unflatten(1, (side, side))
-            scores = F.interpolate(maps[None], size=labels.shape, mode="bilinear")
-            counter.add(scores[0].argmax(0).to(torch.uint8).cpu().numpy(), labels)
-        return float(counter.scores().miou or 0.0)
 
     def _collate(self, crops: list[CaptionedCrop]) -> dict[str, Tensor]:
         patch = self.config.clip.patch_size

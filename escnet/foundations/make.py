@@ -1,8 +1,8 @@
 """``make tiny``: from seeds to the checkpoint that ships, in one resumable run.
 
-A folder a stage (``clip-64``, ``clip-128``, ``sam``, ``esc-net``), each as the training loop leaves
-it, and ``tiny.safetensors`` with ``tiny.json`` (provenance) at the end. Run again, it goes on where
-it stopped; a finished stage is not repeated.
+A folder a stage (``clip-64``, ``clip-128``, ``sam``, ``correlation``, ``esc-net``, ...), each as
+the training loop leaves it, and ``tiny.safetensors`` with ``tiny.json`` (provenance) at the end.
+Run again, it goes on where it stopped; a finished stage is not repeated.
 """
 
 import dataclasses
@@ -34,6 +34,7 @@ from escnet_runtime.labelled import ShapesImages
 from escnet_runtime.world import dataset
 
 from .clip import ClipTask
+from .correlation import CorrelationTask, correlation
 from .provenance import provenance
 from .recipe import TINY, ClipPhase, Recipe
 from .sam import SamTask, build_sam
@@ -44,11 +45,14 @@ __all__ = ["CHECKPOINT", "PROVENANCE", "make_tiny"]
 CHECKPOINT: Final = "tiny.safetensors"
 PROVENANCE: Final = "tiny.json"
 _STAGE: Final = "stage.json"
-#: Scenes that the run itself validates on; the figures that are published are escnet-eval's.
+#: Scenes that the run itself validates on; the figures that are published are escnet-eval's, of
+#: other scenes.
 _VALIDATION: Final = "shapes:heldout:900"
 _VALIDATION_SCENES: Final = 24
-#: So far apart do the phases begin, so that none shows a scene of another.
-_SCENES_OF_A_PHASE: Final = 1 << 20
+_CORRELATION_SCENES: Final = 72  # no block is computed: these cost less
+#: So far apart do the parts of ESC-Net's training begin, so that none shows a scene of another.
+_SCENES_OF_A_PART: Final = 1 << 20
+_CORRELATION_PART: Final = 8  # of sixteen; the phases are numbered from 0
 _WEIGHTS: Final = "trained in the small world of escnet from seed {seed}"
 
 
@@ -67,6 +71,8 @@ def make_tiny(folder: Path, *, recipe: Recipe = TINY, console: Console) -> Path:
     assert start is not None
     sam = _sam_stage(folder / "sam", config, recipe, console)
     parts: Callable[[EscNet], None] = functools.partial(_foundations, clip=start, sam=sam)
+    last = _correlation_stage(folder / recipe.correlation.name, config, recipe, parts, console)
+    parts = functools.partial(_continued, checkpoint=last)
     for number, part in enumerate(recipe.escnet):
         last = _escnet_stage(folder / part.name, config, recipe, number, parts, console)
         parts = functools.partial(_continued, checkpoint=last)
@@ -101,6 +107,7 @@ def _clip_stage(
             rate=phase.rate,
             seed=recipe.seed,
             processes=os.cpu_count() or 1,
+            validation=_validate_correlation,
             console=console,
         )
 
@@ -113,6 +120,31 @@ def _sam_stage(folder: Path, config: EscNetConfig, recipe: Recipe, console: Cons
         return SamTask(config, sam, rate=recipe.sam_rate, seed=recipe.seed)
 
     return _stage(folder, task, recipe.sam, console)
+
+
+def _correlation_stage(
+    folder: Path,
+    config: EscNetConfig,
+    recipe: Recipe,
+    load: Callable[[EscNet], None],
+    console: Console,
+) -> Path:
+    def task() -> Task:
+        model = build_model(config, seed=recipe.seed)
+        load(model)
+        return CorrelationTask(
+            model,
+            TrainingScenes(
+                first=_CORRELATION_PART * _SCENES_OF_A_PART, size=config.clip.image_size
+            ),
+            dataset("shapes:train").classes,
+            rate=recipe.correlation.rate,
+            weight_decay=recipe.correlation.weight_decay,
+            validation=_validate_correlation,
+            weights=_WEIGHTS.format(seed=recipe.seed),
+        )
+
+    return _stage(folder, task, recipe.correlation.loop, console)
 
 
 def _escnet_stage(
@@ -130,10 +162,11 @@ def _escnet_stage(
         load(model)
         return SegmentationTask(
             model,
-            TrainingScenes(first=number * _SCENES_OF_A_PHASE, size=config.clip.image_size),
+            TrainingScenes(first=number * _SCENES_OF_A_PART, size=config.clip.image_size),
             dataset("shapes:train").classes,
             rates=phase.rates,
             categories=phase.categories,
+            loss=phase.loss,
             seed=recipe.seed,
             validation=_validate,
             weights=_WEIGHTS.format(seed=recipe.seed),
@@ -166,7 +199,7 @@ def _write(folder: Path, config: EscNetConfig, recipe: Recipe, last: Path) -> Pa
     clip, escnet = ([phase.name for phase in phases] for phases in (recipe.clip, recipe.escnet))
     stages = {
         name: json.loads((folder / name / _STAGE).read_text(encoding="utf-8"))
-        for name in (*clip, "sam", *escnet)
+        for name in (*clip, "sam", recipe.correlation.name, *escnet)
     }
     document = {
         "model": config.name,
@@ -181,9 +214,17 @@ def _write(folder: Path, config: EscNetConfig, recipe: Recipe, last: Path) -> Pa
 
 
 def _validate(model: EscNet) -> Mapping[str, float]:
+    return validate(model, _validation_images(model, _VALIDATION_SCENES))
+
+
+def _validate_correlation(model: EscNet) -> Mapping[str, float]:
+    images = _validation_images(model, _CORRELATION_SCENES)
+    return validate(model, images, predict=correlation)
+
+
+def _validation_images(model: EscNet, count: int) -> ShapesImages:
     size = model.config.clip.image_size
-    scenes = dataset(_VALIDATION, length=_VALIDATION_SCENES, size=size)
-    return validate(model, ShapesImages(scenes=scenes))
+    return ShapesImages(scenes=dataset(_VALIDATION, length=count, size=size))
 
 
 def _seeded(seed: int, make: Callable[[], Any]) -> Any:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from escnet.train.categories import CategorySampling
+from escnet.train.loss import LossWeights
 from escnet.train.segmentation import Rates
 from escnet.train.settings import LoopSettings
 
@@ -23,12 +24,23 @@ class ClipPhase:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CorrelationPhase:
+    """How ESC-Net's training begins, without its blocks."""
+
+    name: str
+    rate: float
+    weight_decay: float
+    loop: LoopSettings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EscNetPhase:
     """A part of ESC-Net's training; each goes on from the one before."""
 
     name: str
     rates: Rates
     categories: CategorySampling
+    loss: LossWeights
     loop: LoopSettings
 
 
@@ -40,6 +52,7 @@ class Recipe:
     clip: tuple[ClipPhase, ...]
     sam_rate: float
     sam: LoopSettings
+    correlation: CorrelationPhase
     escnet: tuple[EscNetPhase, ...]
 
 
@@ -52,8 +65,8 @@ TINY: Final = Recipe(
             pool=CropPool(side=64, scenes=30_000),
             rate=1e-3,
             loop=LoopSettings(
-                steps=4000,
-                batch=96,
+                steps=4500,
+                batch=64,
                 warmup=200,
                 floor=0.1,
                 precision="bf16",
@@ -67,19 +80,34 @@ TINY: Final = Recipe(
             pool=CropPool(side=128, scenes=24_000),
             rate=5e-4,
             loop=LoopSettings(
-                steps=1400,
+                steps=1000,
                 batch=32,
                 warmup=50,
                 precision="bf16",
                 log_every=20,
                 save_every=200,
-                evaluate_every=700,
+                evaluate_every=500,
             ),
         ),
     ),
     sam_rate=1e-3,
     sam=LoopSettings(
         steps=400, batch=16, warmup=40, log_every=10, save_every=50, evaluate_every=200
+    ),
+    correlation=CorrelationPhase(
+        name="correlation",
+        rate=1e-3,
+        weight_decay=1e-4,
+        loop=LoopSettings(
+            steps=1600,
+            batch=32,
+            warmup=50,
+            floor=0.1,
+            precision="bf16",
+            log_every=20,
+            save_every=200,
+            evaluate_every=400,
+        ),
     ),
     # The paper's rates (2e-6 and 2e-4) are for foundations trained on hundreds of millions of
     # pictures and a hundred thousand steps; these suit a small model and few steps. Few categories
@@ -90,13 +118,14 @@ TINY: Final = Recipe(
             name="esc-net",
             rates=Rates(small=2e-4, large=1e-3, weight_decay=1e-4),
             categories=CategorySampling(per_image=16, hard=0.6, wide_every=16, wide=64),
+            loss=LossWeights(correlation=0.3),
             loop=LoopSettings(
-                steps=800,
+                steps=1600,
                 batch=4,
                 warmup=80,
                 floor=0.1,
                 log_every=10,
-                save_every=50,
+                save_every=100,
                 evaluate_every=400,
             ),
         ),
@@ -104,6 +133,7 @@ TINY: Final = Recipe(
             name="esc-net-wide",
             rates=Rates(small=2e-4, large=1e-3, weight_decay=1e-4),
             categories=CategorySampling(per_image=64, hard=0.6),
+            loss=LossWeights(correlation=0.3),
             loop=LoopSettings(steps=160, batch=4, warmup=10, log_every=5, save_every=20),
         ),
     ),

@@ -19,6 +19,7 @@ from escnet_runtime.strict_json import typed
 
 from .augment import NO_AUGMENTATION, Augmentation
 from .categories import CategorySampling
+from .loss import LossWeights
 from .settings import LoopSettings
 
 __all__ = [
@@ -154,6 +155,7 @@ class TrainConfig:
     training: TrainingSection
     output: str | None = None
     rates: RatesSection = field(default_factory=RatesSection)
+    loss: LossWeights = field(default_factory=LossWeights)
     categories: CategorySampling = field(default_factory=CategorySampling)
     augmentation: Augmentation = field(default_factory=Augmentation)
 

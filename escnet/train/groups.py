@@ -24,8 +24,8 @@ _SAM: Final = "blocks.*.sam.*"
 _UNREAD: Final = (
     "blocks.*.sam.transformer.final_attn_token_to_image.*",
     "blocks.*.sam.transformer.norm_final_attn.*",
-    # Prompts are relative to the peak of a map: what is added to all of it changes nothing, and
-    # AdamW would make steps of the rounding errors of its gradient.
+    # Prompts are relative to the peak of a map: what is added to all of it changes nothing, nor
+    # what is added to all categories; AdamW would make steps of rounding errors of the gradient.
     "blocks.*.text_guidance.read_out.bias",
     "blocks.*.text_guidance.read_norm.bias",
 )
@@ -45,7 +45,12 @@ _UNREAD_OF_ONE_TOKEN: Final = (
 
 
 def parameter_groups(
-    model: EscNet, *, small_rate: float, large_rate: float, weight_decay: float
+    model: EscNet,
+    *,
+    small_rate: float,
+    large_rate: float,
+    weight_decay: float,
+    scores_are_taught: bool = False,
 ) -> list[ParameterGroup]:
     """The groups of a model; parameters in none of them are frozen.
 
@@ -55,6 +60,7 @@ def parameter_groups(
         large_rate: of everything else (the paper: 2e-4).
         weight_decay: of matrices and kernels; vectors (biases, norms) do not decay. The paper is
             silent; CAT-Seg exempts norms and embeddings, and lets biases decay.
+        scores_are_taught: whether the maps that enter the blocks have a loss of their own.
     """
     parts: dict[tuple[str, float], dict[str, nn.Parameter]] = {
         ("attention of CLIP", small_rate): {},
@@ -62,7 +68,7 @@ def parameter_groups(
         ("everything else", large_rate): {},
     }
     clip, sam, rest = parts.values()
-    unread = _unread(model.config)
+    unread = _unread(model.config, scores_are_taught)
     for name, parameter in model.named_parameters():
         if _matches(name, unread):
             continue
@@ -98,11 +104,12 @@ def by_dimension(
     ]
 
 
-def _unread(config: EscNetConfig) -> Sequence[str]:
+def _unread(config: EscNetConfig, scores_are_taught: bool) -> Sequence[str]:
     """Patterns of what has no gradient in a model of this configuration."""
-    # The last block's scores lead to no further prompts; where masks are no prompts, no block's
-    # scores have a gradient: points and boxes are decisions.
-    silent = f"{config.blocks - 1}" if config.sam.uses_masks else "*"
+    # The last block's scores lead to no further prompts; where masks are no prompts, only a loss of
+    # their own gives scores a gradient: points and boxes are decisions.
+    read = config.sam.uses_masks or scores_are_taught
+    silent = f"{config.blocks - 1}" if read else "*"
     read_out = [f"blocks.{silent}.text_guidance.read_{part}.*" for part in ("norm", "out")]
     # Image features are for the blocks alone.
     projection = [] if config.blocks else ["block_projection.*"]

@@ -1,5 +1,7 @@
 """Training of an ESC-Net: cross-entropy over the categories at every labelled pixel.
 
+Where asked for, the correlation maps that make the prompts have a cross-entropy of their own.
+
 The prompt generator's decisions (threshold, k-means, the choice of points) pass no gradient; the
 probabilities of the mask prompts do. Images are encoded as a batch; what follows works on one image
 at a time, whose categories are a batch of their own.
@@ -26,6 +28,7 @@ from escnet_runtime.vocabulary import TextPlan, plan_texts
 from .categories import CategorySampler, CategorySampling
 from .data import IGNORED, TrainingSample
 from .groups import parameter_groups
+from .loss import LossWeights, cell_shares, correlation_loss
 from .task import ParameterGroup, Samples
 
 __all__ = ["Rates", "SegmentationTask", "TextEncoding", "normalised"]
@@ -51,6 +54,7 @@ class SegmentationTask:
         categories: which of the names an image is trained with.
         seed: of the choice of categories.
         checkpoint_activations: see :meth:`EscNet.segment`.
+        loss: weights of further losses; none by default.
         validation: gives figures, "miou" among them; None validates nothing.
         weights: where the weights come from, in a sentence that the checkpoint carries.
     """
@@ -67,18 +71,21 @@ class SegmentationTask:
         categories: CategorySampling,
         seed: int = 0,
         checkpoint_activations: bool = False,
+        loss: LossWeights | None = None,
         validation: Callable[[EscNet], Mapping[str, float]] | None = None,
         weights: str,
     ) -> None:
         self.model = model
+        loss = loss or LossWeights()
         self.module: nn.Module = _Segmentation(
-            model, TextEncoding(model, names), checkpoint=checkpoint_activations
+            model, TextEncoding(model, names), loss, checkpoint=checkpoint_activations
         )
         self.groups: Sequence[ParameterGroup] = parameter_groups(
             model,
             small_rate=rates.small,
             large_rate=rates.large,
             weight_decay=rates.weight_decay,
+            scores_are_taught=loss.correlation > 0,
         )
         self.samples: Samples = _WithCategories(samples, CategorySampler(names, categories), seed)
         self.collate: Callable[[list[Any]], dict[str, Any]] = _collated
@@ -130,10 +137,12 @@ class TextEncoding:
 class _Segmentation(nn.Module):
     """A batch → its loss and pixel accuracy."""
 
-    def __init__(self, model: EscNet, text: TextEncoding, *, checkpoint: bool) -> None:
+    def __init__(
+        self, model: EscNet, text: TextEncoding, weights: LossWeights, *, checkpoint: bool
+    ) -> None:
         super().__init__()
         self.model, self.checkpoint = model, checkpoint
-        self._text = text
+        self._text, self._weights = text, weights
 
     def forward(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """Means over all labelled pixels of the batch."""
@@ -142,6 +151,7 @@ class _Segmentation(nn.Module):
         embeddings = self._text.encode(model, every)
         encoded = model.encode_image(normalised(model.config, images))
         loss, right, count = [], [], []
+        correlation: list[Tensor] = []
         for index, (labels, wanted) in enumerate(zip(batch["labels"], classes, strict=True)):
             text = embeddings[torch.searchsorted(every, wanted)]
             trace = model.segment(encoded.of(index), text, checkpoint=self.checkpoint)
@@ -151,13 +161,24 @@ class _Segmentation(nn.Module):
             loss.append(
                 F.cross_entropy(logits, labels[None], ignore_index=IGNORED, reduction="sum")
             )
+            if self._weights.correlation and len(trace.scores) > 1:
+                correlation.append(self._correlation(trace.scores[:-1], labels))
             right.append((logits[0].argmax(0) == labels).sum())
             count.append((labels != IGNORED).sum())
         pixels = torch.stack(count).sum().clamp(min=1)
-        return {
-            "loss": torch.stack(loss).sum() / pixels,
-            "accuracy": torch.stack(right).sum() / pixels,
-        }
+        total = torch.stack(loss).sum() / pixels
+        figures = {"accuracy": torch.stack(right).sum() / pixels}
+        if correlation:
+            figures["correlation"] = torch.stack(correlation).mean()
+            total = total + self._weights.correlation * figures["correlation"]
+        return {"loss": total, **figures}
+
+    def _correlation(self, scores: Sequence[Tensor], labels: Tensor) -> Tensor:
+        """The mean loss of maps [n, h, w] of an image."""
+        config = self.model.config
+        shares = cell_shares(labels, len(scores[0]), config.grid)
+        each = [correlation_loss(one, shares, config.ppg.temperature) for one in scores]
+        return torch.stack(each).mean()
 
 
 def normalised(config: EscNetConfig, images: Tensor) -> Tensor:

@@ -58,6 +58,7 @@ def segmentation_task(config: TrainConfig) -> SegmentationTask:
         categories=config.categories,
         seed=seed,
         checkpoint_activations=config.training.checkpoint_activations,
+        loss=config.loss,
         validation=validation,
         weights=f"{start.weights}, then trained on {dataset_name(data.train)}",
     )

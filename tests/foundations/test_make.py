@@ -32,6 +32,7 @@ def toy(steps: int = 2) -> Recipe:
             for phase in TINY.clip
         ),
         sam=_LOOP,
+        correlation=dataclasses.replace(TINY.correlation, loop=_LOOP),
         escnet=tuple(
             dataclasses.replace(phase, loop=loop, categories=CategorySampling(per_image=4))
             for phase in TINY.escnet
@@ -42,7 +43,7 @@ def toy(steps: int = 2) -> Recipe:
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(make, "_VALIDATION_SCENES", 1)
-    monkeypatch.setattr("escnet.foundations.clip._VALIDATION_SCENES", 1)
+    monkeypatch.setattr(make, "_CORRELATION_SCENES", 1)
     monkeypatch.setattr("escnet.foundations.sam._VALIDATION_SCENES", 1)
 
 
@@ -53,7 +54,8 @@ def test_all_stages_give_a_checkpoint_with_its_provenance(tmp_path: Path) -> Non
     assert loaded.trained
     assert loaded.model.config.name == "tiny"
     document = json.loads((tmp_path / make.PROVENANCE).read_text(encoding="utf-8"))
-    assert list(document["stages"]) == ["clip-64", "clip-128", "sam", "esc-net", "esc-net-wide"]
+    stages = ["clip-64", "clip-128", "sam", "correlation", "esc-net", "esc-net-wide"]
+    assert list(document["stages"]) == stages
     assert all(stage["figures"] for stage in document["stages"].values())
     # What one stage leaves, the next one starts from.
     clip = loaded.model.clip.state_dict()

@@ -1,5 +1,6 @@
 """What the small CLIP and the small SAM are trained on and towards."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,9 @@ from open_clip.transformer import VisionTransformer
 from escnet import build_model, preset
 from escnet.build import build_clip
 from escnet.foundations.clip import ClipTask, CropPool
+from escnet.foundations.correlation import CorrelationTask
 from escnet.foundations.sam import SamTask, build_sam
+from escnet.train.data import TrainingSample
 from escnet.weights import load_clip, load_sam
 from escnet_runtime.console import Console
 from escnet_runtime.world import CaptionedCrop
@@ -30,6 +33,7 @@ def task() -> ClipTask:
         rate=1e-3,
         seed=0,
         processes=1,
+        validation=lambda model: {"miou": float(model.clip.logit_scale)},
         console=Console(quiet=True),
     )
 
@@ -121,3 +125,63 @@ def test_sam_sees_other_scenes_with_another_seed() -> None:
     other = SamTask(config, build_sam(config), rate=1e-3, seed=4).samples[0]
     assert torch.equal(first.image, again.image)
     assert not torch.equal(first.image, other.image)
+
+
+def test_validation_is_of_the_clip_in_training(task: ClipTask) -> None:
+    with torch.no_grad():
+        task._clip.logit_scale.fill_(1.25)
+    assert task.validate() == {"miou": 1.25}
+
+
+def test_a_wrong_caption_makes_the_choice_harder_unless_it_is_true(task: ClipTask) -> None:
+    names = [name for name in task._names if len(name.split()) == 3][:2]
+    plain = crop(0, names[0], names[0])
+
+    def with_wrong(*seen: str) -> CaptionedCrop:
+        text = f"A photo of a {names[1]} in the scene"
+        return replace(plain, seen=seen, wrong=(text,), wrong_about=(names[1],))
+
+    assert loss(task, with_wrong(names[0])) > loss(task, plain) + 1e-3
+    # It is in the window after all: nobody may learn that it is not.
+    assert loss(task, with_wrong(*names)) == pytest.approx(loss(task, plain), abs=1e-6)
+
+
+def test_the_correlation_is_taught_through_attention_alone() -> None:
+    model = build_model(preset("tiny"), seed=3)
+    names = ("red ring", "blue star", "wooden floor")
+    task = CorrelationTask(
+        model,
+        _Halves(),
+        names,
+        rate=3e-3,
+        weight_decay=0.0,
+        validation=lambda _: {"miou": 0.0},
+        weights="test",
+    )
+    trained = {name for group in task.groups for name in group.parameters}
+    assert trained == {
+        name for name, _ in model.named_parameters() if ".attn." in name and name.startswith("clip")
+    }
+    parameters = [one for group in task.groups for one in group.parameters.values()]
+    optimiser = torch.optim.AdamW(parameters)
+    batch = task.collate([task.samples[0], task.samples[1]])
+    losses = []
+    for _ in range(12):
+        found = task.module(batch)
+        optimiser.zero_grad()
+        found["loss"].backward()
+        assert all(one.grad is not None for one in parameters)
+        optimiser.step()
+        losses.append(float(found["loss"]))
+    assert losses[-1] < 0.5 * losses[0]
+
+
+class _Halves:
+    """One colour to the left, another one to the right."""
+
+    def __getitem__(self, index: int) -> TrainingSample:
+        image = np.full((128, 128, 3), 40 + index, np.uint8)
+        image[:, 64:] = 200
+        labels = np.zeros((128, 128), np.int64)
+        labels[:, 64:] = 1 + index
+        return TrainingSample(image=image, labels=labels)

@@ -1,0 +1,103 @@
+"""CLIP's own correlation: how it is measured, and how ESC-Net's training begins with it.
+
+Before the blocks are worth their time, the map that they start from can be taught for a twentieth
+of it: cross-entropy of C alone over all names, through the parts of CLIP that ESC-Net's training
+moves (its attention layers). No block is computed.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from escnet.model import EscNet
+from escnet.precision import product
+from escnet.train.data import TrainingSample
+from escnet.train.groups import parameter_groups
+from escnet.train.loss import cell_shares, correlation_loss
+from escnet.train.segmentation import TextEncoding, normalised
+from escnet.train.task import ParameterGroup, Samples
+from escnet.weights import save_checkpoint
+
+__all__ = ["CorrelationTask", "correlation"]
+
+
+def correlation(model: EscNet, image: Tensor, text: Tensor) -> Tensor:
+    """The map that the first block's prompts are made of, [N, h, w]: for ``validate``."""
+    return model.correlate(model.encode_image(image).features, text)[0]
+
+
+class CorrelationTask:
+    """Trains CLIP's attention layers for a correct C; see the module's docstring.
+
+    Args:
+        model: changed in place.
+        samples: :class:`TrainingSample` by number, of the model's image size.
+        names: what labels are indices into; an image is asked for all of them.
+        rate: learning rate.
+        validation: gives figures, "miou" among them.
+        weights: where the weights come from, in a sentence that the checkpoint carries.
+    """
+
+    name = "correlation"
+    score = "miou"
+
+    def __init__(
+        self,
+        model: EscNet,
+        samples: Samples,
+        names: Sequence[str],
+        *,
+        rate: float,
+        weight_decay: float,
+        validation: Callable[[EscNet], Mapping[str, float]],
+        weights: str,
+    ) -> None:
+        self.model, self.samples = model, samples
+        self.module: nn.Module = _Correlation(model, TextEncoding(model, names), len(names))
+        every = parameter_groups(model, small_rate=rate, large_rate=rate, weight_decay=weight_decay)
+        self.groups: Sequence[ParameterGroup] = [
+            group for group in every if group.name.startswith("attention of CLIP")
+        ]
+        self.collate: Callable[[list[TrainingSample]], dict[str, Tensor]] = _collated
+        self._validation, self._weights = validation, weights
+
+    def validate(self) -> Mapping[str, float]:
+        """The figures of ``validation``."""
+        return self._validation(self.model)
+
+    def save(self, path: Path, *, step: int) -> None:
+        """A checkpoint of the whole model."""
+        weights = f"{self._weights}, step {step}"
+        save_checkpoint(self.model, path, trained=True, weights=weights)
+
+
+class _Correlation(nn.Module):
+    """A batch of scenes → the loss of C."""
+
+    def __init__(self, model: EscNet, text: TextEncoding, count: int) -> None:
+        super().__init__()
+        self.model, self._text, self._count = model, text, count
+
+    def forward(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Means over the labelled area of the batch."""
+        model, labels = self.model, batch["labels"]
+        text = self._text.encode(model, torch.arange(self._count, device=labels.device))
+        found = model.encode_image(normalised(model.config, batch["images"])).features
+        scores = product(text, found.flatten(2)).unflatten(2, found.shape[2:])
+        losses, right = [], []
+        for one, truth in zip(scores, labels, strict=True):
+            shares = cell_shares(truth, self._count, model.config.grid)
+            losses.append(correlation_loss(one, shares, model.config.ppg.temperature))
+            most = one.argmax(0, keepdim=True)
+            right.append(shares.gather(0, most).sum() / shares.sum().clamp(min=1e-6))
+        return {"loss": torch.stack(losses).mean(), "accuracy": torch.stack(right).mean()}
+
+
+def _collated(samples: list[TrainingSample]) -> dict[str, Tensor]:
+    return {
+        "images": torch.stack([torch.from_numpy(sample.image) for sample in samples]),
+        "labels": torch.stack([torch.from_numpy(sample.labels) for sample in samples]),
+    }

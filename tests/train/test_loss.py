@@ -1,0 +1,85 @@
+"""The loss on the correlation maps that make the prompts."""
+
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from escnet import build_model
+from escnet.config import SamPrompts
+from escnet.train.data import IGNORED
+from escnet.train.loss import LossWeights, cell_shares, correlation_loss
+from escnet_runtime.errors import InputError
+from tests.model.models import randomise
+from tests.train.test_segmentation import small, task
+
+GRID = 8
+
+
+def some_labels(seed: int, side: int, count: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(-1, count, (side, side), generator=generator)
+
+
+@pytest.mark.parametrize(("side", "count"), [(64, 5), (8, 3), (16, 1)])
+def test_shares_are_counted_pixels(side: int, count: int) -> None:
+    labels = some_labels(side, side, count)
+    got = cell_shares(labels, count, GRID)
+    cell = side // GRID
+    for category in range(count):
+        mask = (labels == category).float()[None]
+        torch.testing.assert_close(got[category], F.avg_pool2d(mask, cell)[0])
+    labelled = F.avg_pool2d((labels != IGNORED).float()[None], cell)[0]
+    torch.testing.assert_close(got.sum(0), labelled)
+
+
+def test_it_is_the_cross_entropy_of_all_labelled_pixels() -> None:
+    scores = 0.1 * torch.randn(5, GRID, GRID, generator=torch.Generator().manual_seed(0))
+    labels = some_labels(1, 64, 5)
+    large = F.interpolate(scores[None], scale_factor=8, mode="nearest") / 0.02
+    want = F.cross_entropy(large, labels[None], ignore_index=IGNORED)
+    got = correlation_loss(scores, cell_shares(labels, 5, GRID), 0.02)
+    torch.testing.assert_close(got, want)
+
+
+def test_without_labels_there_is_nothing_to_learn() -> None:
+    labels = torch.full((64, 64), IGNORED)
+    scores = torch.randn(3, GRID, GRID, requires_grad=True)
+    loss = correlation_loss(scores, cell_shares(labels, 3, GRID), 0.02)
+    loss.backward()
+    assert loss.item() == 0.0
+    assert scores.grad is not None
+    assert not scores.grad.any()
+
+
+def test_it_is_added_to_the_cross_entropy_of_the_logits() -> None:
+    net = randomise(build_model(small(), seed=1)).requires_grad_(False)
+    plain, both = task(net), task(net, loss=LossWeights(correlation=0.5))
+    batch = plain.collate([plain.samples[0], plain.samples[1]])
+    one, other = plain.module(batch), both.module(batch)
+    assert "correlation" not in one
+    want = one["loss"] + 0.5 * other["correlation"]
+    torch.testing.assert_close(other["loss"], want)
+
+
+@pytest.mark.parametrize("prompts", ["points+masks", "points", "boxes"])
+def test_every_map_that_makes_prompts_is_taught(prompts: SamPrompts) -> None:
+    config = small()
+    config = dataclasses.replace(
+        config, blocks=3, sam=dataclasses.replace(config.sam, prompts=prompts)
+    )
+    net = randomise(build_model(config, seed=1))
+    taught = task(net, loss=LossWeights(correlation=1.0))
+    trained: dict[str, Any] = {n: p for g in taught.groups for n, p in g.parameters.items()}
+    read = {name for name in trained if "read_out" in name}
+    assert read == {f"blocks.{i}.text_guidance.read_out.weight" for i in (0, 1)}
+    taught.module(taught.collate([taught.samples[0]]))["loss"].backward()
+    without = [name for name, one in trained.items() if one.grad is None or not one.grad.any()]
+    assert not without
+
+
+def test_a_negative_weight_is_refused() -> None:
+    with pytest.raises(InputError, match="correlation is -1"):
+        LossWeights(correlation=-1.0)
