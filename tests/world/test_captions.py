@@ -41,6 +41,27 @@ def test_a_caption_has_its_name_and_a_surface_at_most() -> None:
     assert placed
 
 
+def test_a_wrong_caption_differs_in_one_word_of_a_true_one() -> None:
+    training, shapes, other = set(vocabulary("train")), 0, 0
+    for crop in crops():
+        objects = [name for name in crop.spoken if name not in STUFF]
+        assert len(objects) <= len(crop.wrong) == len(crop.wrong_about) <= 2 * len(objects)
+        for caption, name in zip(crop.wrong, crop.wrong_about, strict=True):
+            assert name in training
+            source = [
+                true
+                for true, said in zip(crop.spoken, crop.captions, strict=True)
+                if said.replace(true, name).replace("an ", "a ") == caption.replace("an ", "a ")
+            ]
+            assert source, caption
+            words, true = ({*one.split()} & {*COLOURS, *SHAPES} for one in (name, source[0]))
+            assert len(words & true) >= 1
+            shapes += not words & true & {*SHAPES}
+            other += bool(words & true & {*SHAPES})
+    assert shapes == sum(len([n for n in crop.spoken if n not in STUFF]) for crop in crops())
+    assert 0.3 * shapes < other < 0.7 * shapes
+
+
 def test_articles_and_templates() -> None:
     captions = [caption for crop in crops() for caption in crop.captions]
     assert not any(" a orange" in f" {caption}" for caption in captions if "A photo" not in caption)

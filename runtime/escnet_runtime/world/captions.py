@@ -188,7 +188,7 @@ def _wording(rng: np.random.Generator, scene: Scene, window: _Window, name: str)
 
 def _misnamed(rng: np.random.Generator, true: Composition) -> list[str]:
     """Names of training compositions that share two words with ``true``."""
-    words = [("shape", SHAPES)]
+    words: list[tuple[str, tuple[str, ...]]] = [("shape", SHAPES)]
     if rng.random() < _OTHER_WORD:
         words.append(("colour", COLOURS) if rng.random() < _OTHER_COLOUR else ("texture", TEXTURES))
     found = []
