@@ -37,10 +37,23 @@ from escnet_runtime.world import CaptionedCrop, caption_crops, vocabulary
 
 from .pool import Shuffled, draw
 
-__all__ = ["ClipTask", "CropPool"]
+__all__ = ["ClipRates", "ClipTask", "CropPool"]
 
 _CROPS_OF_A_SCENE: Final = 4
 _LARGEST_SCALE: Final = math.log(100.0)  # CLIP's own limit
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClipRates:
+    """Learning rates: of Muon for ``matrices`` of blocks, of AdamW for the ``rest``.
+
+    Attributes:
+        weight_decay: of the matrices.
+    """
+
+    matrices: float
+    rest: float
+    weight_decay: float = 0.1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +76,7 @@ class ClipTask:
         config: of the ESC-Net this CLIP is for.
         clip: open_clip's module, changed in place.
         pool: the crops.
-        rate: learning rate.
+        rates: learning rates.
         seed: of the order of the crops.
         processes: that draw the crops.
         validation: gives figures of a model with this CLIP, "miou" among them.
@@ -79,13 +92,13 @@ class ClipTask:
         clip: nn.Module,
         pool: CropPool,
         *,
-        rate: float,
+        rates: ClipRates,
         seed: int,
         processes: int,
         validation: Callable[[EscNet], Mapping[str, float]],
         console: Console,
     ) -> None:
-        self.config, self._clip, self._rate = config, clip, rate
+        self.config, self._clip, self._rates = config, clip, rates
         self._validation = validation
         self.module: nn.Module = _Contrast(config, clip)
         context = config.clip.context_length
@@ -103,13 +116,19 @@ class ClipTask:
 
     @property
     def groups(self) -> Sequence[ParameterGroup]:
-        """Matrices decay, vectors do not, as in CLIP."""
+        """Muon for the matrices of the towers' blocks; vectors, embeddings and kernels by AdamW."""
         named = dict(self.module.named_parameters())
-        matrices = {name: one for name, one in named.items() if one.ndim >= 2}
-        vectors = {name: one for name, one in named.items() if one.ndim < 2}
+        blocks = {name: p for name, p in named.items() if "resblocks" in name and p.ndim == 2}
+        rest = {name: p for name, p in named.items() if name not in blocks}
         return (
-            ParameterGroup(name="matrices", parameters=matrices, rate=self._rate, weight_decay=0.1),
-            ParameterGroup(name="vectors", parameters=vectors, rate=self._rate, weight_decay=0.0),
+            ParameterGroup(
+                name="matrices of blocks",
+                parameters=blocks,
+                rate=self._rates.matrices,
+                weight_decay=self._rates.weight_decay,
+                muon=True,
+            ),
+            ParameterGroup(name="rest", parameters=rest, rate=self._rates.rest, weight_decay=0.0),
         )
 
     @property

@@ -1,8 +1,9 @@
 """CLIP's own correlation: how it is measured, and how ESC-Net's training begins with it.
 
 Before the blocks are worth their time, the map that they start from can be taught for a twentieth
-of it: cross-entropy of C alone over all names, through the parts of CLIP that ESC-Net's training
-moves (its attention layers). No block is computed.
+of it: cross-entropy of C alone, through the parts of CLIP that ESC-Net's training moves (its
+attention layers). No block is computed. An image is asked for the categories of all images of its
+batch.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -14,10 +15,11 @@ from torch import Tensor, nn
 
 from escnet.model import EscNet
 from escnet.precision import product
-from escnet.train.data import TrainingSample
+from escnet.train.categories import CategorySampler, CategorySampling
+from escnet.train.data import IGNORED
 from escnet.train.groups import parameter_groups
 from escnet.train.loss import cell_shares, correlation_loss
-from escnet.train.segmentation import TextEncoding, normalised
+from escnet.train.segmentation import TextEncoding, WithCategories, collated, normalised
 from escnet.train.task import ParameterGroup, Samples
 from escnet.weights import save_checkpoint
 
@@ -35,7 +37,9 @@ class CorrelationTask:
     Args:
         model: changed in place.
         samples: :class:`TrainingSample` by number, of the model's image size.
-        names: what labels are indices into; an image is asked for all of them.
+        names: what labels are indices into.
+        categories: which of them each image brings into its batch.
+        seed: of the choice of categories.
         rate: learning rate.
         validation: gives figures, "miou" among them.
         weights: where the weights come from, in a sentence that the checkpoint carries.
@@ -50,18 +54,21 @@ class CorrelationTask:
         samples: Samples,
         names: Sequence[str],
         *,
+        categories: CategorySampling,
+        seed: int,
         rate: float,
         weight_decay: float,
         validation: Callable[[EscNet], Mapping[str, float]],
         weights: str,
     ) -> None:
-        self.model, self.samples = model, samples
-        self.module: nn.Module = _Correlation(model, TextEncoding(model, names), len(names))
+        self.model = model
+        self.samples: Samples = WithCategories(samples, CategorySampler(names, categories), seed)
+        self.module: nn.Module = _Correlation(model, TextEncoding(model, names))
         every = parameter_groups(model, small_rate=rate, large_rate=rate, weight_decay=weight_decay)
         self.groups: Sequence[ParameterGroup] = [
             group for group in every if group.name.startswith("attention of CLIP")
         ]
-        self.collate: Callable[[list[TrainingSample]], dict[str, Tensor]] = _collated
+        self.collate: Callable[[list[Any]], dict[str, Any]] = collated
         self._validation, self._weights = validation, weights
 
     def validate(self) -> Mapping[str, float]:
@@ -77,27 +84,21 @@ class CorrelationTask:
 class _Correlation(nn.Module):
     """A batch of scenes → the loss of C."""
 
-    def __init__(self, model: EscNet, text: TextEncoding, count: int) -> None:
+    def __init__(self, model: EscNet, text: TextEncoding) -> None:
         super().__init__()
-        self.model, self._text, self._count = model, text, count
+        self.model, self._text = model, text
 
     def forward(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
-        """Means over the labelled area of the batch."""
-        model, labels = self.model, batch["labels"]
-        text = self._text.encode(model, torch.arange(self._count, device=labels.device))
+        """Means over the labelled area of each image."""
+        model, every = self.model, torch.cat(batch["categories"]).unique()
+        text = self._text.encode(model, every)
         found = model.encode_image(normalised(model.config, batch["images"])).features
         scores = product(text, found.flatten(2)).unflatten(2, found.shape[2:])
         losses, right = [], []
-        for one, truth in zip(scores, labels, strict=True):
-            shares = cell_shares(truth, self._count, model.config.grid)
+        for one, labels, classes in zip(scores, batch["labels"], batch["categories"], strict=True):
+            place = torch.cat([torch.searchsorted(every, classes), labels.new_tensor([IGNORED])])
+            shares = cell_shares(place[labels], len(every), model.config.grid)
             losses.append(correlation_loss(one, shares, model.config.ppg.temperature))
             most = one.argmax(0, keepdim=True)
             right.append(shares.gather(0, most).sum() / shares.sum().clamp(min=1e-6))
         return {"loss": torch.stack(losses).mean(), "accuracy": torch.stack(right).mean()}
-
-
-def _collated(samples: list[TrainingSample]) -> dict[str, Tensor]:
-    return {
-        "images": torch.stack([torch.from_numpy(sample.image) for sample in samples]),
-        "labels": torch.stack([torch.from_numpy(sample.labels) for sample in samples]),
-    }

@@ -12,10 +12,11 @@ import os
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import torch
 from open_clip.model import CLIP
+from open_clip.transformer import VisionTransformer
 from safetensors.torch import load_file
 
 from escnet.build import build_clip, build_model
@@ -39,6 +40,7 @@ from .provenance import provenance
 from .recipe import TINY, ClipPhase, Recipe
 from .sam import SamTask, build_sam
 from .scenes import TrainingScenes
+from .spatial import spatial_start
 
 __all__ = ["CHECKPOINT", "PROVENANCE", "make_tiny"]
 
@@ -97,14 +99,14 @@ def _clip_stage(
     console: Console,
 ) -> Path:
     def task() -> Task:
-        clip: CLIP = _seeded(recipe.seed, lambda: build_clip(config))
+        clip: CLIP = _seeded(recipe.seed, lambda: _untrained_clip(config))
         if start is not None:
             clip.load_state_dict(load_file(start))
         return ClipTask(
             config,
             clip,
             phase.pool,
-            rate=phase.rate,
+            rates=phase.rates,
             seed=recipe.seed,
             processes=os.cpu_count() or 1,
             validation=_validate_correlation,
@@ -112,6 +114,12 @@ def _clip_stage(
         )
 
     return _stage(folder, task, phase.loop, console)
+
+
+def _untrained_clip(config: EscNetConfig) -> CLIP:
+    clip = build_clip(config)
+    spatial_start(cast(VisionTransformer, clip.visual), config.grid)
+    return clip
 
 
 def _sam_stage(folder: Path, config: EscNetConfig, recipe: Recipe, console: Console) -> Path:
@@ -138,6 +146,8 @@ def _correlation_stage(
                 first=_CORRELATION_PART * _SCENES_OF_A_PART, size=config.clip.image_size
             ),
             dataset("shapes:train").classes,
+            categories=recipe.correlation.categories,
+            seed=recipe.seed,
             rate=recipe.correlation.rate,
             weight_decay=recipe.correlation.weight_decay,
             validation=_validate_correlation,

@@ -8,7 +8,7 @@ from escnet.train.loss import LossWeights
 from escnet.train.segmentation import Rates
 from escnet.train.settings import LoopSettings
 
-from .clip import CropPool
+from .clip import ClipRates, CropPool
 
 __all__ = ["TINY", "ClipPhase", "EscNetPhase", "Recipe"]
 
@@ -19,7 +19,7 @@ class ClipPhase:
 
     name: str
     pool: CropPool
-    rate: float
+    rates: ClipRates
     loop: LoopSettings
 
 
@@ -28,6 +28,7 @@ class CorrelationPhase:
     """How ESC-Net's training begins, without its blocks."""
 
     name: str
+    categories: CategorySampling
     rate: float
     weight_decay: float
     loop: LoopSettings
@@ -63,22 +64,22 @@ TINY: Final = Recipe(
         ClipPhase(
             name="clip-64",
             pool=CropPool(side=64, scenes=30_000),
-            rate=1e-3,
+            rates=ClipRates(matrices=2e-2, rest=1e-3),
             loop=LoopSettings(
-                steps=4500,
-                batch=64,
+                steps=5000,
+                batch=96,
                 warmup=200,
                 floor=0.1,
                 precision="bf16",
                 log_every=20,
                 save_every=250,
-                evaluate_every=1000,
+                evaluate_every=1250,
             ),
         ),
         ClipPhase(
             name="clip-128",
             pool=CropPool(side=128, scenes=24_000),
-            rate=5e-4,
+            rates=ClipRates(matrices=1e-2, rest=5e-4),
             loop=LoopSettings(
                 steps=1000,
                 batch=32,
@@ -96,6 +97,7 @@ TINY: Final = Recipe(
     ),
     correlation=CorrelationPhase(
         name="correlation",
+        categories=CategorySampling(per_image=12, hard=0.6),
         rate=1e-3,
         weight_decay=1e-4,
         loop=LoopSettings(

@@ -19,7 +19,6 @@ from typing import Any, Final
 import torch
 from accelerate import Accelerator
 from torch import Tensor
-from torch.optim import AdamW
 
 from escnet_runtime.console import Advance, Console
 from escnet_runtime.errors import EscNetError, InputError
@@ -27,6 +26,7 @@ from escnet_runtime.errors import EscNetError, InputError
 from .batches import batches_of
 from .folder import BEST, LAST, Progress, RunFolder
 from .metrics import MetricsLog
+from .optimiser import optimiser_of, ordered
 from .processes import Forward, accelerator_of, largest, mean_of, on_main
 from .settings import LoopSettings
 from .stop import Stopped, stop_requests
@@ -98,17 +98,10 @@ class _Run:
         self.main = bool(accelerator.is_main_process)
         self.progress, self.skipped = Progress(), 0
         self._freeze()
-        optimizer = AdamW(
-            [
-                {
-                    "params": list(group.parameters.values()),
-                    "lr": group.rate,
-                    "weight_decay": group.weight_decay,
-                }
-                for group in task.groups
-            ]
+        self.groups = ordered(task.groups)
+        self.module, self.optimizer = accelerator.prepare(
+            Forward(task.module), optimiser_of(self.groups)
         )
-        self.module, self.optimizer = accelerator.prepare(Forward(task.module), optimizer)
 
     def run(self, resume: bool) -> Outcome:
         """See :func:`train`."""
@@ -187,7 +180,7 @@ class _Run:
     def _optimise(self, batches: Iterator[Any]) -> dict[str, Tensor]:
         """One step; the losses are means over its forward passes in this process."""
         factor = self.settings.rate_factor(self.progress.step)
-        for options, group in zip(self.optimizer.param_groups, self.task.groups, strict=True):
+        for options, group in zip(self.optimizer.param_groups, self.groups, strict=True):
             options["lr"] = group.rate * factor
         total: dict[str, Tensor] = {}
         for _ in range(self.settings.accumulate):

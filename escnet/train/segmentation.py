@@ -31,7 +31,14 @@ from .groups import parameter_groups
 from .loss import LossWeights, cell_shares, correlation_loss
 from .task import ParameterGroup, Samples
 
-__all__ = ["Rates", "SegmentationTask", "TextEncoding", "normalised"]
+__all__ = [
+    "Rates",
+    "SegmentationTask",
+    "TextEncoding",
+    "WithCategories",
+    "collated",
+    "normalised",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,8 +94,8 @@ class SegmentationTask:
             weight_decay=rates.weight_decay,
             scores_are_taught=loss.correlation > 0,
         )
-        self.samples: Samples = _WithCategories(samples, CategorySampler(names, categories), seed)
-        self.collate: Callable[[list[Any]], dict[str, Any]] = _collated
+        self.samples: Samples = WithCategories(samples, CategorySampler(names, categories), seed)
+        self.collate: Callable[[list[Any]], dict[str, Any]] = collated
         self.score = None if validation is None else "miou"
         self._validation, self._weights = validation, weights
 
@@ -188,8 +195,14 @@ def normalised(config: EscNetConfig, images: Tensor) -> Tensor:
     return ((images.float() / 255.0 - mean) / std).permute(0, 3, 1, 2)
 
 
-class _WithCategories:
-    """Samples with the categories they are trained with; labels index those."""
+class WithCategories:
+    """Samples with the categories they are trained with; labels index those.
+
+    Args:
+        samples: :class:`TrainingSample` by number.
+        sampler: draws the categories.
+        seed: of what it draws.
+    """
 
     def __init__(self, samples: Samples, sampler: CategorySampler, seed: int) -> None:
         self._samples, self._sampler, self._seed = samples, sampler, seed
@@ -210,7 +223,8 @@ class _WithCategories:
         }
 
 
-def _collated(samples: list[dict[str, Tensor]]) -> dict[str, Any]:
+def collated(samples: list[dict[str, Tensor]]) -> dict[str, Any]:
+    """Samples of :class:`WithCategories` → a batch; images keep their own numbers of categories."""
     return {
         "images": torch.stack([sample["image"] for sample in samples]),
         "labels": [sample["labels"] for sample in samples],

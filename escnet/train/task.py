@@ -18,13 +18,15 @@ class ParameterGroup:
         name: for people, such as "attention of CLIP".
         parameters: by their names in the module.
         rate: learning rate after the warm-up.
-        weight_decay: AdamW's.
+        weight_decay: decoupled, as AdamW's.
+        muon: whether Muon moves them, not AdamW; for matrices alone.
     """
 
     name: str
     parameters: Mapping[str, nn.Parameter]
     rate: float
     weight_decay: float
+    muon: bool = False
 
 
 class Samples(Protocol):

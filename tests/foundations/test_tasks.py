@@ -10,9 +10,10 @@ from open_clip.transformer import VisionTransformer
 
 from escnet import build_model, preset
 from escnet.build import build_clip
-from escnet.foundations.clip import ClipTask, CropPool
+from escnet.foundations.clip import ClipRates, ClipTask, CropPool
 from escnet.foundations.correlation import CorrelationTask
 from escnet.foundations.sam import SamTask, build_sam
+from escnet.train.categories import CategorySampling
 from escnet.train.data import TrainingSample
 from escnet.weights import load_clip, load_sam
 from escnet_runtime.console import Console
@@ -30,7 +31,7 @@ def task() -> ClipTask:
         config,
         clip,
         CropPool(side=64, scenes=2),
-        rate=1e-3,
+        rates=ClipRates(matrices=1e-2, rest=1e-3),
         seed=0,
         processes=1,
         validation=lambda model: {"miou": model.clip.state_dict()["logit_scale"].item()},
@@ -152,6 +153,8 @@ def test_the_correlation_is_taught_through_attention_alone() -> None:
         model,
         _Halves(),
         names,
+        categories=CategorySampling(per_image=2),
+        seed=0,
         rate=3e-3,
         weight_decay=0.0,
         validation=lambda _: {"miou": 0.0},

@@ -20,16 +20,16 @@ __all__ = ["CAPTION_TEMPLATES", "PROMPT_TEMPLATE", "CaptionedCrop", "caption_cro
 
 _Window: TypeAlias = tuple[slice, slice]
 
-#: How ESC-Net itself asks for a category; half of the captions are this, word for word.
+#: How ESC-Net itself asks for a category; a quarter of the captions are this, word for word.
 PROMPT_TEMPLATE: Final = "A photo of a {} in the scene"
-#: The other half: "a red ring", "a close-up of a red ring on a wooden floor".
+#: The others: "a red ring", "a close-up of a red ring on a wooden floor".
 CAPTION_TEMPLATES: Final = (
     *("{}", "a photo of {}", "a picture of {}", "a close-up of {}"),
     *("a small scene with {}", "there is {} here"),
 )
 
 _BACKDROP_ONLY: Final = 0.08
-_OWN_PROMPT: Final = 0.5  # of the captions
+_OWN_PROMPT: Final = 0.25  # of the captions
 _PLACE: Final = 0.3  # of the other captions of an object say where it is
 _SURFACE: Final = 0.3  # of the surfaces beside objects have a caption
 _NAMED_AREA: Final = 0.035  # of the crop, which a thing must fill to be named

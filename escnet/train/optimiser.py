@@ -1,0 +1,73 @@
+"""From groups of parameters to an optimiser: AdamW, and Muon where a group asks for it."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch.optim import AdamW, Muon, Optimizer
+
+from .task import ParameterGroup
+
+__all__ = ["optimiser_of", "ordered"]
+
+
+def ordered(groups: Sequence[ParameterGroup]) -> list[ParameterGroup]:
+    """In the order of the optimiser's ``param_groups``: those of AdamW, then those of Muon."""
+    return sorted(groups, key=lambda group: group.muon)
+
+
+def optimiser_of(groups: Sequence[ParameterGroup]) -> Optimizer:
+    """AdamW (arXiv 1711.05101), and torch's Muon for the groups that ask for it.
+
+    Muon makes the momentum of a matrix orthogonal before it takes the step (Newton-Schulz, see
+    ``torch.optim.Muon``), so it takes matrices only.
+    """
+    parts: list[Optimizer] = []
+    plain = [_options(group) for group in groups if not group.muon]
+    matrices = [_options(group) for group in groups if group.muon]
+    if plain:
+        parts.append(AdamW(plain))
+    if matrices:
+        parts.append(Muon(matrices))
+    return parts[0] if len(parts) == 1 else _Together(parts)
+
+
+def _options(group: ParameterGroup) -> dict[str, Any]:
+    return {
+        "params": list(group.parameters.values()),
+        "lr": group.rate,
+        "weight_decay": group.weight_decay,
+    }
+
+
+class _Together(Optimizer):
+    """Several optimisers that step as one; its groups are theirs, the very same dictionaries."""
+
+    def __init__(self, parts: Sequence[Optimizer]) -> None:
+        self._parts = list(parts)
+        super().__init__([group for part in parts for group in part.param_groups], {})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Each takes its step."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for part in self._parts:
+            part.step()
+        return loss
+
+    def state_dict(self) -> dict[str, Any]:
+        """Theirs, in a list."""
+        return {"parts": [part.state_dict() for part in self._parts]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Raises ValueError if it is not of the same optimisers."""
+        states = state_dict["parts"]
+        if len(states) != len(self._parts):
+            raise ValueError(f"got the states of {len(states)} optimisers")
+        for part, state in zip(self._parts, states, strict=True):
+            part.load_state_dict(state)
+        # Loading makes new dictionaries.
+        self.param_groups = [group for part in self._parts for group in part.param_groups]
