@@ -10,7 +10,8 @@ from open_clip.transformer import VisionTransformer
 
 from escnet import build_model, preset
 from escnet.build import build_clip
-from escnet.foundations.clip import ClipRates, ClipTask, CropPool
+from escnet.clip import encode_text
+from escnet.foundations.clip import ClipRates, ClipTask, CropPool, _by_length
 from escnet.foundations.correlation import CorrelationTask
 from escnet.foundations.sam import SamTask, build_sam
 from escnet.train.categories import CategorySampling
@@ -187,3 +188,13 @@ class _Halves:
         labels = np.zeros((128, 128), np.int64)
         labels[:, 64:] = 1 + index
         return TrainingSample(image=image, labels=labels)
+
+
+def test_texts_are_encoded_as_they_would_be_alone(task: ClipTask) -> None:
+    texts = ["a red ring", "A photo of a turquoise checkered triangle in the scene", "a calm sea"]
+    for count in (1, 2, 3):
+        tokens = torch.from_numpy(task._tokenizer.encode(texts[:count]))
+        with torch.no_grad():
+            got = _by_length(task._clip, tokens)
+            want = encode_text(task._clip, tokens)
+        torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
