@@ -18,6 +18,7 @@ that NumPy, torch (``escnet.ppg``) and CUDA choose the same pixels bit for bit:
 How it stays fast: which of two centroids is nearer to (x, y) is the sign of an integer form that
 is linear in x and y. It splits into a term per row and a term per column, so a pixel costs one
 comparison a pair of centroids. Categories run along the last axis, where comparisons vectorise.
+Where the foreground is small, :mod:`escnet_runtime.ppg_sparse` decides the same from a list of it.
 """
 
 import dataclasses
@@ -28,6 +29,7 @@ import numpy as np
 import numpy.typing as npt
 
 from escnet_runtime.errors import InputError
+from escnet_runtime.ppg_sparse import sparse_prompts
 
 __all__ = ["MAX_PIXELS", "PpgConstants", "Prompts", "pseudo_prompts"]
 
@@ -35,6 +37,8 @@ MAX_PIXELS = 1024
 """Largest h*w: one CUDA block holds one map, and exact arithmetic stays within 63 bits."""
 
 _MAX_REGIONS = 16
+# Up to so many foreground pixels a category and beside, a list of them is faster (measured).
+_FEW, _FEW_IN_ALL = 16, 512
 _BLOCK = 512  # categories at a time, measured: large enough for NumPy, small enough for caches
 
 _Bools = npt.NDArray[np.bool_]
@@ -143,6 +147,9 @@ def _prompt_block(scores: _Floats, constants: PpgConstants, prompts: Prompts, bl
     foreground = usable >= np.maximum(threshold, np.finfo(np.float32).min)  # never -inf
     prompts.probabilities[block] = _probabilities(usable, peak, constants.temperature)
 
+    if 0 < np.count_nonzero(foreground) <= _FEW * len(usable) + _FEW_IN_ALL:
+        _fill_sparse(usable, foreground, constants, prompts, block)
+        return
     seeds = _seeds(usable, foreground, constants.regions)
     by_category = np.ascontiguousarray(np.moveaxis(foreground, 0, -1))
     centroids = _lloyd(seeds, by_category, constants.iterations)
@@ -153,6 +160,26 @@ def _prompt_block(scores: _Floats, constants: PpgConstants, prompts: Prompts, bl
     prompts.points[block], prompts.point_labels[block] = _points(
         usable, prompts.regions[block], constants.regions
     )
+
+
+def _fill_sparse(
+    usable: _Floats, foreground: _Bools, constants: PpgConstants, prompts: Prompts, block: slice
+) -> None:
+    """The rest of a block's rows from the list of its foreground pixels."""
+    found = sparse_prompts(
+        usable, foreground, regions=constants.regions, iterations=constants.iterations
+    )
+    n, h, w = usable.shape
+    regions = np.full(n * h * w, -1, np.int32)
+    regions[found.flat] = found.regions
+    points = np.zeros((n * constants.regions, 2), np.float32)
+    labels = np.full(n * constants.regions, -1, np.int32)
+    y, x = np.divmod(found.best % (h * w), w)
+    points[found.group, 0], points[found.group, 1] = x, y
+    labels[found.group] = 1
+    prompts.regions[block] = regions.reshape(n, h, w)
+    prompts.points[block] = points.reshape(n, -1, 2)
+    prompts.point_labels[block] = labels.reshape(n, -1)
 
 
 def _probabilities(usable: _Floats, peak: _Floats, temperature: float) -> _Floats:

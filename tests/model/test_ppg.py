@@ -18,7 +18,7 @@ import escnet.ppg
 from escnet.ppg import pseudo_prompts as torch_pseudo_prompts
 from escnet_runtime import ppg
 from escnet_runtime.errors import InputError
-from escnet_runtime.ppg import PpgConstants, Prompts, pseudo_prompts
+from escnet_runtime.ppg import PpgConstants, Prompts
 
 Floats = npt.NDArray[np.float32]
 Generator = Callable[[Floats, PpgConstants], Prompts]
@@ -32,6 +32,17 @@ def on_device(scores: Floats, constants: PpgConstants, device: str = "cpu") -> P
     prompts = torch_pseudo_prompts(torch.from_numpy(scores).to(device), constants)
     fields = {field.name: getattr(prompts, field.name) for field in dataclasses.fields(prompts)}
     return Prompts(**{name: value.cpu().numpy() for name, value in fields.items()})
+
+
+def pseudo_prompts(scores: Floats, constants: PpgConstants) -> Prompts:
+    """The runtime's prompts, which its dense and its sparse form agree on."""
+    prompts = ppg.pseudo_prompts(scores, constants)
+    for few in (0, 1 << 40):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(ppg, "_FEW", 0)
+            patch.setattr(ppg, "_FEW_IN_ALL", few)
+            assert_same(ppg.pseudo_prompts(scores, constants), prompts)
+    return prompts
 
 
 both = pytest.mark.parametrize("generate", [pseudo_prompts, on_device], ids=["numpy", "torch"])
