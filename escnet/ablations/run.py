@@ -32,6 +32,7 @@ from escnet.presets import preset
 from escnet.train.categories import CategorySampling
 from escnet.train.folder import RunFolder
 from escnet.train.loop import LAST, train
+from escnet.train.loss import LossWeights
 from escnet.train.segmentation import Rates, SegmentationTask
 from escnet.train.settings import LoopSettings
 from escnet.train.validate import Predict, validate
@@ -58,9 +59,16 @@ Result = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Foundations:
-    """The weights that every variant starts from: files of a CLIP and of a SAM."""
+    """Files of weights: what every variant starts from, and what it is compared with.
+
+    Attributes:
+        clip: CLIP as captions taught it, whose own correlation is a row of the table.
+        tuned: the same after its attention has learned a correct correlation; variants start here.
+        sam: SAM.
+    """
 
     clip: Path
+    tuned: Path
     sam: Path
 
     @classmethod
@@ -70,12 +78,16 @@ class Foundations:
         Raises:
             InputError: it has none.
         """
-        found = cls(clip=folder / TINY.clip[-1].name / LAST, sam=folder / "sam" / LAST)
-        for path in (found.clip, found.sam):
+        found = cls(
+            clip=folder / TINY.clip[-1].name / LAST,
+            tuned=folder / TINY.correlation.name / LAST,
+            sam=folder / "sam" / LAST,
+        )
+        for path in (found.clip, found.tuned, found.sam):
             if not path.is_file():
                 raise InputError(
                     f"{path} is not there; expected the folder that `make tiny` trains in, with "
-                    "both foundations finished"
+                    "both foundations and the correlation finished"
                 )
         return found
 
@@ -92,6 +104,7 @@ class Budget:
         count: how many of its scenes; each with all names of the set as categories.
         rates: learning rates, those of ``tiny``'s main phase.
         categories: which an image is trained with, likewise.
+        loss: weights of the losses, likewise.
     """
 
     steps: int = 160
@@ -100,6 +113,7 @@ class Budget:
     count: int = 64
     rates: Rates = TINY.escnet[0].rates
     categories: CategorySampling = TINY.escnet[0].categories
+    loss: LossWeights = TINY.escnet[0].loss
 
     @property
     def loop(self) -> LoopSettings:
@@ -181,6 +195,7 @@ def _trained(
         dataset("shapes:train").classes,
         rates=budget.rates,
         categories=budget.categories,
+        loss=budget.loss,
         seed=seed,
         weights=f"ablation {variant.name}, seed {seed}",
     )
@@ -201,9 +216,10 @@ def _trained(
 
 
 def _correlation(foundations: Foundations, budget: Budget, console: Console) -> dict[str, Any]:
-    """Measure the CLIP that every variant starts from."""
+    """Measure CLIP as captions taught it."""
     console.print("CLIP's correlation")
     model, start = _model(BASE, 0, foundations), time.perf_counter()
+    load_clip(model, str(foundations.clip))
     figures = _figures(model, budget, console, correlation=True)
     return {
         "figures": figures,
@@ -216,7 +232,7 @@ def _correlation(foundations: Foundations, budget: Budget, console: Console) -> 
 
 def _model(variant: Variant, seed: int, foundations: Foundations) -> EscNet:
     model = build_model(changed(preset("tiny"), variant.change), seed=seed)
-    load_clip(model, str(foundations.clip))
+    load_clip(model, str(foundations.tuned))
     if variant.sam_weights and model.esc_blocks:
         load_sam(model, foundations.sam)
     return model
@@ -257,6 +273,7 @@ def _conditions(foundations: Foundations, budget: Budget) -> dict[str, Any]:
         "world": WORLD_VERSION,
         "names": len(dataset(budget.scenes).classes),
         "clip_sha256": sha256_file(foundations.clip),
+        "tuned_sha256": sha256_file(foundations.tuned),
         "sam_sha256": sha256_file(foundations.sam),
     }
     plain: dict[str, Any] = json.loads(json.dumps(conditions))

@@ -37,7 +37,7 @@ from escnet_runtime.world import CaptionedCrop, caption_crops, vocabulary
 
 from .pool import Shuffled, draw
 
-__all__ = ["ClipRates", "ClipTask", "CropPool"]
+__all__ = ["ClipRates", "ClipTask", "CropPool", "save_clip"]
 
 _CROPS_OF_A_SCENE: Final = 4
 _LENGTHS: Final = 3  # batches of texts
@@ -147,12 +147,8 @@ class ClipTask:
         return self._validation(model.to(next(self._clip.parameters()).device))
 
     def save(self, path: Path, *, step: int) -> None:
-        """open_clip's state dict, as :func:`escnet.weights.load_clip` reads it."""
-        state = {
-            name: one.detach().cpu().contiguous() for name, one in self._clip.state_dict().items()
-        }
-        with atomic_file(path) as temporary:
-            save_file(state, temporary, metadata={"step": str(step)})
+        """See :func:`save_clip`."""
+        save_clip(self._clip, path, step=step)
 
     def _collate(self, crops: list[CaptionedCrop]) -> dict[str, Tensor]:
         patch = self.config.clip.patch_size
@@ -172,6 +168,13 @@ class ClipTask:
             "owner": torch.repeat_interleave(torch.tensor([len(crop.spoken) for crop in crops])),
             "true": seen[:, columns],
         }
+
+
+def save_clip(clip: nn.Module, path: Path, *, step: int) -> None:
+    """open_clip's state dict, as :func:`escnet.weights.load_clip` reads it."""
+    state = {name: one.detach().cpu().contiguous() for name, one in clip.state_dict().items()}
+    with atomic_file(path) as temporary:
+        save_file(state, temporary, metadata={"step": str(step)})
 
 
 class _Contrast(nn.Module):

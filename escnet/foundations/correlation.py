@@ -21,7 +21,8 @@ from escnet.train.groups import parameter_groups
 from escnet.train.loss import cell_shares, correlation_loss
 from escnet.train.segmentation import TextEncoding, WithCategories, collated, normalised
 from escnet.train.task import ParameterGroup, Samples
-from escnet.weights import save_checkpoint
+
+from .clip import save_clip
 
 __all__ = ["CorrelationTask", "correlation"]
 
@@ -42,7 +43,6 @@ class CorrelationTask:
         seed: of the choice of categories.
         rate: learning rate.
         validation: gives figures, "miou" among them.
-        weights: where the weights come from, in a sentence that the checkpoint carries.
     """
 
     name = "correlation"
@@ -59,7 +59,6 @@ class CorrelationTask:
         rate: float,
         weight_decay: float,
         validation: Callable[[EscNet], Mapping[str, float]],
-        weights: str,
     ) -> None:
         self.model = model
         self.samples: Samples = WithCategories(samples, CategorySampler(names, categories), seed)
@@ -69,16 +68,15 @@ class CorrelationTask:
             group for group in every if group.name.startswith("attention of CLIP")
         ]
         self.collate: Callable[[list[Any]], dict[str, Any]] = collated
-        self._validation, self._weights = validation, weights
+        self._validation = validation
 
     def validate(self) -> Mapping[str, float]:
         """The figures of ``validation``."""
         return self._validation(self.model)
 
     def save(self, path: Path, *, step: int) -> None:
-        """A checkpoint of the whole model."""
-        weights = f"{self._weights}, step {step}"
-        save_checkpoint(self.model, path, trained=True, weights=weights)
+        """CLIP's state dict, all that has changed."""
+        save_clip(self.model.clip, path, step=step)
 
 
 class _Correlation(nn.Module):

@@ -72,9 +72,8 @@ def make_tiny(folder: Path, *, recipe: Recipe = TINY, console: Console) -> Path:
         start = _clip_stage(folder / phase.name, config, recipe, phase, start, console)
     assert start is not None
     sam = _sam_stage(folder / "sam", config, recipe, console)
-    parts: Callable[[EscNet], None] = functools.partial(_foundations, clip=start, sam=sam)
-    last = _correlation_stage(folder / recipe.correlation.name, config, recipe, parts, console)
-    parts = functools.partial(_continued, checkpoint=last)
+    clip = _correlation_stage(folder / recipe.correlation.name, config, recipe, start, console)
+    parts: Callable[[EscNet], None] = functools.partial(_foundations, clip=clip, sam=sam)
     for number, part in enumerate(recipe.escnet):
         last = _escnet_stage(folder / part.name, config, recipe, number, parts, console)
         parts = functools.partial(_continued, checkpoint=last)
@@ -134,12 +133,12 @@ def _correlation_stage(
     folder: Path,
     config: EscNetConfig,
     recipe: Recipe,
-    load: Callable[[EscNet], None],
+    clip: Path,
     console: Console,
 ) -> Path:
     def task() -> Task:
         model = build_model(config, seed=recipe.seed)
-        load(model)
+        load_clip(model, str(clip))
         return CorrelationTask(
             model,
             TrainingScenes(
@@ -151,7 +150,6 @@ def _correlation_stage(
             rate=recipe.correlation.rate,
             weight_decay=recipe.correlation.weight_decay,
             validation=_validate_correlation,
-            weights=_WEIGHTS.format(seed=recipe.seed),
         )
 
     return _stage(folder, task, recipe.correlation.loop, console)

@@ -147,7 +147,7 @@ def test_a_wrong_caption_makes_the_choice_harder_unless_it_is_true(task: ClipTas
     assert loss(task, with_wrong(*names)) == pytest.approx(loss(task, plain), abs=1e-6)
 
 
-def test_the_correlation_is_taught_through_attention_alone() -> None:
+def test_the_correlation_is_taught_through_attention_alone(tmp_path: Path) -> None:
     model = build_model(preset("tiny"), seed=3)
     names = ("red ring", "blue star", "wooden floor")
     task = CorrelationTask(
@@ -159,7 +159,6 @@ def test_the_correlation_is_taught_through_attention_alone() -> None:
         rate=3e-3,
         weight_decay=0.0,
         validation=lambda _: {"miou": 0.0},
-        weights="test",
     )
     trained = {name for group in task.groups for name in group.parameters}
     assert trained == {
@@ -177,6 +176,11 @@ def test_the_correlation_is_taught_through_attention_alone() -> None:
         optimiser.step()
         losses.append(found["loss"].item())
     assert losses[-1] < 0.5 * losses[0]
+    task.save(tmp_path / "tuned.safetensors", step=12)
+    other = build_model(preset("tiny"), seed=4)
+    load_clip(other, str(tmp_path / "tuned.safetensors"))
+    want = model.clip.state_dict()
+    assert all(torch.equal(value, want[n]) for n, value in other.clip.state_dict().items())
 
 
 class _Halves:
