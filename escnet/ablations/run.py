@@ -21,8 +21,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from torch import Tensor
-
 from escnet.build import build_model
 from escnet.foundations.provenance import provenance
 from escnet.foundations.recipe import TINY
@@ -35,7 +33,7 @@ from escnet.train.loop import LAST, train
 from escnet.train.loss import LossWeights
 from escnet.train.segmentation import Rates, SegmentationTask
 from escnet.train.settings import LoopSettings
-from escnet.train.validate import Predict, validate
+from escnet.train.validate import Predict, correlation, validate
 from escnet.weights import load_clip, load_sam
 from escnet_runtime.atomic import atomic_file
 from escnet_runtime.bundle import sha256_file
@@ -59,16 +57,9 @@ Result = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Foundations:
-    """Files of weights: what every variant starts from, and what it is compared with.
-
-    Attributes:
-        clip: CLIP as captions taught it, whose own correlation is a row of the table.
-        tuned: the same after its attention has learned a correct correlation; variants start here.
-        sam: SAM.
-    """
+    """The weights that every variant starts from: files of a CLIP and of a SAM."""
 
     clip: Path
-    tuned: Path
     sam: Path
 
     @classmethod
@@ -78,16 +69,12 @@ class Foundations:
         Raises:
             InputError: it has none.
         """
-        found = cls(
-            clip=folder / TINY.clip[-1].name / LAST,
-            tuned=folder / TINY.correlation.name / LAST,
-            sam=folder / "sam" / LAST,
-        )
-        for path in (found.clip, found.tuned, found.sam):
+        found = cls(clip=folder / TINY.clip[-1].name / LAST, sam=folder / "sam" / LAST)
+        for path in (found.clip, found.sam):
             if not path.is_file():
                 raise InputError(
                     f"{path} is not there; expected the folder that `make tiny` trains in, with "
-                    "both foundations and the correlation finished"
+                    "both foundations finished"
                 )
         return found
 
@@ -216,11 +203,10 @@ def _trained(
 
 
 def _correlation(foundations: Foundations, budget: Budget, console: Console) -> dict[str, Any]:
-    """Measure CLIP as captions taught it."""
+    """Measure the CLIP that every variant starts from."""
     console.print("CLIP's correlation")
     model, start = _model(BASE, 0, foundations), time.perf_counter()
-    load_clip(model, str(foundations.clip))
-    figures = _figures(model, budget, console, correlation=True)
+    figures = _figures(model, budget, console, alone=True)
     return {
         "figures": figures,
         "training_seconds": None,
@@ -232,26 +218,21 @@ def _correlation(foundations: Foundations, budget: Budget, console: Console) -> 
 
 def _model(variant: Variant, seed: int, foundations: Foundations) -> EscNet:
     model = build_model(changed(preset("tiny"), variant.change), seed=seed)
-    load_clip(model, str(foundations.tuned))
+    load_clip(model, str(foundations.clip))
     if variant.sam_weights and model.esc_blocks:
         load_sam(model, foundations.sam)
     return model
 
 
 def _figures(
-    model: EscNet, budget: Budget, console: Console, *, correlation: bool = False
+    model: EscNet, budget: Budget, console: Console, *, alone: bool = False
 ) -> Mapping[str, float]:
     size = model.config.clip.image_size
     scenes = ShapesImages(scenes=dataset(budget.scenes, length=budget.count, size=size))
     with console.progress("measure", len(scenes)) as advance:
-        predict: Predict = _cosines if correlation else EscNet.forward
+        predict: Predict = correlation if alone else EscNet.forward
         figures = validate(model, scenes, predict=predict, progress=advance)
     return {name: round(value, 6) for name, value in figures.items()}
-
-
-def _cosines(model: EscNet, image: Tensor, text: Tensor) -> Tensor:
-    """The correlation that the first block's prompts are made of, [N, h, w]."""
-    return model.correlate(model.encode_image(image).features, text)[0]
 
 
 def _described(variant: Variant, seed: int) -> dict[str, Any]:
@@ -273,7 +254,6 @@ def _conditions(foundations: Foundations, budget: Budget) -> dict[str, Any]:
         "world": WORLD_VERSION,
         "names": len(dataset(budget.scenes).classes),
         "clip_sha256": sha256_file(foundations.clip),
-        "tuned_sha256": sha256_file(foundations.tuned),
         "sam_sha256": sha256_file(foundations.sam),
     }
     plain: dict[str, Any] = json.loads(json.dumps(conditions))

@@ -1,16 +1,16 @@
 """A small CLIP from captioned crops of the small world, by contrast (arXiv 2103.00020).
 
-Two things differ from OpenAI's recipe, and both serve dense features. A picture resembles a caption
-as much as its best patches do: the soft maximum over the patches of the cosine that ESC-Net reads
-(last block without attention), not the class token's; as FILIP (arXiv 2111.07783) on the side of
-the image. And crops of 64 px keep the scale and the positions they have in their scene, so that
-most of the training costs a quarter; a second phase sees whole scenes. Among the texts that a crop
-chooses from are wrong ones that differ from its own in one word, as in NegCLIP (arXiv 2210.01936):
-without them colour alone finds most captions of a batch, and shapes are hardly learned.
+Two things differ from OpenAI's recipe, and both serve dense features. A caption has a place, as in
+RegionCLIP (arXiv 2112.09106): each patch of what it is about chooses it among all texts of the
+batch, by the cosine that ESC-Net reads (last block without attention); the class token is not used.
+And crops of 64 px keep the scale and the positions they have in their scene, so that most of the
+training costs a quarter; a second phase sees whole scenes. Beside the captions of a batch there are
+wrong ones about other names of the training vocabulary, said in the same ways: without them colour
+alone finds most captions, and shapes are hardly learned.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,6 @@ from typing import Any, Final
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -28,19 +27,23 @@ from escnet.config import EscNetConfig
 from escnet.model import EscNet
 from escnet.precision import product
 from escnet.tokenizer import build_tokenizer
+from escnet.train.data import IGNORED
+from escnet.train.loss import cell_shares
 from escnet.train.segmentation import normalised
-from escnet.train.task import ParameterGroup
+from escnet.train.task import ParameterGroup, Samples
 from escnet_runtime.atomic import atomic_file
 from escnet_runtime.console import Console
 from escnet_runtime.tokenizer import Tokenizer
-from escnet_runtime.world import CaptionedCrop, caption_crops, vocabulary
+from escnet_runtime.world import CaptionedCrop, Wording, caption_crops, vocabulary
 
 from .pool import Shuffled, draw
 
 __all__ = ["ClipRates", "ClipTask", "CropPool", "save_clip"]
 
 _CROPS_OF_A_SCENE: Final = 4
+_WHOLE_REGION: Final = 4.0  # patches from which on a region has its full weight
 _LENGTHS: Final = 3  # batches of texts
+_WRONG: Final = 256  # texts of a batch about names that none of its captions is about
 _LARGEST_SCALE: Final = math.log(100.0)  # CLIP's own limit
 
 
@@ -68,6 +71,14 @@ class CropPool:
 
     side: int
     scenes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Chanced:
+    """A crop, and chance of its own: the first one's decides for a batch."""
+
+    crop: CaptionedCrop
+    chance: np.random.Generator
 
 
 class ClipTask:
@@ -112,8 +123,9 @@ class ClipTask:
             size=config.clip.image_size,
         )
         drawn = draw(make, pool.scenes, processes=processes, console=console, title="draw crops")
-        self._names = {name: index for index, name in enumerate(vocabulary("train"))}
-        self.samples = Shuffled([crop for scene in drawn for crop in scene], seed)
+        self._names = vocabulary("train")
+        crops = Shuffled([crop for scene in drawn for crop in scene], seed)
+        self.samples: Samples = _WithChance(crops, seed)
 
     @property
     def groups(self) -> Sequence[ParameterGroup]:
@@ -133,11 +145,8 @@ class ClipTask:
         )
 
     @property
-    def collate(self) -> Callable[[list[CaptionedCrop]], dict[str, Tensor]]:
-        """Crops → images uint8, corners in patches, tokens, whose they are, what is true.
-
-        Of t texts the first are the captions, as many as have an owner; wrong ones follow.
-        """
+    def collate(self) -> Callable[[list[_Chanced]], dict[str, Tensor]]:
+        """Crops → images uint8, corners in patches, tokens of t texts, shares [b, t, patches]."""
         return self._collate
 
     def validate(self) -> Mapping[str, float]:
@@ -150,24 +159,43 @@ class ClipTask:
         """See :func:`save_clip`."""
         save_clip(self._clip, path, step=step)
 
-    def _collate(self, crops: list[CaptionedCrop]) -> dict[str, Tensor]:
-        patch = self.config.clip.patch_size
+    def _collate(self, samples: list[_Chanced]) -> dict[str, Tensor]:
+        crops, patch = [sample.crop for sample in samples], self.config.clip.patch_size
         corners = [[round(crop.top / patch), round(crop.left / patch)] for crop in crops]
-        texts = [caption for crop in crops for caption in crop.captions]
-        texts += [caption for crop in crops for caption in crop.wrong]
-        seen = torch.zeros(len(crops), len(self._names), dtype=torch.bool)
-        for row, crop in enumerate(crops):
-            seen[row, [self._names[name] for name in crop.seen]] = True
-        about = [name for crop in crops for name in crop.spoken]
-        about += [name for crop in crops for name in crop.wrong_about]
-        columns = torch.tensor([self._names[name] for name in about])
+        said = dict(self._said(samples[0].chance, crops))
+        column = {name: index for index, name in enumerate(said)}
+        texts = [wording.about(name) for name, wording in said.items()]
+        shares = []
+        for crop in crops:
+            places = torch.tensor([*(column[name] for name in crop.spoken), IGNORED])
+            labels = places[torch.from_numpy(crop.regions.astype(np.int64))]
+            shares.append(cell_shares(labels, len(said), len(labels) // patch).flatten(1))
         return {
             "images": torch.from_numpy(np.stack([crop.image for crop in crops])),
             "corners": torch.tensor(corners),
             "tokens": torch.from_numpy(self._tokenizer.encode(texts)),
-            "owner": torch.repeat_interleave(torch.tensor([len(crop.spoken) for crop in crops])),
-            "true": seen[:, columns],
+            "shares": torch.stack(shares),
         }
+
+    def _said(
+        self, chance: np.random.Generator, crops: Sequence[CaptionedCrop]
+    ) -> Iterator[tuple[str, Wording]]:
+        """Each name that the batch's captions are about, then others, in wordings of the batch."""
+        pairs = [pair for crop in crops for pair in zip(crop.spoken, crop.wordings, strict=True)]
+        spoken = dict(pairs)
+        yield from spoken.items()
+        others = [name for name in self._names if name not in spoken]
+        for index in chance.choice(len(others), min(_WRONG, len(others)), replace=False):
+            yield others[index], pairs[int(chance.integers(len(pairs)))][1]
+
+
+class _WithChance:
+    def __init__(self, crops: Shuffled[CaptionedCrop], seed: int) -> None:
+        self._crops, self._seed = crops, seed
+
+    def __getitem__(self, index: int) -> _Chanced:
+        chance = np.random.Generator(np.random.PCG64((self._seed, index)))
+        return _Chanced(crop=self._crops[index], chance=chance)
 
 
 def save_clip(clip: nn.Module, path: Path, *, step: int) -> None:
@@ -195,19 +223,15 @@ class _Contrast(nn.Module):
         patches, texts = unit_norm(found.projected), _by_length(clip, batch["tokens"])
         scale = clip.logit_scale.clamp(max=_LARGEST_SCALE).exp()
         cosines = product(patches.flatten(0, 1), texts.T).unflatten(0, patches.shape[:2])
-        logits = torch.logsumexp(scale * cosines, dim=1)
-        # A caption that is true of another crop as well is no wrong answer for it.
-        owner = batch["owner"]
-        every = torch.arange(len(owner), device=owner.device)
-        others = batch["true"].clone()
-        others[owner, every] = False
-        to_image = logits.masked_fill(others, -1e4)[:, : len(owner)].T
-        others = batch["true"][owner]
-        others[every, every] = False
-        to_text = logits[owner].masked_fill(others, -1e4)
-        loss = (F.cross_entropy(to_image, owner) + F.cross_entropy(to_text, every)) / 2
-        right = (to_text.argmax(1) == every).float().mean()
-        return {"loss": loss, "accuracy": right, "scale": scale}
+        likely = torch.log_softmax(scale * cosines, dim=-1)
+        # Large and small things count alike: a region's loss is the mean over its patches.
+        shares = batch["shares"].transpose(1, 2)
+        area = shares.sum(1, keepdim=True)
+        weight = (area / _WHOLE_REGION).clamp(max=1.0)
+        each = shares / area.clamp(min=1e-6) * weight
+        right = each.gather(2, likely.argmax(-1, keepdim=True)).sum()
+        total = weight.sum().clamp(min=1e-6)
+        return {"loss": -(each * likely).sum() / total, "accuracy": right / total, "scale": scale}
 
     def _positions(self, corners: Tensor, side: int) -> Tensor:
         """The positional embeddings of windows of side × side patches, [b, side² + 1, width]."""

@@ -1,8 +1,8 @@
 """``make tiny``: from seeds to the checkpoint that ships, in one resumable run.
 
-A folder a stage (``clip-64``, ``clip-128``, ``sam``, ``correlation``, ``esc-net``, ...), each as
-the training loop leaves it, and ``tiny.safetensors`` with ``tiny.json`` (provenance) at the end.
-Run again, it goes on where it stopped; a finished stage is not repeated.
+A folder a stage (``clip-64``, ``clip-128``, ``sam``, ``esc-net``, ...), each as the training loop
+leaves it, and ``tiny.safetensors`` with ``tiny.json`` (provenance) at the end. Run again, it goes
+on where it stopped; a finished stage is not repeated.
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ from escnet.train.loop import LAST, train
 from escnet.train.segmentation import SegmentationTask
 from escnet.train.settings import LoopSettings
 from escnet.train.task import Task
-from escnet.train.validate import validate
+from escnet.train.validate import correlation, validate
 from escnet.weights import load_clip, load_sam
 from escnet_runtime.atomic import atomic_file
 from escnet_runtime.console import Console
@@ -35,7 +35,6 @@ from escnet_runtime.labelled import ShapesImages
 from escnet_runtime.world import dataset
 
 from .clip import ClipTask
-from .correlation import CorrelationTask, correlation
 from .provenance import provenance
 from .recipe import TINY, ClipPhase, Recipe
 from .sam import SamTask, build_sam
@@ -52,9 +51,8 @@ _STAGE: Final = "stage.json"
 _VALIDATION: Final = "shapes:heldout:900"
 _VALIDATION_SCENES: Final = 24
 _CORRELATION_SCENES: Final = 72  # no block is computed: these cost less
-#: So far apart do the parts of ESC-Net's training begin, so that none shows a scene of another.
-_SCENES_OF_A_PART: Final = 1 << 20
-_CORRELATION_PART: Final = 8  # of sixteen; the phases are numbered from 0
+#: So far apart do the phases begin, so that none shows a scene of another.
+_SCENES_OF_A_PHASE: Final = 1 << 20
 _WEIGHTS: Final = "trained in the small world of escnet from seed {seed}"
 
 
@@ -72,8 +70,7 @@ def make_tiny(folder: Path, *, recipe: Recipe = TINY, console: Console) -> Path:
         start = _clip_stage(folder / phase.name, config, recipe, phase, start, console)
     assert start is not None
     sam = _sam_stage(folder / "sam", config, recipe, console)
-    clip = _correlation_stage(folder / recipe.correlation.name, config, recipe, start, console)
-    parts: Callable[[EscNet], None] = functools.partial(_foundations, clip=clip, sam=sam)
+    parts: Callable[[EscNet], None] = functools.partial(_foundations, clip=start, sam=sam)
     for number, part in enumerate(recipe.escnet):
         last = _escnet_stage(folder / part.name, config, recipe, number, parts, console)
         parts = functools.partial(_continued, checkpoint=last)
@@ -129,32 +126,6 @@ def _sam_stage(folder: Path, config: EscNetConfig, recipe: Recipe, console: Cons
     return _stage(folder, task, recipe.sam, console)
 
 
-def _correlation_stage(
-    folder: Path,
-    config: EscNetConfig,
-    recipe: Recipe,
-    clip: Path,
-    console: Console,
-) -> Path:
-    def task() -> Task:
-        model = build_model(config, seed=recipe.seed)
-        load_clip(model, str(clip))
-        return CorrelationTask(
-            model,
-            TrainingScenes(
-                first=_CORRELATION_PART * _SCENES_OF_A_PART, size=config.clip.image_size
-            ),
-            dataset("shapes:train").classes,
-            categories=recipe.correlation.categories,
-            seed=recipe.seed,
-            rate=recipe.correlation.rate,
-            weight_decay=recipe.correlation.weight_decay,
-            validation=_validate_correlation,
-        )
-
-    return _stage(folder, task, recipe.correlation.loop, console)
-
-
 def _escnet_stage(
     folder: Path,
     config: EscNetConfig,
@@ -170,7 +141,7 @@ def _escnet_stage(
         load(model)
         return SegmentationTask(
             model,
-            TrainingScenes(first=number * _SCENES_OF_A_PART, size=config.clip.image_size),
+            TrainingScenes(first=number * _SCENES_OF_A_PHASE, size=config.clip.image_size),
             dataset("shapes:train").classes,
             rates=phase.rates,
             categories=phase.categories,
@@ -207,7 +178,7 @@ def _write(folder: Path, config: EscNetConfig, recipe: Recipe, last: Path) -> Pa
     clip, escnet = ([phase.name for phase in phases] for phases in (recipe.clip, recipe.escnet))
     stages = {
         name: json.loads((folder / name / _STAGE).read_text(encoding="utf-8"))
-        for name in (*clip, "sam", recipe.correlation.name, *escnet)
+        for name in (*clip, "sam", *escnet)
     }
     document = {
         "model": config.name,

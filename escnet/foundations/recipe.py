@@ -24,17 +24,6 @@ class ClipPhase:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CorrelationPhase:
-    """How ESC-Net's training begins, without its blocks."""
-
-    name: str
-    categories: CategorySampling
-    rate: float
-    weight_decay: float
-    loop: LoopSettings
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class EscNetPhase:
     """A part of ESC-Net's training; each goes on from the one before."""
 
@@ -53,7 +42,6 @@ class Recipe:
     clip: tuple[ClipPhase, ...]
     sam_rate: float
     sam: LoopSettings
-    correlation: CorrelationPhase
     escnet: tuple[EscNetPhase, ...]
 
 
@@ -94,22 +82,6 @@ TINY: Final = Recipe(
     sam_rate=1e-3,
     sam=LoopSettings(
         steps=400, batch=16, warmup=40, log_every=10, save_every=50, evaluate_every=200
-    ),
-    correlation=CorrelationPhase(
-        name="correlation",
-        categories=CategorySampling(per_image=12, hard=0.6),
-        rate=1e-3,
-        weight_decay=1e-4,
-        loop=LoopSettings(
-            steps=1600,
-            batch=32,
-            warmup=50,
-            floor=0.1,
-            precision="bf16",
-            log_every=20,
-            save_every=200,
-            evaluate_every=400,
-        ),
     ),
     # The paper's rates (2e-6 and 2e-4) are for foundations trained on hundreds of millions of
     # pictures and a hundred thousand steps; these suit a small model and few steps. Few categories

@@ -35,8 +35,6 @@ __all__ = [
     "Rates",
     "SegmentationTask",
     "TextEncoding",
-    "WithCategories",
-    "collated",
     "normalised",
 ]
 
@@ -94,8 +92,8 @@ class SegmentationTask:
             weight_decay=rates.weight_decay,
             scores_are_taught=loss.correlation > 0,
         )
-        self.samples: Samples = WithCategories(samples, CategorySampler(names, categories), seed)
-        self.collate: Callable[[list[Any]], dict[str, Any]] = collated
+        self.samples: Samples = _WithCategories(samples, CategorySampler(names, categories), seed)
+        self.collate: Callable[[list[Any]], dict[str, Any]] = _collated
         self.score = None if validation is None else "miou"
         self._validation, self._weights = validation, weights
 
@@ -195,14 +193,8 @@ def normalised(config: EscNetConfig, images: Tensor) -> Tensor:
     return ((images.float() / 255.0 - mean) / std).permute(0, 3, 1, 2)
 
 
-class WithCategories:
-    """Samples with the categories they are trained with; labels index those.
-
-    Args:
-        samples: :class:`TrainingSample` by number.
-        sampler: draws the categories.
-        seed: of what it draws.
-    """
+class _WithCategories:
+    """Samples with the categories they are trained with; labels index those."""
 
     def __init__(self, samples: Samples, sampler: CategorySampler, seed: int) -> None:
         self._samples, self._sampler, self._seed = samples, sampler, seed
@@ -223,8 +215,8 @@ class WithCategories:
         }
 
 
-def collated(samples: list[dict[str, Tensor]]) -> dict[str, Any]:
-    """Samples of :class:`WithCategories` → a batch; images keep their own numbers of categories."""
+def _collated(samples: list[dict[str, Tensor]]) -> dict[str, Any]:
+    """Samples → a batch; images keep their own numbers of categories."""
     return {
         "images": torch.stack([sample["image"] for sample in samples]),
         "labels": [sample["labels"] for sample in samples],

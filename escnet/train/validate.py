@@ -24,7 +24,7 @@ from escnet_runtime.preprocess import Preprocessing, preprocess
 from escnet_runtime.tokenizer import Tokenizer
 from escnet_runtime.vocabulary import Vocabulary, assemble, plan_texts
 
-__all__ = ["Predict", "label_map", "validate", "vocabulary"]
+__all__ = ["Predict", "correlation", "label_map", "validate", "vocabulary"]
 
 #: Model, normalised image [1, 3, S, S] and text [N, D] → scores of the categories [N, h, w].
 Predict: TypeAlias = Callable[[EscNet, Tensor, Tensor], Tensor]
@@ -107,3 +107,8 @@ def label_map(
     labels, _ = reduced.result()
     found = words.label_of[labels]
     return found.astype(np.uint8) if len(words.names) <= 256 else found
+
+
+def correlation(model: EscNet, image: Tensor, text: Tensor) -> Tensor:
+    """For ``predict``: the map that the first block's prompts are made of, [N, h, w]."""
+    return model.correlate(model.encode_image(image).features, text)[0]

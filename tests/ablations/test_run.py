@@ -40,12 +40,7 @@ def toy() -> EscNetConfig:
 def foundations(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder as ``make tiny`` leaves it, with weights that nobody trained."""
     folder = tmp_path_factory.mktemp("foundations")
-    modules = {
-        "clip-128": build_clip(toy()),
-        "correlation": build_clip(toy()),
-        "sam": build_sam(toy()),
-    }
-    for name, module in modules.items():
+    for name, module in (("clip-128", build_clip(toy())), ("sam", build_sam(toy()))):
         (folder / name).mkdir()
         state = {key: one.contiguous() for key, one in module.state_dict().items()}
         save_file(state, folder / name / "last.safetensors")

@@ -32,7 +32,6 @@ def toy(steps: int = 2) -> Recipe:
             for phase in TINY.clip
         ),
         sam=_LOOP,
-        correlation=dataclasses.replace(TINY.correlation, loop=_LOOP),
         escnet=tuple(
             dataclasses.replace(phase, loop=loop, categories=CategorySampling(per_image=4))
             for phase in TINY.escnet
@@ -54,7 +53,7 @@ def test_all_stages_give_a_checkpoint_with_its_provenance(tmp_path: Path) -> Non
     assert loaded.trained
     assert loaded.model.config.name == "tiny"
     document = json.loads((tmp_path / make.PROVENANCE).read_text(encoding="utf-8"))
-    stages = ["clip-64", "clip-128", "sam", "correlation", "esc-net", "esc-net-wide"]
+    stages = ["clip-64", "clip-128", "sam", "esc-net", "esc-net-wide"]
     assert list(document["stages"]) == stages
     assert all(stage["figures"] for stage in document["stages"].values())
     # What one stage leaves, the next one starts from.

@@ -10,15 +10,14 @@ from open_clip.transformer import VisionTransformer
 
 from escnet import build_model, preset
 from escnet.build import build_clip
-from escnet.clip import encode_text
-from escnet.foundations.clip import ClipRates, ClipTask, CropPool, _by_length
-from escnet.foundations.correlation import CorrelationTask
+from escnet.clip import dense_features, encode_text, unit_norm
+from escnet.foundations.clip import ClipRates, ClipTask, CropPool, _by_length, _Chanced
 from escnet.foundations.sam import SamTask, build_sam
-from escnet.train.categories import CategorySampling
-from escnet.train.data import TrainingSample
+from escnet.train.segmentation import normalised
 from escnet.weights import load_clip, load_sam
 from escnet_runtime.console import Console
-from escnet_runtime.world import CaptionedCrop
+from escnet_runtime.world import CaptionedCrop, Wording
+from escnet_runtime.world.captions import PROMPT_TEMPLATE
 from tests.model.models import randomise
 
 
@@ -40,24 +39,26 @@ def task() -> ClipTask:
     )
 
 
-def crop(seed: int, spoken: str, *seen: str, left: int = 0, top: int = 0) -> CaptionedCrop:
+def crop(seed: int, *spoken: str) -> CaptionedCrop:
+    """Noise, all of it about the first name."""
     image = np.random.default_rng(seed).integers(0, 255, (64, 64, 3)).astype(np.uint8)
-    caption = f"A photo of a {spoken} in the scene"
     return CaptionedCrop(
         image=image,
-        captions=(caption,),
-        spoken=(spoken,),
-        seen=seen,
-        wrong=(),
-        wrong_about=(),
-        left=left,
-        top=top,
+        captions=tuple(PROMPT_TEMPLATE.format(name) for name in spoken),
+        spoken=spoken,
+        seen=spoken,
+        wordings=(Wording(text=PROMPT_TEMPLATE, article=False),) * len(spoken),
+        regions=np.zeros((64, 64), np.int8),
+        left=0,
+        top=0,
     )
 
 
-def loss(task: ClipTask, *crops: CaptionedCrop) -> float:
-    with torch.no_grad():
-        return float(task.module(task.collate(list(crops)))["loss"])
+def loss(task: ClipTask, *crops: CaptionedCrop, wrong: int = 0) -> float:
+    samples = [_Chanced(crop=one, chance=np.random.default_rng(5)) for one in crops]
+    with torch.no_grad(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr("escnet.foundations.clip._WRONG", wrong)
+        return float(task.module(task.collate(samples))["loss"])
 
 
 def visual(clip: torch.nn.Module) -> VisionTransformer:
@@ -66,15 +67,34 @@ def visual(clip: torch.nn.Module) -> VisionTransformer:
     return found
 
 
-def test_a_caption_that_is_true_of_another_crop_is_no_wrong_answer(task: ClipTask) -> None:
-    names = [name for name in task._names if len(name.split()) == 3][:2]
-    one = crop(0, names[0], names[0])
-    other = crop(1, names[1], names[1])
-    both = crop(1, names[1], names[1], names[0])  # the first caption is true of it too
-    assert loss(task, one, both) < loss(task, one, other)
-    # With nothing wrong to choose, there is nothing to learn.
-    same = crop(1, names[0], names[0])
-    assert loss(task, one, same) == pytest.approx(0.0, abs=1e-6)
+def test_a_patch_chooses_the_text_of_its_region_among_all(task: ClipTask) -> None:
+    """Against the obvious way: pixel by pixel, region by region."""
+    names = [name for name in task._names if len(name.split()) == 3][:3]
+    one = crop(0, names[0], names[1])
+    regions = np.full((64, 64), -1, np.int8)
+    regions[:20, :33], regions[40:, 50:] = 0, 1
+    one = replace(one, regions=regions)
+    other = crop(1, names[2])
+    clip, config = task._clip, task.config
+    losses, weights = [], []
+    with torch.no_grad():
+        texts = encode_text(
+            clip,
+            torch.from_numpy(task._tokenizer.encode([PROMPT_TEMPLATE.format(n) for n in names])),
+        )
+        scale = clip.get_parameter("logit_scale").exp()
+        for each, spoken in ((one, (0, 1)), (other, (2,))):
+            pixels = normalised(config, torch.from_numpy(each.image)[None])
+            positions = task.module._positions(torch.tensor([[0, 0]]), 8)  # type: ignore[operator]
+            found = dense_features(visual(clip), pixels, config.clip.skip_layers, positions)
+            likely = (scale * unit_norm(found.projected[0]) @ texts.T).log_softmax(1)
+            likely = likely.unflatten(0, (8, 8)).repeat_interleave(8, 0).repeat_interleave(8, 1)
+            for index, name in enumerate(spoken):
+                mask = torch.from_numpy(each.regions == index)
+                losses.append(-likely[mask][:, name].mean().item())
+                weights.append(min(mask.sum().item() / 64 / 4, 1.0))
+    want = sum(w * x for w, x in zip(weights, losses, strict=True)) / sum(weights)
+    assert loss(task, one, other) == pytest.approx(want, rel=1e-4)
 
 
 def test_a_crop_takes_the_positions_it_has_in_its_scene(task: ClipTask) -> None:
@@ -134,64 +154,26 @@ def test_validation_is_of_the_clip_in_training(task: ClipTask) -> None:
     assert task.validate() == {"miou": 1.25}
 
 
-def test_a_wrong_caption_makes_the_choice_harder_unless_it_is_true(task: ClipTask) -> None:
-    names = [name for name in task._names if len(name.split()) == 3][:2]
-    plain = crop(0, names[0], names[0])
-
-    def with_wrong(*seen: str) -> CaptionedCrop:
-        text = f"A photo of a {names[1]} in the scene"
-        return replace(plain, seen=seen, wrong=(text,), wrong_about=(names[1],))
-
-    assert loss(task, with_wrong(names[0])) > loss(task, plain) + 1e-3
-    # It is in the window after all: nobody may learn that it is not.
-    assert loss(task, with_wrong(*names)) == pytest.approx(loss(task, plain), abs=1e-6)
+def test_wrong_captions_make_the_choice_harder(task: ClipTask) -> None:
+    plain = crop(0, task._names[20])
+    # With nothing wrong to choose, there is nothing to learn.
+    assert loss(task, plain) == pytest.approx(0.0, abs=1e-6)
+    assert loss(task, plain, wrong=585) > 0.5 * np.log(585)
 
 
-def test_the_correlation_is_taught_through_attention_alone(tmp_path: Path) -> None:
-    model = build_model(preset("tiny"), seed=3)
-    names = ("red ring", "blue star", "wooden floor")
-    task = CorrelationTask(
-        model,
-        _Halves(),
-        names,
-        categories=CategorySampling(per_image=2),
-        seed=0,
-        rate=3e-3,
-        weight_decay=0.0,
-        validation=lambda _: {"miou": 0.0},
-    )
-    trained = {name for group in task.groups for name in group.parameters}
-    assert trained == {
-        name for name, _ in model.named_parameters() if ".attn." in name and name.startswith("clip")
-    }
-    parameters = [one for group in task.groups for one in group.parameters.values()]
-    optimiser = torch.optim.AdamW(parameters)
-    batch = task.collate([task.samples[0], task.samples[1]])
-    losses = []
-    for _ in range(12):
-        found = task.module(batch)
-        optimiser.zero_grad()
-        found["loss"].backward()
-        assert all(one.grad is not None for one in parameters)
-        optimiser.step()
-        losses.append(found["loss"].item())
-    assert losses[-1] < 0.5 * losses[0]
-    task.save(tmp_path / "tuned.safetensors", step=12)
-    other = build_model(preset("tiny"), seed=4)
-    load_clip(other, str(tmp_path / "tuned.safetensors"))
-    want = model.clip.state_dict()
-    assert all(torch.equal(value, want[n]) for n, value in other.clip.state_dict().items())
+def test_wrong_captions_are_others_for_each_batch_and_the_same_again(task: ClipTask) -> None:
+    def about(index: int) -> list[str]:
+        sample = task.samples[index]
+        found = list(task._said(sample.chance, [sample.crop]))
+        assert all(wording in sample.crop.wordings for _, wording in found)
+        count = len(sample.crop.spoken)
+        assert [name for name, _ in found[:count]] == [*sample.crop.spoken]
+        return [name for name, _ in found[count:]]
 
-
-class _Halves:
-    """One colour to the left, another one to the right."""
-
-    def __getitem__(self, index: int) -> TrainingSample:
-        image = np.full((128, 128, 3), 40 + index, np.uint8)
-        image[:, 64:] = 200
-        labels = np.zeros((128, 128), np.int64)
-        labels[:, 64:] = 1 + index
-        return TrainingSample(image=image, labels=labels)
+    first = about(0)
+    assert len(first) == len(set(first)) == 256
+    assert first == about(0)
+    assert first != about(1)
 
 
 def test_texts_are_encoded_as_they_would_be_alone(task: ClipTask) -> None:

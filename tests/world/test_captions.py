@@ -8,6 +8,9 @@ import pytest
 from escnet_runtime.errors import InputError
 from escnet_runtime.world import CaptionedCrop, caption_crops, vocabulary
 from escnet_runtime.world.captions import CAPTION_TEMPLATES, PROMPT_TEMPLATE
+from escnet_runtime.world.cast import draw_cast
+from escnet_runtime.world.fields import stream
+from escnet_runtime.world.scene import compose
 from escnet_runtime.world.words import COLOURS, SHAPES, STUFF, TEXTURES
 
 
@@ -41,30 +44,30 @@ def test_a_caption_has_its_name_and_a_surface_at_most() -> None:
     assert placed
 
 
-def test_a_wrong_caption_differs_in_one_word_of_a_true_one() -> None:
-    training, objects, wrong, shapes = set(vocabulary("train")), 0, 0, 0
+def test_the_same_can_be_said_of_something_else() -> None:
     for crop in crops():
-        things = [name for name in crop.spoken if name not in STUFF]
-        assert len(things) <= len(crop.wrong) == len(crop.wrong_about) <= 2 * len(things)
-        assert set(crop.wrong_about) <= training
-        for caption, name in zip(crop.wrong, crop.wrong_about, strict=True):
-            near = [true for true in things if apart(true, name) == 1]
-            said = [
-                text.replace(true, name).replace("an ", "a ")
-                for text, true in zip(crop.captions, crop.spoken, strict=True)
-                if true in near
-            ]
-            assert caption.replace("an ", "a ") in said
-            shapes += any(true.split()[-1] != name.split()[-1] for true in near)
-        objects, wrong = objects + len(things), wrong + len(crop.wrong)
-    assert 1.3 * objects < wrong < 1.7 * objects
-    assert objects <= shapes < wrong
+        assert len(crop.wordings) == len(crop.spoken)
+        for caption, name, wording in zip(crop.captions, crop.spoken, crop.wordings, strict=True):
+            assert wording.about(name) == caption
+            other = wording.about("orange star")
+            assert other.replace("orange star", name).replace("an ", "a ") == caption.replace(
+                "an ", "a "
+            )
 
 
-def apart(one: str, other: str) -> int:
-    """How many of colour, texture and shape differ."""
-    words = (COLOURS, TEXTURES, SHAPES)
-    return sum({*one.split()} & {*some} != {*other.split()} & {*some} for some in words)
+def test_a_region_is_what_its_caption_is_about() -> None:
+    for crop in crops():
+        assert crop.regions.shape == crop.image.shape[:2]
+        assert crop.regions.dtype == np.int8
+        assert {*np.unique(crop.regions).tolist()} - {-1} == {*range(len(crop.spoken))}
+        assert (crop.regions == -1).any() or set(crop.spoken) == set(crop.seen)
+    # A crop of a whole scene says it of the scene's own labels.
+    (whole,) = caption_crops(3, count=1, side=128)
+    rng = stream("captions", 3, 128, 128)
+    scene = compose(rng, draw_cast(rng, 3, "train", (1, 4)), size=128, fewest=1)
+    for index, name in enumerate(whole.spoken):
+        want = scene.labels == scene.names.index(name)
+        assert np.array_equal(whole.regions == index, want)
 
 
 def test_articles_and_templates() -> None:

@@ -4,7 +4,7 @@ It trains the default model and evaluates bundles on the device, so it lies in t
 loads it only when asked. ``docs/world.md`` is the definition.
 """
 
-from .captions import CaptionedCrop, caption_crops
+from .captions import CaptionedCrop, Wording, caption_crops
 from .data import ShapesDataset, dataset
 from .prompts import PromptSample, prompt_sample
 from .scene import Object, Scene, render_scene
@@ -17,6 +17,7 @@ __all__ = [
     "PromptSample",
     "Scene",
     "ShapesDataset",
+    "Wording",
     "caption_crops",
     "class_groups",
     "dataset",

@@ -1,10 +1,9 @@
 """Pictures with captions, to train a small CLIP: crops of training scenes, described in words.
 
-Only training compositions are shown and named, in wrong captions as well. A crop has a caption for
-each thing in it, and wrong ones that differ from a true one in a word.
+Only training compositions are shown and named. A crop has a caption for each thing in it.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final, TypeAlias
 
 import numpy as np
@@ -14,9 +13,9 @@ from ..errors import InputError
 from .cast import draw_cast
 from .fields import stream
 from .scene import Scene, check_arguments, compose
-from .words import COLOURS, SHAPES, STUFF, TEXTURES, TRAINING, Composition
+from .words import STUFF
 
-__all__ = ["CAPTION_TEMPLATES", "PROMPT_TEMPLATE", "CaptionedCrop", "caption_crops"]
+__all__ = ["CAPTION_TEMPLATES", "PROMPT_TEMPLATE", "CaptionedCrop", "Wording", "caption_crops"]
 
 _Window: TypeAlias = tuple[slice, slice]
 
@@ -36,12 +35,21 @@ _NAMED_AREA: Final = 0.035  # of the crop, which a thing must fill to be named
 _NAMED_SHARE: Final = 0.35  # of an object's seen pixels, which must be inside the crop
 _WANDER: Final = 0.9  # how far a window strays from its object, of the room there is
 _TRIES: Final = 12
-_OTHER_WORD: Final = 0.5  # of the captions have a wrong one of another colour or texture as well
-_OTHER_COLOUR: Final = 0.3  # of those
-_COMPOSITION: Final = {one.name: one for one in TRAINING}
 # "a" and "an" by sound; of all first words only these begin with a vowel.
 _WITH_AN: Final = ("orange",)
 _IN_FRONT_OF: Final = ("brick wall", "plaster wall", "calm sea", "cloudy sky")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wording:
+    """A caption with a gap for what it is about: a name, after its article if ``article``."""
+
+    text: str
+    article: bool
+
+    def about(self, name: str) -> str:
+        """The caption, about a thing of this name."""
+        return self.text.format(_with_article(name) if self.article else name)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,9 +61,8 @@ class CaptionedCrop:
         captions: for example "a photo of a red striped ring on a wooden floor".
         spoken: what each caption is about; "red striped ring".
         seen: all that is in the window, even if it can hardly be recognised.
-        wrong: captions of which one word has been replaced, the shape for each object and sometimes
-            another word; by chance, one may be true of something else in the window.
-        wrong_about: what each of those is about.
+        wordings: how each caption says it: the same about something else is a wrong caption.
+        regions: int8 [side,side], which caption is about the pixel; -1: none is.
         left, top: where the window lies in the scene, px.
     """
 
@@ -63,8 +70,8 @@ class CaptionedCrop:
     captions: tuple[str, ...]
     spoken: tuple[str, ...]
     seen: tuple[str, ...]
-    wrong: tuple[str, ...]
-    wrong_about: tuple[str, ...]
+    wordings: tuple[Wording, ...]
+    regions: NDArray[np.int8]
     left: int
     top: int
 
@@ -93,31 +100,22 @@ def caption_crops(
         raise InputError(f"got {count} crops; expected at least 1")
     rng = stream("captions", seed, size, side)
     scene = compose(rng, draw_cast(rng, seed, "train", (1, 4)), size=size, fewest=1)
-    slips = stream("wrong captions", seed, size, side)
-    return tuple(_crop(rng, slips, scene, side) for _ in range(count))
+    return tuple(_crop(rng, scene, side) for _ in range(count))
 
 
-def _crop(
-    rng: np.random.Generator, slips: np.random.Generator, scene: Scene, side: int
-) -> CaptionedCrop:
+def _crop(rng: np.random.Generator, scene: Scene, side: int) -> CaptionedCrop:
     corner = _bare_corner(rng, scene, side) if rng.random() < _BACKDROP_ONLY else None
     left, top = corner or _object_corner(rng, scene, side)
     window = slice(top, top + side), slice(left, left + side)
     spoken = _named(rng, scene, window)
-    wordings = [_wording(rng, scene, window, name) for name in spoken]
-    wrong = [
-        (wording.about(other), other)
-        for wording, name in zip(wordings, spoken, strict=True)
-        if name in _COMPOSITION
-        for other in _misnamed(slips, _COMPOSITION[name])
-    ]
+    wordings = tuple(_wording(rng, scene, window, name) for name in spoken)
     return CaptionedCrop(
         image=scene.image[window],
         captions=tuple(wording.about(name) for wording, name in zip(wordings, spoken, strict=True)),
         spoken=spoken,
         seen=tuple(scene.names[i] for i in np.unique(scene.labels[window])),
-        wrong=tuple(caption for caption, _ in wrong),
-        wrong_about=tuple(name for _, name in wrong),
+        wordings=wordings,
+        regions=_regions(scene, window, spoken),
         left=left,
         top=top,
     )
@@ -163,40 +161,22 @@ def _named(rng: np.random.Generator, scene: Scene, window: _Window) -> tuple[str
     return tuple(dict.fromkeys([*(scene.objects[i].name for i in objects), *surfaces]))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Wording:
-    """A caption with a gap for what it is about: a name, after its article if ``article``."""
-
-    text: str
-    article: bool
-
-    def about(self, name: str) -> str:
-        return self.text.format(_with_article(name) if self.article else name)
-
-
-def _wording(rng: np.random.Generator, scene: Scene, window: _Window, name: str) -> _Wording:
+def _wording(rng: np.random.Generator, scene: Scene, window: _Window, name: str) -> Wording:
     """A way to caption a thing of the window."""
     if rng.random() < _OWN_PROMPT:
-        return _Wording(text=PROMPT_TEMPLATE, article=False)
+        return Wording(text=PROMPT_TEMPLATE, article=False)
     text, surfaces = "{}", _surfaces(scene, window)
     if name not in STUFF and surfaces and rng.random() < _PLACE:
         preposition = "in front of" if surfaces[0] in _IN_FRONT_OF else "on"
         text = f"{{}} {preposition} {_with_article(surfaces[0])}"
     template = CAPTION_TEMPLATES[int(rng.integers(len(CAPTION_TEMPLATES)))]
-    return _Wording(text=template.format(text), article=True)
+    return Wording(text=template.format(text), article=True)
 
 
-def _misnamed(rng: np.random.Generator, true: Composition) -> list[str]:
-    """Names of training compositions that share two words with ``true``."""
-    words: list[tuple[str, tuple[str, ...]]] = [("shape", SHAPES)]
-    if rng.random() < _OTHER_WORD:
-        words.append(("colour", COLOURS) if rng.random() < _OTHER_COLOUR else ("texture", TEXTURES))
-    found = []
-    for word, values in words:
-        names = [replace(true, **{word: value}).name for value in values]
-        others = [name for name in names if name in _COMPOSITION and name != true.name]
-        found.append(others[int(rng.integers(len(others)))])
-    return found
+def _regions(scene: Scene, window: _Window, spoken: tuple[str, ...]) -> NDArray[np.int8]:
+    lookup = np.full(len(scene.names), -1, np.int8)
+    lookup[[scene.names.index(name) for name in spoken]] = np.arange(len(spoken))
+    return lookup[scene.labels[window]]
 
 
 def _surfaces(scene: Scene, window: _Window) -> list[str]:

@@ -33,7 +33,7 @@ Floats: TypeAlias = NDArray[np.float32]
 
 _TILE: Final = 512  # px a side of the noise tiles; they repeat
 _RIPPLE: Final = 32.0  # px, the length of waves in the tile of ripples
-_STREAMS: Final = ("train", "heldout", "captions", "prompts", "wrong captions")
+_STREAMS: Final = ("train", "heldout", "captions", "prompts")
 
 
 def stream(name: str, *numbers: int) -> np.random.Generator:
