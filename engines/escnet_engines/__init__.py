@@ -1,8 +1,16 @@
-"""Compiles the ONNX graphs of a bundle for a target: TensorRT, TensorRT-RTX, ONNX Runtime.
+"""Compiles the ONNX graphs of a bundle for a GPU, with TensorRT or TensorRT-RTX; no PyTorch."""
 
-Nothing of that is in this version: the package holds the place, the dependency rules and the
-name, and the engine builders come in a later one. Bundles run without it, on the ONNX Runtime
-backend of ``escnet_runtime``.
-"""
+from .build import BuildReport, build_engines
+from .errors import BuildError, BuildMemoryError
+from .libraries import COMPILERS, open_library
+from .library import Library
 
-__all__: list[str] = []
+__all__ = [
+    "COMPILERS",
+    "BuildError",
+    "BuildMemoryError",
+    "BuildReport",
+    "Library",
+    "build_engines",
+    "open_library",
+]

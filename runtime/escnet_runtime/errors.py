@@ -8,7 +8,8 @@
     │   ├── VocabularyError        a category list or a template cannot be used
     │   └── BundleError            a bundle cannot be used
     │       ├── BundleFormatError  its description is malformed, unsafe or from a newer format
-    │       └── BundleIntegrityError  a file is missing or is not the one that was written
+    │       ├── BundleIntegrityError  a file is missing or is not the one that was written
+    │       └── EngineMismatchError   its engines are missing or were built for something else
     └── BackendError               a backend is missing, or failed while running a graph
 
 Messages say what was got, what was expected and what to do.
@@ -19,6 +20,7 @@ __all__ = [
     "BundleError",
     "BundleFormatError",
     "BundleIntegrityError",
+    "EngineMismatchError",
     "EscNetError",
     "ImageError",
     "InputError",
@@ -52,6 +54,10 @@ class BundleFormatError(BundleError):
 
 class BundleIntegrityError(BundleError):
     """A file of a bundle is missing or is not the one that was written."""
+
+
+class EngineMismatchError(BundleError):
+    """A bundle's engines are missing, or were built for another device, library or graph."""
 
 
 class BackendError(EscNetError):

@@ -27,14 +27,14 @@ from .tokenizer import Tokenizer
 from .vocabulary import Vocabulary, assemble, plan_texts
 from .windows import LogitCanvas, crops, plan_windows
 
-__all__ = ["ImageSource", "Segmenter", "Window"]
+__all__ = ["TEXT_BATCH", "ImageSource", "Segmenter", "Window"]
 
 ImageSource = str | os.PathLike[str] | Image.Image | npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
 Window = Literal["none", "sliding"]
 
 _LOG = logging.getLogger("escnet_runtime")
-#: Texts encoded at a time: bounds the text encoder's memory.
-_TEXT_BATCH = 64
+#: Texts encoded at a time: bounds the text encoder's memory, and its engine is built for it.
+TEXT_BATCH = 64
 _UNTRAINED = "untrained weights: the masks mean nothing"
 
 
@@ -254,8 +254,8 @@ class Segmenter:
         encoded: dict[str, npt.NDArray[np.float32]] = {}
         try:
             for entries in by_length.values():
-                for start in range(0, len(entries), _TEXT_BATCH):
-                    batch = entries[start : start + _TEXT_BATCH]
+                for start in range(0, len(entries), TEXT_BATCH):
+                    batch = entries[start : start + TEXT_BATCH]
                     embeddings = self.pipeline.encode_text(np.stack([ids for _, ids in batch]))
                     encoded.update(zip((text for text, _ in batch), embeddings, strict=True))
         finally:

@@ -1,0 +1,269 @@
+"""Engines are built by a real compiler, whole or not at all, and only where they are missing."""
+
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from escnet_engines import BuildError, BuildMemoryError, Library, build_engines
+from escnet_engines.library import Job
+from escnet_engines.lock import only_build
+from escnet_engines.monitor import BuildState
+from escnet_runtime.bundle import Bundle
+from escnet_runtime.engines import AxisRange, find_engines, fingerprint_here, read_engines
+from escnet_runtime.errors import BundleFormatError, BundleIntegrityError, InputError
+from tests.engines.bundles import (
+    MATMUL,
+    OVERSIZED,
+    STATIC,
+    UNREADABLE,
+    UNSHAPEABLE,
+    Graph,
+    write_bundle,
+)
+
+FOLDER = "tensorrt-rtx-sm_86-sm_89"
+#: Another chunk than the bundle's own.
+CHUNK = 48
+
+
+def test_the_record_says_what_was_built(built: Path, rtx: Library) -> None:
+    bundle = Bundle.open(built, check="hashes")
+    record = read_engines(bundle, FOLDER)
+    here = fingerprint_here("tensorrt-rtx", rtx.version)
+    assert record.fingerprint.targets == ("sm_86", "sm_89")
+    assert record.fingerprint.version == rtx.version
+    assert record.fingerprint.os == here.os
+    assert record.fingerprint.driver is None  # built for GPUs that are not here
+    assert record.engines.keys() == bundle.manifest.stages.keys()
+    for name, engine in record.engines.items():
+        assert engine.onnx_sha256 == bundle.manifest.stages[name].sha256
+        assert engine.bytes == (built / "engines" / FOLDER / engine.file).stat().st_size > 1000
+        assert engine.seconds > 0
+    assert record.engines["scores"].profiles == ({"n": AxisRange(least=1, tuned=32, most=32)},)
+    assert record.engines["fuse"].profiles == ()
+
+
+def test_what_is_built_is_found_on_its_gpus(built: Path, rtx: Library) -> None:
+    bundle = Bundle.open(built)
+    record = read_engines(bundle, FOLDER)
+    for target in ("sm_86", "sm_89"):
+        here = dataclasses.replace(record.fingerprint, targets=(target,), driver="13.0")
+        found, files = find_engines(bundle, here)
+        assert found == record
+        assert files["scores"] == built / "engines" / FOLDER / "scores.engine"
+
+
+def test_scratch_is_what_the_compiler_says(rtx: Library, tmp_path: Path) -> None:
+    """Of two sizes the larger needs more, and the bundle needs the larger of its graphs'."""
+    bundle = write_bundle(tmp_path / "b", {"square": OVERSIZED, "fuse": STATIC})
+    sizes = []
+    for chunk in (256, 1024):
+        record = build_engines(bundle, rtx, target="sm_86", chunks=[chunk]).record
+        square = record.engines["square"].scratch_bytes
+        assert square is not None
+        assert record.scratch_bytes == square
+        sizes.append(square)
+    # The product is n × n values of four bytes.
+    assert sizes[0] >= 4 * 256**2
+    assert sizes[1] >= 4 * 1024**2
+
+
+def test_engines_that_fit_are_kept(built_copy: Bundle, rtx: Library) -> None:
+    place = built_copy.root / "engines" / FOLDER
+    before = {path.name: path.stat().st_mtime_ns for path in place.iterdir()}
+    report = build_engines(built_copy, rtx, target="sm_86,sm_89")
+    assert report.reused
+    assert {path.name: path.stat().st_mtime_ns for path in place.iterdir()} == before
+
+
+def test_engines_of_other_sizes_are_replaced(built_copy: Bundle, rtx: Library) -> None:
+    report = build_engines(built_copy, rtx, target="sm_86,sm_89", chunks=[CHUNK, 16])
+    assert not report.reused
+    profiles = read_engines(built_copy, FOLDER).engines["scores"].profiles
+    assert [profile["n"].most for profile in profiles] == [16, CHUNK]
+
+
+def test_a_damaged_engine_is_built_anew(built_copy: Bundle, rtx: Library) -> None:
+    engine = built_copy.root / "engines" / FOLDER / "scores.engine"
+    whole = engine.stat().st_size
+    os.truncate(engine, 100)
+    assert not build_engines(built_copy, rtx, target="sm_86,sm_89").reused
+    assert engine.stat().st_size == pytest.approx(whole, rel=0.2)
+
+
+@pytest.mark.parametrize(
+    ("graph", "node"), [(UNREADABLE, "node_det"), (UNSHAPEABLE, "node_reshape")]
+)
+def test_a_failed_graph_names_the_node_and_leaves_nothing(
+    graph: Graph, node: str, rtx: Library, tmp_path: Path
+) -> None:
+    bundle = write_bundle(tmp_path / "b", {"fuse": STATIC, "broken": graph})
+    with pytest.raises(BuildError, match=f"graph 'broken'.* node '{node}'"):
+        build_engines(bundle, rtx, target="sm_86")
+    assert not (bundle.root / "engines").exists()
+
+
+def test_a_failed_build_keeps_the_engines_that_were_there(
+    built_copy: Bundle, rtx: Library, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = read_engines(built_copy, FOLDER)
+
+    def fail(*_: object) -> None:
+        raise BuildError("as if")
+
+    monkeypatch.setattr(Library, "compile", fail)
+    with pytest.raises(BuildError, match="as if"):
+        build_engines(built_copy, rtx, target="sm_86,sm_89", chunks=[CHUNK])
+    assert read_engines(built_copy, FOLDER) == before
+    assert [path.name for path in (built_copy.root / "engines").iterdir()] == [FOLDER]
+
+
+def test_too_little_memory_says_what_to_lower(rtx: Library, tmp_path: Path) -> None:
+    bundle = write_bundle(tmp_path / "b", {"square": OVERSIZED})
+    with pytest.raises(BuildMemoryError, match=r"Lower --chunk \(now 60000.*raise --workspace"):
+        build_engines(bundle, rtx, target="sm_86", chunks=[60_000], workspace=2**20)
+    assert not (bundle.root / "engines").exists()
+
+
+def test_a_changed_graph_is_not_built(plain: Bundle, rtx: Library) -> None:
+    path = plain.root / "graphs" / "scores.onnx"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(BundleIntegrityError, match=r"graphs/scores\.onnx .* another sha256"):
+        build_engines(plain, rtx, target="sm_86")
+
+
+@pytest.mark.parametrize("link", ["engines", f"engines/{FOLDER}"])
+def test_a_link_leads_no_engine_out_of_the_bundle(
+    link: str, plain: Bundle, rtx: Library, tmp_path: Path
+) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    place = plain.root / link
+    place.parent.mkdir(exist_ok=True)
+    place.symlink_to(outside)
+    with pytest.raises(BundleFormatError, match="is a link"):
+        build_engines(plain, rtx, target="sm_86,sm_89")
+    assert list(outside.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"chunks": [0]}, "a chunk is 0"),
+        ({"chunks": [70_000]}, "expected 1 to 65,535"),
+        ({"chunks": []}, "at least one"),
+        ({"workspace": 0}, "workspace is 0"),
+    ],
+)
+def test_unusable_options_are_refused(
+    options: dict[str, list[int]], message: str, plain: Bundle, rtx: Library
+) -> None:
+    with pytest.raises(InputError, match=message):
+        build_engines(plain, rtx, target="sm_86", **options)  # type: ignore[arg-type]
+
+
+def test_progress_goes_from_graph_to_graph(plain: Bundle, rtx: Library) -> None:
+    seen: list[tuple[str, float]] = []
+    build_engines(
+        plain, rtx, target="sm_86", progress=lambda graph, _, done: seen.append((graph, done))
+    )
+    assert list(dict.fromkeys(graph for graph, _ in seen)) == ["scores", "fuse"]
+    steps = [done for _, done in seen]
+    assert steps == sorted(steps)
+    assert steps[-1] == 2.0
+
+
+def test_the_builder_reports_its_phases_and_stops_when_told(rtx: Library, plain: Bundle) -> None:
+    job = Job(
+        onnx=plain.file("graphs/scores.onnx"),
+        inputs=plain.manifest.stages["scores"].inputs,
+        profiles=({"n": AxisRange(least=1, tuned=4, most=4)},),
+        targets=("sm_86",),
+    )
+    state = BuildState()
+    phases: list[str] = []
+    begin = state.start
+
+    def start(phase: str, parent: str | None, steps: int) -> None:
+        phases.append(phase)
+        begin(phase, parent, steps)
+
+    state.start = start  # type: ignore[method-assign]
+    assert rtx.compile(job, state).plan is not None
+    assert len(phases) > 2
+    state.cancel()
+    with pytest.raises(BuildError, match="Cancel"):
+        rtx.compile(job, state)
+
+
+def test_an_interrupted_build_leaves_nothing(plain: Bundle, rtx: Library) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        build_engines(plain, rtx, target="sm_86", progress=interrupt)
+    assert not (plain.root / "engines").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_stops_the_command_and_leaves_nothing(
+    number: signal.Signals, rtx: Library, tmp_path: Path
+) -> None:
+    root = tmp_path / "bundle"
+    write_bundle(root, {f"graph{index}": MATMUL for index in range(200)})
+    command = [sys.executable, "-m", "escnet_engines", str(root), "--backend", "tensorrt-rtx"]
+    process = subprocess.Popen(
+        [*command, "--target", "sm_86", "--json"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        while not list(root.glob("engines/.*/*.engine")):  # it is in the middle of its work
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.05)
+        process.send_signal(number)
+        output, errors = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    assert process.returncode == 128 + number, errors
+    assert "error" in json.loads(output)
+    assert not (root / "engines").exists()
+
+
+def test_a_second_build_waits_for_the_first(
+    built: Path, plain: Bundle, rtx: Library, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And then finds that there is nothing left to do."""
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        with only_build(plain.root):
+            second = pool.submit(build_engines, plain, rtx, target="sm_86,sm_89")
+            while "waiting: another process" not in caplog.text:
+                assert not second.done(), second.result()
+                time.sleep(0.01)
+            assert not second.done()
+            shutil.copytree(built / "engines", plain.root / "engines")
+        assert second.result().reused
+
+
+@pytest.mark.slow
+def test_every_graph_of_tiny_builds(bundle_copy: Path, rtx: Library) -> None:
+    """The model as it is exported, at fp16, by NVIDIA's compiler."""
+    bundle = Bundle.open(bundle_copy)
+    record = build_engines(bundle, rtx, target="sm_86").record
+    assert record.engines.keys() == bundle.manifest.stages.keys()
+    assert record.scratch_bytes
+    here = dataclasses.replace(record.fingerprint, targets=("sm_86",), driver="13.0")
+    assert find_engines(bundle, here)[1].keys() == bundle.manifest.stages.keys()

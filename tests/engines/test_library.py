@@ -1,0 +1,137 @@
+"""The compilers: which GPUs they take, what is said where one is missing, how far they are."""
+
+import sys
+from types import ModuleType
+from typing import Any, cast
+
+import pytest
+
+from escnet_engines import Library, open_library
+from escnet_engines.library import Job
+from escnet_engines.monitor import BuildState
+from escnet_engines.targets import choose_targets
+from escnet_runtime.bundle import Bundle
+from escnet_runtime.engines import AxisRange
+from escnet_runtime.errors import BackendError, InputError
+
+
+class _Compiler:
+    """As much of a library as the choice of GPUs asks for."""
+
+    backend = "tensorrt"
+    version = "11.4"
+    compiles_ahead = False
+
+    def targets(self) -> tuple[str, ...]:
+        return ()
+
+
+TENSORRT = cast(Library, _Compiler())
+
+
+def test_rtx_knows_its_gpus(rtx: Library) -> None:
+    known = rtx.targets()
+    assert {"sm_75", "sm_86", "sm_89", "sm_120"} <= set(known)
+    assert choose_targets(rtx, "sm_120, sm_86,sm_120", ()) == ("sm_86", "sm_120")
+    assert choose_targets(rtx, "auto", ("sm_89",)) == ("sm_89",)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "here", "error", "message"),
+    [
+        ("auto", (), BackendError, "no NVIDIA GPU is visible; name the GPUs .*--target sm_86"),
+        ("auto", ("sm_90",), InputError, "does not compile for sm_90; it knows sm_75"),
+        ("sm_86,sm_99", (), InputError, "does not compile for sm_99"),
+        ("rtx3090", (), InputError, "--target has 'rtx3090'; expected auto"),
+        ("", (), InputError, "--target has ''"),
+        ("sm_86,", (), InputError, "--target has ''"),
+        ("auto,sm_86", (), InputError, "--target has 'auto'"),
+    ],
+)
+def test_gpus_that_rtx_does_not_compile_for(
+    wanted: str, here: tuple[str, ...], error: type[Exception], message: str, rtx: Library
+) -> None:
+    with pytest.raises(error, match=message):
+        choose_targets(rtx, wanted, here)
+
+
+def test_tensorrt_compiles_for_the_gpu_that_is_here() -> None:
+    assert choose_targets(TENSORRT, "auto", ("sm_90",)) == ("sm_90",)
+    assert choose_targets(TENSORRT, "sm_90", ("sm_90",)) == ("sm_90",)
+    with pytest.raises(InputError, match="is here, sm_90, and not for sm_86"):
+        choose_targets(TENSORRT, "sm_86", ("sm_90",))
+    with pytest.raises(BackendError, match=r"no NVIDIA GPU is visible; .*tensorrt-rtx"):
+        choose_targets(TENSORRT, "sm_86", ())
+
+
+def test_a_missing_library_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    _hide(monkeypatch, "tensorrt")
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    with pytest.raises(BackendError, match=r"package tensorrt, .*install escnet-engines\[tensorrt"):
+        open_library("tensorrt")
+
+
+def test_an_old_library_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """TensorRT 10.3, as JetPack 6 had it at first: only its version is asked for."""
+    _hide(monkeypatch, "tensorrt")
+    old: Any = ModuleType("tensorrt")
+    old.__version__ = "10.3.0.30"
+    old.ILogger = type("ILogger", (), {"Severity": _Severity})
+    monkeypatch.setitem(sys.modules, "tensorrt", old)
+    with pytest.raises(BackendError, match=r"in version 10\.3\.0\.30, needed is 10\.12 or newer"):
+        open_library("tensorrt")
+
+
+class _Severity:
+    ERROR, INTERNAL_ERROR, VERBOSE = 1, 0, 4
+
+
+def _hide(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Our module of a library is imported anew, and forgotten afterwards."""
+    module = f"escnet_engines.libraries.{name}"
+    monkeypatch.setitem(sys.modules, module, ModuleType(module))
+    monkeypatch.delitem(sys.modules, module)
+
+
+def test_timings_are_kept_where_the_library_has_such_a_cache(rtx: Library, plain: Bundle) -> None:
+    """TensorRT's own way, on the bindings that are here: RTX has its calls, and ignores them."""
+    import tensorrt_rtx_bindings
+
+    job = Job(
+        onnx=plain.file("graphs/scores.onnx"),
+        inputs=plain.manifest.stages["scores"].inputs,
+        profiles=({"n": AxisRange(least=1, tuned=4, most=4)},),
+        targets=(),
+    )
+    library = Library("tensorrt", tensorrt_rtx_bindings)
+    library.use_timing_cache(b"")
+    with pytest.warns(DeprecationWarning, match="no-ops"):
+        assert library.compile(job, BuildState()).plan is not None
+    assert library.timing_cache()
+    rtx.use_timing_cache(b"")
+    assert rtx.timing_cache() is None
+
+
+def test_the_version_is_that_of_the_bindings(rtx: Library) -> None:
+    import tensorrt_rtx_bindings
+
+    assert rtx.version == tensorrt_rtx_bindings.__version__
+
+
+def test_how_far_a_build_is() -> None:
+    state = BuildState()
+    assert state.read() == (0.0, "")
+    state.start("all", None, 4)
+    state.start("part", "all", 2)
+    assert state.read() == (0.0, "part")
+    assert state.step("part", 0)
+    assert state.read() == (1 / 8, "part")
+    state.finish("part")
+    assert state.step("all", 0)
+    assert state.read() == (1 / 4, "all")
+    state.start("part", "all", 2)  # again, as the builder does: it never goes back
+    assert state.step("all", 2)
+    assert state.read() == (3 / 4, "part")
+    state.cancel()
+    assert not state.step("all", 3)
+    assert state.cancelled
