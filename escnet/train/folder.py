@@ -13,8 +13,6 @@
 
 import contextlib
 import dataclasses
-import os
-import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,9 +23,7 @@ from safetensors import SafetensorError
 
 from escnet_runtime.atomic import atomic_file
 from escnet_runtime.errors import EscNetError, InputError
-
-if sys.platform != "win32":
-    import fcntl
+from escnet_runtime.locks import exclusive
 
 __all__ = ["BEST", "LAST", "Progress", "RunFolder"]
 
@@ -84,28 +80,20 @@ class RunFolder:
         Raises:
             InputError: another process trains here, or the place is not writable.
         """
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(self.path / "run.lock", os.O_RDWR | os.O_CREAT, 0o644)
-        except OSError as error:
-            raise InputError(f"cannot train in {self.path}: {error.strerror}") from error
-        try:
-            self._lock(descriptor)
+        lock = self.path / "run.lock"
+        with contextlib.ExitStack() as stack:
+            try:
+                self.path.mkdir(parents=True, exist_ok=True)
+                lock.touch()
+                stack.enter_context(exclusive(lock))
+            except BlockingIOError:
+                raise InputError(
+                    f"another process is training in {self.path}: wait for it, or name another "
+                    "folder"
+                ) from None
+            except OSError as error:
+                raise InputError(f"cannot train in {self.path}: {error.strerror}") from error
             yield
-        finally:
-            os.close(descriptor)  # which lets go of the lock, as the end of the process does
-
-    def _lock(self, descriptor: int) -> None:
-        if sys.platform == "win32":
-            return  # no lock there
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(
-                f"another process is training in {self.path}: wait for it, or name another folder"
-            ) from None
-        except OSError:
-            return  # some network file systems have no locks
 
     def save(self, task: str, progress: Progress, tensors: Mapping[str, Any]) -> None:
         """Write the state, whole or not at all; what is there stays if that fails.

@@ -19,9 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from .errors import InputError
-
-if sys.platform != "win32":
-    import fcntl
+from .locks import exclusive
 
 __all__ = ["atomic_directory", "atomic_file", "require_replaceable"]
 
@@ -59,7 +57,7 @@ def atomic_directory(
         temporary = _temporary_name(target)
         temporary.mkdir()
     try:
-        with _held(temporary):
+        with exclusive(temporary):
             yield temporary
             _sync_tree(temporary)
             require_replaceable(
@@ -175,26 +173,8 @@ def _is_alive(pid: int) -> bool:
 
 def _remove_unless_held(folder: Path) -> None:
     # A process of another container is invisible here, but its lock on a shared folder is not.
-    with contextlib.suppress(OSError), _held(folder):
+    with contextlib.suppress(OSError), exclusive(folder):
         shutil.rmtree(folder, ignore_errors=True)
-
-
-@contextmanager
-def _held(folder: Path) -> Iterator[None]:
-    """Hold an exclusive lock on a folder; OSError if another process holds it."""
-    if sys.platform == "win32":
-        yield
-        return
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno not in {errno.ENOTSUP, errno.ENOLCK, errno.ENOSYS}:
-                raise  # some network file systems have no locks; the process id must do there
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def _sync_tree(folder: Path) -> None:
