@@ -16,8 +16,8 @@ help:  ## list the targets
 demo:  ## segment a picture: checkpoint, export, bundle, result
 	@$(RUN) python tools/demo.py $(ARGS)
 
-tiny:  ## train the default model from its seed (two hours on two cores; resumes)
-	@$(RUN) python -m escnet.foundations --output out/tiny --ship escnet/checkpoints
+tiny:  ## train the default model from its seed (minutes on a GPU, two hours on two cores; resumes)
+	@$(RUN) python -m escnet.foundations --output out/tiny --ship escnet/checkpoints $(ARGS)
 
 ablations:  ## the paper's ablations on the foundations of tiny (three hours on two cores; resumes)
 	@$(RUN) python -m escnet.ablations --foundations out/tiny --output out/ablations $(ARGS)

@@ -5,6 +5,7 @@ the device of its input. Each is written for what it runs on; the tests hold the
 """
 
 import dataclasses
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -53,21 +54,60 @@ def pseudo_prompts(scores: Tensor, constants: PpgConstants) -> TorchPrompts:
     # NaN is as far from the foreground as -inf, and from here on the same.
     usable = scores.flatten(1).masked_fill(scores.flatten(1).isnan(), -torch.inf)
     probabilities = _probabilities(usable, constants.temperature).view(n, h, w)
-    with torch.no_grad():
-        threshold = usable.amax(1, keepdim=True) + constants.threshold_offset
-        lowest = torch.finfo(torch.float32).min
-        foreground = (usable >= threshold.clamp(min=lowest)).view(n, h, w)  # never -inf
-        pixels = torch.arange(h * w, device=scores.device)
-        grid = _Grid(x=pixels % w, y=pixels // w)
-        seeds = _seeds(usable, foreground, grid, constants.regions)
-        labels = _lloyd(seeds, foreground, grid, constants.iterations)
-        points, point_labels = _points(usable, labels.flatten(1), grid, constants.regions)
+    points, point_labels, regions = _Decisions.apply(usable.view(n, h, w), constants)
     return TorchPrompts(
         points=points,
         point_labels=point_labels,
-        regions=labels.int(),
+        regions=regions,
         probabilities=probabilities,
     )
+
+
+class _Decisions(torch.autograd.Function):
+    """Points, their labels and regions of maps without NaN, float32 [N,h,w]; see there.
+
+    A function of its own for the sake of ``torch.vmap``, which a training batches images with: the
+    maps of all images are decided as one set, whatever control flow that takes.
+    """
+
+    @staticmethod
+    def forward(usable: Tensor, constants: PpgConstants) -> tuple[Tensor, Tensor, Tensor]:
+        """float32 [N,K,2], int32 [N,K] and int32 [N,h,w]."""
+        return _decisions(usable, constants)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        """No gradient passes."""
+        ctx.mark_non_differentiable(*output)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> tuple[None, None]:
+        """Never asked for anything."""
+        return None, None
+
+    @staticmethod
+    def vmap(
+        info: Any, in_dims: tuple[int, None], usable: Tensor, constants: PpgConstants
+    ) -> tuple[tuple[Tensor, Tensor, Tensor], tuple[int, int, int]]:
+        """The maps of a batch one behind the other."""
+        batch = usable.movedim(in_dims[0], 0)
+        found = _Decisions.apply(batch.flatten(0, 1), constants)
+        shape = batch.shape[:2]
+        return tuple(one.unflatten(0, shape) for one in found), (0, 0, 0)
+
+
+def _decisions(usable: Tensor, constants: PpgConstants) -> tuple[Tensor, Tensor, Tensor]:
+    n, h, w = usable.shape
+    flat = usable.flatten(1)
+    threshold = flat.amax(1, keepdim=True) + constants.threshold_offset
+    lowest = torch.finfo(torch.float32).min
+    foreground = (flat >= threshold.clamp(min=lowest)).view(n, h, w)  # never -inf
+    pixels = torch.arange(h * w, device=usable.device)
+    grid = _Grid(x=pixels % w, y=pixels // w)
+    seeds = _seeds(flat, foreground, grid, constants.regions)
+    labels = _lloyd(seeds, foreground, grid, constants.iterations)
+    points, point_labels = _points(flat, labels.flatten(1), grid, constants.regions)
+    return points, point_labels, labels.int()
 
 
 def _check_scores(scores: object) -> None:

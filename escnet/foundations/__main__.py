@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.text import Text
 
 from escnet.train.loop import Stopped
@@ -14,11 +15,13 @@ from escnet_runtime.atomic import atomic_file
 from escnet_runtime.console import Console, command_parser, run_command
 
 from .make import PROVENANCE, make_tiny
+from .recipe import RECIPES, TINY, TWO_CORES
 
 
 def _make(arguments: argparse.Namespace, console: Console) -> tuple[int, Mapping[str, Any]]:
     try:
-        checkpoint = make_tiny(arguments.output, console=console)
+        recipe = RECIPES[arguments.recipe or _fitting(console)]
+        checkpoint = make_tiny(arguments.output, recipe=recipe, console=console)
     except Stopped as stop:
         console.err.print(Text(f"{stop}: run the same command again"), soft_wrap=True)
         return 128 + stop.number, {"output": str(arguments.output), "stopped": True}
@@ -31,6 +34,13 @@ def _make(arguments: argparse.Namespace, console: Console) -> tuple[int, Mapping
     return 0, {"checkpoint": str(checkpoint), "bytes": checkpoint.stat().st_size}
 
 
+def _fitting(console: Console) -> str:
+    """The recipe for this machine."""
+    recipe = TINY if torch.accelerator.is_available() else TWO_CORES
+    console.print(f"recipe {recipe.name}, of {', '.join(RECIPES)}")
+    return recipe.name
+
+
 def main() -> int:
     """Run the command; returns its exit code."""
     parser = command_parser(
@@ -38,6 +48,12 @@ def main() -> int:
         "Train the preset tiny from its seed: CLIP, SAM, then ESC-Net. Run it again to resume.",
     )
     parser.add_argument("--output", type=Path, required=True, metavar="FOLDER")
+    parser.add_argument(
+        "--recipe",
+        choices=RECIPES,
+        help="how long: tiny is for a GPU and made the weights that ship, two-cores for a CPU "
+        "(default: what fits the machine)",
+    )
     parser.add_argument(
         "--ship", type=Path, metavar="FOLDER", help="also copy checkpoint and provenance there"
     )

@@ -11,7 +11,7 @@ alone finds most captions, and shapes are hardly learned.
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -40,7 +40,6 @@ from .pool import Shuffled, draw
 
 __all__ = ["ClipRates", "ClipTask", "CropPool", "save_clip"]
 
-_CROPS_OF_A_SCENE: Final = 4
 _WHOLE_REGION: Final = 4.0  # patches from which on a region has its full weight
 _LENGTHS: Final = 3  # batches of texts
 _WRONG: Final = 256  # texts of a batch about names that none of its captions is about
@@ -67,10 +66,12 @@ class CropPool:
     Attributes:
         side: px a side of a crop; the whole scene if it is the model's image size.
         scenes: how many scenes crops are taken from.
+        crops: of a scene.
     """
 
     side: int
     scenes: int
+    crops: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -115,17 +116,12 @@ class ClipTask:
         self.module: nn.Module = _Contrast(config, clip)
         context = config.clip.context_length
         self._tokenizer = Tokenizer(build_tokenizer(config.clip.vocab_size, context), context)
-        whole = pool.side == config.clip.image_size
-        make = partial(
-            _crops_of,
-            count=1 if whole else _CROPS_OF_A_SCENE,
-            side=pool.side,
-            size=config.clip.image_size,
-        )
+        size = config.clip.image_size
+        make = partial(_crops_of, count=pool.crops, side=pool.side, size=size)
         drawn = draw(make, pool.scenes, processes=processes, console=console, title="draw crops")
         self._names = vocabulary("train")
         crops = Shuffled([crop for scene in drawn for crop in scene], seed)
-        self.samples: Samples = _WithChance(crops, seed)
+        self.samples: Samples = _WithChance(crops, seed, size)
 
     @property
     def groups(self) -> Sequence[ParameterGroup]:
@@ -146,7 +142,9 @@ class ClipTask:
 
     @property
     def collate(self) -> Callable[[list[_Chanced]], dict[str, Tensor]]:
-        """Crops → images uint8, corners in patches, tokens of t texts, shares [b, t, patches]."""
+        """Crops → images uint8 [b, H, W, 3], corners in patches [b, 2], tokens of t texts, and
+        labels int32 [b, H, W]: which text a pixel is of, or ``IGNORED``.
+        """
         return self._collate
 
     def validate(self) -> Mapping[str, float]:
@@ -165,16 +163,15 @@ class ClipTask:
         said = dict(self._said(samples[0].chance, crops))
         column = {name: index for index, name in enumerate(said)}
         texts = [wording.about(name) for name, wording in said.items()]
-        shares = []
+        labels = []
         for crop in crops:
-            places = torch.tensor([*(column[name] for name in crop.spoken), IGNORED])
-            labels = places[torch.from_numpy(crop.regions.astype(np.int64))]
-            shares.append(cell_shares(labels, len(said), len(labels) // patch).flatten(1))
+            places = np.array([*(column[name] for name in crop.spoken), IGNORED], np.int32)
+            labels.append(places[crop.regions])
         return {
             "images": torch.from_numpy(np.stack([crop.image for crop in crops])),
             "corners": torch.tensor(corners),
             "tokens": torch.from_numpy(self._tokenizer.encode(texts)),
-            "shares": torch.stack(shares),
+            "labels": torch.from_numpy(np.stack(labels)),
         }
 
     def _said(
@@ -190,12 +187,27 @@ class ClipTask:
 
 
 class _WithChance:
-    def __init__(self, crops: Shuffled[CaptionedCrop], seed: int) -> None:
-        self._crops, self._seed = crops, seed
+    """The crops, every other one as a mirror shows it, with chance of their own."""
+
+    def __init__(self, crops: Shuffled[CaptionedCrop], seed: int, size: int) -> None:
+        self._crops, self._seed, self._size = crops, seed, size
 
     def __getitem__(self, index: int) -> _Chanced:
         chance = np.random.Generator(np.random.PCG64((self._seed, index)))
-        return _Chanced(crop=self._crops[index], chance=chance)
+        crop = self._crops[index]
+        if chance.random() < 0.5:
+            crop = _mirrored(crop, self._size)
+        return _Chanced(crop=crop, chance=chance)
+
+
+def _mirrored(crop: CaptionedCrop, size: int) -> CaptionedCrop:
+    """What it is in its scene of ``size`` px, seen in a mirror: no name tells left from right."""
+    return replace(
+        crop,
+        image=crop.image[:, ::-1],
+        regions=crop.regions[:, ::-1],
+        left=size - crop.left - crop.image.shape[1],
+    )
 
 
 def save_clip(clip: nn.Module, path: Path, *, step: int) -> None:
@@ -216,16 +228,15 @@ class _Contrast(nn.Module):
         """Losses of a batch as ``ClipTask.collate`` makes it."""
         clip: Any = self.clip
         image = normalised(self.config, batch["images"])
-        positions = self._positions(
-            batch["corners"], image.shape[-1] // self.config.clip.patch_size
-        )
+        side = image.shape[-1] // self.config.clip.patch_size
+        positions = self._positions(batch["corners"], side)
         found = dense_features(clip.visual, image, self.config.clip.skip_layers, positions)
         patches, texts = unit_norm(found.projected), _by_length(clip, batch["tokens"])
         scale = clip.logit_scale.clamp(max=_LARGEST_SCALE).exp()
         cosines = product(patches.flatten(0, 1), texts.T).unflatten(0, patches.shape[:2])
         likely = torch.log_softmax(scale * cosines, dim=-1)
         # Large and small things count alike: a region's loss is the mean over its patches.
-        shares = batch["shares"].transpose(1, 2)
+        shares = cell_shares(batch["labels"], len(texts), side).flatten(2).transpose(1, 2)
         area = shares.sum(1, keepdim=True)
         weight = (area / _WHOLE_REGION).clamp(max=1.0)
         each = shares / area.clamp(min=1e-6) * weight

@@ -51,6 +51,7 @@ _STAGE: Final = "stage.json"
 _VALIDATION: Final = "shapes:heldout:900"
 _VALIDATION_SCENES: Final = 24
 _CORRELATION_SCENES: Final = 72  # no block is computed: these cost less
+_MOST_WORKERS: Final = 14
 #: So far apart do the phases begin, so that none shows a scene of another.
 _SCENES_OF_A_PHASE: Final = 1 << 20
 _WEIGHTS: Final = "trained in the small world of escnet from seed {seed}"
@@ -154,11 +155,17 @@ def _escnet_stage(
     return _stage(folder, task, phase.loop, console)
 
 
+def _workers() -> int:
+    """Processes that prepare batches: two cores are better left to the training itself."""
+    return max(0, min(_MOST_WORKERS, (os.cpu_count() or 1) - 2))
+
+
 def _stage(folder: Path, task: Callable[[], Task], loop: LoopSettings, console: Console) -> Path:
     """Train a stage unless it is finished; returns its last weights."""
     note = folder / _STAGE
     if not note.is_file():
         begun = provenance()
+        loop = dataclasses.replace(loop, workers=_workers())
         outcome = train(task(), loop, folder, resume=True, console=console)
         entry = {
             **begun,
@@ -182,7 +189,7 @@ def _write(folder: Path, config: EscNetConfig, recipe: Recipe, last: Path) -> Pa
     }
     document = {
         "model": config.name,
-        "command": "make tiny",
+        "command": f'make tiny ARGS="--recipe {recipe.name}"',
         "recipe": dataclasses.asdict(recipe),
         "stages": stages,
         "seconds": sum(stage["seconds"] for stage in stages.values()),

@@ -35,22 +35,24 @@ def cell_shares(labels: Tensor, count: int, grid: int) -> Tensor:
     """What part of each cell of a grid each category has.
 
     Args:
-        labels: int64 [H, W], category or ``IGNORED``; H and W are multiples of ``grid``.
+        labels: integers [b, H, W], category or ``IGNORED``; H and W are multiples of ``grid``.
         count: number of categories, n.
         grid: cells a side.
 
     Returns:
-        float32 [n, grid, grid]; a cell's shares add up to its labelled part.
+        float32 [b, n, grid, grid]; a cell's shares add up to its labelled part.
     """
-    height, width = labels.shape
-    rows = torch.arange(height, device=labels.device) // (height // grid)
-    columns = torch.arange(width, device=labels.device) // (width // grid)
+    images, height, width = labels.shape
+    step = torch.arange(max(height, width), device=labels.device)
+    rows, columns = step[:height] // (height // grid), step[:width] // (width // grid)
     cells = rows[:, None] * grid + columns
-    kept = labels != IGNORED
-    found = torch.bincount(
-        labels[kept] * (grid * grid) + cells[kept], minlength=count * grid * grid
-    )
-    return found.view(count, grid, grid) / ((height // grid) * (width // grid))
+    # A category more, for what is not labelled: nothing has to be counted before it is kept.
+    category = torch.where(labels == IGNORED, count, labels).long()
+    image = torch.arange(images, device=labels.device)[:, None, None]
+    place = (image * (count + 1) + category) * (grid * grid) + cells
+    found = torch.bincount(place.flatten(), minlength=images * (count + 1) * grid * grid)
+    pixels = (height // grid) * (width // grid)
+    return found.view(images, count + 1, grid, grid)[:, :count] / pixels
 
 
 def correlation_loss(scores: Tensor, shares: Tensor, temperature: float) -> Tensor:
@@ -60,12 +62,13 @@ def correlation_loss(scores: Tensor, shares: Tensor, temperature: float) -> Tens
     pixels, so that maps are as steep as prompts need them.
 
     Args:
-        scores: float32 [n, h, w].
-        shares: float32 [n, h, w], of :func:`cell_shares`.
+        scores: float32 [b, n, h, w].
+        shares: float32 [b, n, h, w], of :func:`cell_shares`.
         temperature: τ.
 
     Returns:
-        Scalar, the mean over the labelled area.
+        float32 [b]: the mean over each image's labelled area.
     """
-    likely = torch.log_softmax(scores / temperature, dim=0)
-    return -(shares * likely).sum() / shares.sum().clamp(min=1e-6)
+    likely = torch.log_softmax(scores / temperature, dim=1)
+    area = shares.flatten(1).sum(1).clamp(min=1e-6)
+    return -(shares * likely).flatten(1).sum(1) / area

@@ -3,14 +3,15 @@
 Where asked for, the correlation maps that make the prompts have a cross-entropy of their own.
 
 The prompt generator's decisions (threshold, k-means, the choice of points) pass no gradient; the
-probabilities of the mask prompts do. Images are encoded as a batch; what follows works on one image
-at a time, whose categories are a batch of their own.
+probabilities of the mask prompts do. Images are encoded as a batch; what follows is written
+for one image, whose categories are a batch of their own, and ``torch.vmap`` makes one pass of those
+images that have equally many: on a GPU a pass is bound by the number of its kernels.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 
 from escnet.clip import unit_norm
 from escnet.config import EscNetConfig
-from escnet.model import EscNet
+from escnet.model import EscNet, ImageFeatures
 from escnet.tokenizer import build_tokenizer
 from escnet.weights import save_checkpoint
 from escnet_runtime.tokenizer import Tokenizer
@@ -139,6 +140,13 @@ class TextEncoding:
         return unit_norm(total)
 
 
+class _Segmented(NamedTuple):
+    """Logits [b, n, 4h, 4w] of b images, and the maps [b, n, h, w] that entered and left blocks."""
+
+    logits: Tensor
+    scores: list[Tensor]
+
+
 class _Segmentation(nn.Module):
     """A batch → its loss and pixel accuracy."""
 
@@ -157,33 +165,61 @@ class _Segmentation(nn.Module):
         encoded = model.encode_image(normalised(model.config, images))
         loss, right, count = [], [], []
         correlation: list[Tensor] = []
-        for index, (labels, wanted) in enumerate(zip(batch["labels"], classes, strict=True)):
-            text = embeddings[torch.searchsorted(every, wanted)]
-            trace = model.segment(encoded.of(index), text, checkpoint=self.checkpoint)
+        for some in _alike(classes):
+            wanted = torch.stack([classes[index] for index in some])
+            labels = torch.stack([batch["labels"][index] for index in some])
+            found = self._segmented(encoded, some, embeddings[torch.searchsorted(every, wanted)])
             logits = F.interpolate(
-                trace.logits[None], size=labels.shape, mode="bilinear", align_corners=False
+                found.logits, size=labels.shape[1:], mode="bilinear", align_corners=False
             )
-            loss.append(
-                F.cross_entropy(logits, labels[None], ignore_index=IGNORED, reduction="sum")
-            )
-            if self._weights.correlation and len(trace.scores) > 1:
-                correlation.append(self._correlation(trace.scores[:-1], labels))
-            right.append((logits[0].argmax(0) == labels).sum())
+            loss.append(F.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum"))
+            if self._weights.correlation and len(found.scores) > 1:
+                correlation.append(self._correlation(found.scores[:-1], labels))
+            right.append((logits.argmax(1) == labels).sum())
             count.append((labels != IGNORED).sum())
         pixels = torch.stack(count).sum().clamp(min=1)
         total = torch.stack(loss).sum() / pixels
         figures = {"accuracy": torch.stack(right).sum() / pixels}
         if correlation:
-            figures["correlation"] = torch.stack(correlation).mean()
+            figures["correlation"] = torch.cat(correlation).mean()
             total = total + self._weights.correlation * figures["correlation"]
         return {"loss": total, **figures}
 
+    def _segmented(self, encoded: ImageFeatures, some: Sequence[int], text: Tensor) -> _Segmented:
+        """Those of the images that ``some`` counts, all at once, for embeddings [b, n, D]."""
+        # torch.vmap excludes checkpoints, and mixed precision too: it leaves the bias of a
+        # convolution in float32 (torch 2.11 and 2.15).
+        mixed = torch.is_autocast_enabled(text.device.type)
+        if self.checkpoint or mixed or len(some) == 1:
+            traces = [
+                self.model.segment(encoded.of(index), one, checkpoint=self.checkpoint)
+                for index, one in zip(some, text, strict=True)
+            ]
+            maps = zip(*(trace.scores for trace in traces), strict=True)
+            return _Segmented(
+                torch.stack([trace.logits for trace in traces]), [torch.stack(one) for one in maps]
+            )
+
+        def single(features: Sequence[Tensor], text: Tensor) -> tuple[Tensor, list[Tensor]]:
+            trace = self.model.segment(ImageFeatures(*(one[None] for one in features)), text)
+            return trace.logits, trace.scores
+
+        return _Segmented(*torch.vmap(single)([one[list(some)] for one in encoded], text))
+
     def _correlation(self, scores: Sequence[Tensor], labels: Tensor) -> Tensor:
-        """The mean loss of maps [n, h, w] of an image."""
+        """The mean loss of maps [b, n, h, w] of images, [b]."""
         config = self.model.config
-        shares = cell_shares(labels, len(scores[0]), config.grid)
+        shares = cell_shares(labels, scores[0].shape[1], config.grid)
         each = [correlation_loss(one, shares, config.ppg.temperature) for one in scores]
-        return torch.stack(each).mean()
+        return torch.stack(each).mean(0)
+
+
+def _alike(classes: Sequence[Tensor]) -> list[list[int]]:
+    """The images in groups with equally many categories, which are worked on as one."""
+    groups: dict[int, list[int]] = {}
+    for index, wanted in enumerate(classes):
+        groups.setdefault(len(wanted), []).append(index)
+    return list(groups.values())
 
 
 def normalised(config: EscNetConfig, images: Tensor) -> Tensor:

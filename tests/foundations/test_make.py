@@ -28,7 +28,9 @@ def toy(steps: int = 2) -> Recipe:
     return dataclasses.replace(
         TINY,
         clip=tuple(
-            dataclasses.replace(phase, pool=CropPool(side=phase.pool.side, scenes=2), loop=_LOOP)
+            dataclasses.replace(
+                phase, pool=CropPool(side=phase.pool.side, scenes=2, crops=2), loop=_LOOP
+            )
             for phase in TINY.clip
         ),
         sam=_LOOP,
@@ -73,7 +75,7 @@ def test_all_stages_give_a_checkpoint_with_its_provenance(tmp_path: Path) -> Non
 def test_sigterm_is_no_failure_and_says_how_to_go_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def interrupted(folder: Path, *, console: Console) -> Path:
+    def interrupted(folder: Path, *, recipe: Recipe, console: Console) -> Path:
         task = _Signalling()
         return make._stage(folder, lambda: task, dataclasses.replace(_LOOP, steps=9), console)
 

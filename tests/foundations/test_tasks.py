@@ -30,7 +30,7 @@ def task() -> ClipTask:
     return ClipTask(
         config,
         clip,
-        CropPool(side=64, scenes=2),
+        CropPool(side=64, scenes=2, crops=4),
         rates=ClipRates(matrices=1e-2, rest=1e-3),
         seed=0,
         processes=1,
@@ -174,6 +174,23 @@ def test_wrong_captions_are_others_for_each_batch_and_the_same_again(task: ClipT
     assert len(first) == len(set(first)) == 256
     assert first == about(0)
     assert first != about(1)
+
+
+def test_half_of_the_crops_are_mirrored_where_a_mirror_shows_them(task: ClipTask) -> None:
+    crops, samples = task.samples._crops, task.samples  # type: ignore[attr-defined]
+    mirrored = 0
+    for index in range(64):
+        plain, seen = crops[index], samples[index].crop
+        assert seen.spoken == plain.spoken
+        if not np.array_equal(seen.image, plain.image):
+            mirrored += 1
+            # A whole scene with the crop in its place, seen in a mirror.
+            scene = np.zeros((128, 128, 3), np.uint8)
+            rows = slice(plain.top, plain.top + 64)
+            scene[rows, plain.left : plain.left + 64] = plain.image
+            assert np.array_equal(scene[:, ::-1][rows, seen.left : seen.left + 64], seen.image)
+            assert np.array_equal(seen.regions, plain.regions[:, ::-1])
+    assert 20 < mirrored < 44
 
 
 def test_texts_are_encoded_as_they_would_be_alone(task: ClipTask) -> None:

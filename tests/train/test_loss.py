@@ -19,8 +19,9 @@ GRID = 8
 
 
 def some_labels(seed: int, side: int, count: int) -> torch.Tensor:
+    """Of two images, [2, side, side]."""
     generator = torch.Generator().manual_seed(seed)
-    return torch.randint(-1, count, (side, side), generator=generator)
+    return torch.randint(-1, count, (2, side, side), generator=generator)
 
 
 @pytest.mark.parametrize(("side", "count"), [(64, 5), (8, 3), (16, 1)])
@@ -29,24 +30,25 @@ def test_shares_are_counted_pixels(side: int, count: int) -> None:
     got = cell_shares(labels, count, GRID)
     cell = side // GRID
     for category in range(count):
-        mask = (labels == category).float()[None]
-        torch.testing.assert_close(got[category], F.avg_pool2d(mask, cell)[0])
-    labelled = F.avg_pool2d((labels != IGNORED).float()[None], cell)[0]
-    torch.testing.assert_close(got.sum(0), labelled)
+        mask = (labels == category).float()
+        torch.testing.assert_close(got[:, category], F.avg_pool2d(mask, cell))
+    labelled = F.avg_pool2d((labels != IGNORED).float(), cell)
+    torch.testing.assert_close(got.sum(1), labelled)
 
 
 def test_it_is_the_cross_entropy_of_all_labelled_pixels() -> None:
-    scores = 0.1 * torch.randn(5, GRID, GRID, generator=torch.Generator().manual_seed(0))
+    scores = 0.1 * torch.randn(2, 5, GRID, GRID, generator=torch.Generator().manual_seed(0))
     labels = some_labels(1, 64, 5)
-    large = F.interpolate(scores[None], scale_factor=8, mode="nearest") / 0.02
-    want = F.cross_entropy(large, labels[None], ignore_index=IGNORED)
+    large = F.interpolate(scores, scale_factor=8, mode="nearest") / 0.02
+    each = zip(large, labels, strict=True)
+    want = torch.stack([F.cross_entropy(a[None], b[None], ignore_index=IGNORED) for a, b in each])
     got = correlation_loss(scores, cell_shares(labels, 5, GRID), 0.02)
     torch.testing.assert_close(got, want)
 
 
 def test_without_labels_there_is_nothing_to_learn() -> None:
-    labels = torch.full((64, 64), IGNORED)
-    scores = torch.randn(3, GRID, GRID, requires_grad=True)
+    labels = torch.full((1, 64, 64), IGNORED)
+    scores = torch.randn(1, 3, GRID, GRID, requires_grad=True)
     loss = correlation_loss(scores, cell_shares(labels, 3, GRID), 0.02)
     loss.backward()
     assert loss.item() == 0.0

@@ -1,6 +1,7 @@
 """The training task of ESC-Net: what a batch is, what its loss is, and that it can be learnt."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch.nn.functional as F
 from escnet import EscNet, EscNetConfig, build_model, preset
 from escnet.train.categories import CategorySampling
 from escnet.train.data import TrainingSample
+from escnet.train.loss import LossWeights
 from escnet.train.segmentation import Rates, SegmentationTask, TextEncoding, normalised
 from escnet_runtime.vocabulary import assemble, plan_texts
 from tests.model.models import randomise
@@ -93,6 +95,54 @@ def test_the_loss_is_cross_entropy_over_all_labelled_pixels(net: EscNet) -> None
     assert pixels == 2 * 64 * 63
     assert got["loss"].item() == pytest.approx(total / pixels, rel=1e-5)
     assert got["accuracy"].item() == pytest.approx(right / pixels, abs=1e-3)
+
+
+def test_images_at_once_give_what_they_give_one_by_one(
+    net: EscNet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those with equally many categories are one pass; here two have three, and two have five."""
+    trained = task(
+        net,
+        categories=CategorySampling(per_image=3, wide_every=2, wide=5),
+        loss=LossWeights(correlation=0.3),
+    )
+    batch = trained.collate([trained.samples[i] for i in range(4)])
+
+    def gradients() -> tuple[list[float], list[torch.Tensor]]:
+        for group in trained.groups:
+            for parameter in group.parameters.values():
+                parameter.requires_grad_(True).grad = None
+        losses = trained.module(batch)
+        losses["loss"].backward()
+        found = [p.grad for group in trained.groups for p in group.parameters.values()]
+        return [one.item() for one in losses.values()], [one for one in found if one is not None]
+
+    calls, vmap = [], torch.vmap
+
+    def counted(function: Callable[..., Any]) -> Callable[..., Any]:
+        calls.append(function)
+        return vmap(function)
+
+    monkeypatch.setattr(torch, "vmap", counted)
+    at_once = gradients()
+    assert len(calls) == 2
+    monkeypatch.setattr(
+        "escnet.train.segmentation._alike", lambda classes: [[i] for i in range(len(classes))]
+    )
+    one_by_one = gradients()
+    assert len(calls) == 2
+    assert at_once[0] == pytest.approx(one_by_one[0], rel=1e-5)
+    assert len(at_once[1]) == len(one_by_one[1]) > 50
+    for one, other in zip(at_once[1], one_by_one[1], strict=True):
+        torch.testing.assert_close(one, other, rtol=2e-3, atol=1e-5)
+
+
+def test_in_mixed_precision_a_batch_is_trained_too(net: EscNet) -> None:
+    trained = task(net)
+    batch = trained.collate([trained.samples[i] for i in range(3)])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mixed = trained.module(batch)["loss"]
+    assert mixed.item() == pytest.approx(trained.module(batch)["loss"].item(), rel=0.02)
 
 
 def test_checkpointed_activations_give_the_same_gradients(net: EscNet) -> None:
