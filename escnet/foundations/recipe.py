@@ -72,7 +72,6 @@ TINY: Final = Recipe(
                 precision="bf16",
                 log_every=50,
                 save_every=500,
-                evaluate_every=1500,
             ),
         ),
         ClipPhase(
@@ -86,7 +85,6 @@ TINY: Final = Recipe(
                 precision="bf16",
                 log_every=50,
                 save_every=300,
-                evaluate_every=600,
             ),
         ),
     ),
@@ -107,7 +105,6 @@ TINY: Final = Recipe(
                 floor=0.1,
                 log_every=10,
                 save_every=100,
-                evaluate_every=250,
             ),
         ),
         EscNetPhase(
