@@ -23,7 +23,7 @@ from typing import Any, Final
 
 from escnet.build import build_model
 from escnet.foundations.provenance import provenance
-from escnet.foundations.recipe import TINY, TWO_CORES
+from escnet.foundations.recipe import TINY
 from escnet.foundations.scenes import TrainingScenes
 from escnet.model import EscNet
 from escnet.presets import preset
@@ -89,7 +89,7 @@ class Budget:
         scenes: the set that figures are of. Not the one whose figures are published: if τ or α is
             ever chosen by this table, those stay figures of scenes that nothing was chosen by.
         count: how many of its scenes; each with all names of the set as categories.
-        rates: learning rates, those of the main phase of ``TWO_CORES``, whose batches are as small.
+        rates: learning rates, those of ``tiny``'s main phase.
         categories: which an image is trained with, likewise.
         loss: weights of the losses, likewise.
     """
@@ -98,9 +98,9 @@ class Budget:
     batch: int = 4
     scenes: str = "shapes:heldout:901"
     count: int = 64
-    rates: Rates = TWO_CORES.escnet[0].rates
-    categories: CategorySampling = TWO_CORES.escnet[0].categories
-    loss: LossWeights = TWO_CORES.escnet[0].loss
+    rates: Rates = TINY.escnet[0].rates
+    categories: CategorySampling = TINY.escnet[0].categories
+    loss: LossWeights = TINY.escnet[0].loss
 
     @property
     def loop(self) -> LoopSettings:
