@@ -101,9 +101,9 @@ TINY: Final = Recipe(
         EscNetPhase(
             name="esc-net-wide",
             rates=Rates(small=2e-4, large=1e-3, weight_decay=1e-4),
-            categories=CategorySampling(per_image=40, hard=0.6, wide_every=4, wide=160),
+            categories=CategorySampling(per_image=32, hard=0.6, wide_every=4, wide=192),
             loss=LossWeights(correlation=0.3),
-            loop=LoopSettings(steps=520, batch=4, warmup=20, log_every=5, save_every=20),
+            loop=LoopSettings(steps=420, batch=4, warmup=20, log_every=5, save_every=20),
         ),
     ),
 )
