@@ -20,7 +20,7 @@ tiny:  ## train the default model from its seed (minutes on a GPU, two hours on 
 	@$(RUN) python -m escnet.foundations --output out/tiny --ship escnet/checkpoints $(ARGS)
 
 ablations:  ## the paper's ablations on the foundations of tiny (three hours on two cores; resumes)
-	@$(RUN) python -m escnet.ablations --foundations out/tiny --output out/ablations $(ARGS)
+	@$(RUN) python -m escnet.ablations --foundations benchmarks/foundations --output out/ablations $(ARGS)
 
 test:  ## run the tests
 	@$(RUN) python -m pytest -q $(ARGS)

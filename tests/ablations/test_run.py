@@ -22,6 +22,7 @@ from escnet.build import build_clip
 from escnet.foundations.sam import build_sam
 from escnet.foundations.scenes import TrainingScenes
 from escnet.train.data import TrainingSample
+from escnet.weights import load_clip, load_sam
 from escnet_runtime.errors import InputError
 
 Command = Callable[..., dict[str, Any]]
@@ -167,6 +168,19 @@ def test_wrong_arguments_are_refused(
 def test_a_folder_without_foundations_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"clip-128/last\.safetensors is not there; expected .*"):
         Foundations.of(tmp_path)
+
+
+def test_the_foundations_in_the_checkout_fit_the_preset() -> None:
+    folder = Path(__file__).parents[2] / "benchmarks" / "foundations"
+    foundations = Foundations.of(folder)
+    model = build_model(preset("tiny"), seed=0)
+    load_clip(model, str(foundations.clip))
+    load_sam(model, foundations.sam)
+    # Each says where it comes from.
+    for stage in ("clip-128", "sam"):
+        found = json.loads((folder / stage / "stage.json").read_text(encoding="utf-8"))
+        assert len(found["commit"]) == 40
+        assert found["figures"]
 
 
 def test_every_variant_is_one_change_of_the_base() -> None:

@@ -28,7 +28,7 @@ def test_it_is_trained_small_and_the_preset() -> None:
 def test_its_provenance_names_commit_seed_command_and_figures() -> None:
     found = json.loads(shipped_checkpoint("tiny").with_suffix(".json").read_text(encoding="utf-8"))
     assert found["model"] == "tiny"
-    assert found["command"] == "make tiny"
+    assert found["command"].startswith("make tiny")
     assert isinstance(found["recipe"]["seed"], int)
     for name, stage in found["stages"].items():
         assert len(stage["commit"]) == 40, name
