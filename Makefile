@@ -19,8 +19,8 @@ demo:  ## segment a picture: checkpoint, export, bundle, result
 tiny:  ## train the default model from its seed (minutes on a GPU, two hours on two cores; resumes)
 	@$(RUN) python -m escnet.foundations --output out/tiny --ship escnet/checkpoints $(ARGS)
 
-ablations:  ## the paper's ablations on the foundations of tiny (three hours on two cores; resumes)
-	@$(RUN) python -m escnet.ablations --foundations benchmarks/foundations --output out/ablations $(ARGS)
+ablations:  ## the paper's ablations on the foundations of tiny (four hours on two cores; resumes)
+	@$(RUN) python -m escnet.ablations --foundations benchmarks/foundations --output benchmarks/results/ablations $(ARGS)
 
 test:  ## run the tests
 	@$(RUN) python -m pytest -q $(ARGS)

@@ -90,16 +90,19 @@ class Budget:
             ever chosen by this table, those stay figures of scenes that nothing was chosen by.
         count: how many of its scenes; each with all names of the set as categories.
         rates: learning rates, those of ``tiny``'s main phase.
-        categories: which an image is trained with, likewise.
-        loss: weights of the losses, likewise.
+        categories: which an image is trained with: as in ``tiny``'s training, few, and in some images
+            nearly as many as are measured with.
+        loss: weights of the losses, those of ``tiny``'s main phase.
     """
 
-    steps: int = 160
+    steps: int = 120
     batch: int = 4
     scenes: str = "shapes:heldout:901"
-    count: int = 64
+    count: int = 48
     rates: Rates = TINY.escnet[0].rates
-    categories: CategorySampling = TINY.escnet[0].categories
+    categories: CategorySampling = CategorySampling(
+        per_image=16, hard=0.6, wide_every=4, wide=128
+    )
     loss: LossWeights = TINY.escnet[0].loss
 
     @property
