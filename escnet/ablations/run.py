@@ -100,9 +100,7 @@ class Budget:
     scenes: str = "shapes:heldout:901"
     count: int = 48
     rates: Rates = TINY.escnet[0].rates
-    categories: CategorySampling = CategorySampling(
-        per_image=16, hard=0.6, wide_every=4, wide=128
-    )
+    categories: CategorySampling = CategorySampling(per_image=16, hard=0.6, wide_every=4, wide=128)
     loss: LossWeights = TINY.escnet[0].loss
 
     @property
