@@ -7,13 +7,25 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from escnet_runtime.kernels import Launch, kernel_source
+from escnet_runtime.kernels import FloatType, Launch, kernel_source
 from tests.kernels.host import HostCompiler, HostKernel
 
-__all__ = ["Array", "Buffer", "GpuMachine", "Guarded", "HostMachine", "Machine"]
+__all__ = [
+    "FLOAT_TYPES",
+    "Array",
+    "Buffer",
+    "GpuMachine",
+    "Guarded",
+    "HostMachine",
+    "Machine",
+    "stored",
+]
 
 Array = npt.NDArray[Any]
 Bytes = npt.NDArray[np.uint8]
+Floats = npt.NDArray[np.float32]
+
+FLOAT_TYPES: tuple[FloatType, ...] = ("float32", "float16", "bfloat16")
 
 _GUARD = 256  # bytes before and behind an array; a kernel that writes there is wrong
 
@@ -151,3 +163,15 @@ def _checked(answer: tuple[Any, ...]) -> Any:
     status, *values = answer
     assert int(status) == 0, f"the driver answers {status}"
     return values[0] if values else None
+
+
+def stored(scores: Floats, float_type: FloatType) -> tuple[Array, Floats]:
+    """Scores rounded to a type: as they lie in memory, and their float32 values."""
+    if float_type == "float32":
+        return scores, scores
+    if float_type == "float16":
+        with np.errstate(over="ignore"):
+            half = scores.astype(np.float16)
+        return half, half.astype(np.float32)
+    upper = (scores.view(np.uint32) >> 16).astype(np.uint16)
+    return upper, (upper.astype(np.uint32) << 16).view(np.float32)

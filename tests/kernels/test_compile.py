@@ -3,6 +3,7 @@
 import re
 import shutil
 import subprocess
+from importlib.resources import files
 from pathlib import Path
 
 import pytest
@@ -40,7 +41,10 @@ def test_nvcc_compiles_for_every_gpu_without_spills(tmp_path: Path) -> None:
     generate = [f"-gencode=arch=compute_{one},code=sm_{one}" for one in targets]
     generate.append(f"-gencode=arch=compute_{OLDEST},code=compute_{OLDEST}")
     source = tmp_path / "kernels.cu"
-    source.write_text("\n".join(kernel_source(kernel) for kernel in KERNELS), encoding="utf-8")
+    folder = files("escnet_runtime.kernels")
+    names = ["floats.cuh", *KERNELS.values()]
+    texts = [folder.joinpath(name).read_text(encoding="utf-8") for name in names]
+    source.write_text("\n".join(texts), encoding="utf-8")
     options = ["-std=c++17", "-Werror=all-warnings", "-Xptxas=-v", "-fatbin"]
     output = ["-o", str(tmp_path / "kernels.fatbin")]
     done = subprocess.run(

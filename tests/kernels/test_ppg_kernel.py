@@ -16,28 +16,20 @@ from escnet_runtime.errors import InputError
 from escnet_runtime.kernels import FloatType, PpgBuffers, kernel_source, ppg_launch
 from escnet_runtime.ppg import PpgConstants, Prompts, pseudo_prompts
 from tests.kernels.host import HostCompiler, KernelFaultError
-from tests.kernels.machines import Array, GpuMachine, Guarded, HostMachine, Machine
+from tests.kernels.machines import (
+    FLOAT_TYPES,
+    Array,
+    GpuMachine,
+    Guarded,
+    HostMachine,
+    Machine,
+    stored,
+)
 
 Floats = npt.NDArray[np.float32]
 
 DEFAULT = PpgConstants()
 SOURCE = kernel_source("escnet_ppg")
-FLOAT_TYPES: tuple[FloatType, ...] = ("float32", "float16", "bfloat16")
-
-
-@pytest.fixture(scope="module")
-def host(host_compiler: HostCompiler) -> HostMachine:
-    """The CPU, thread by thread."""
-    return HostMachine(host_compiler)
-
-
-@pytest.fixture(scope="module", params=["host", pytest.param("gpu", marks=pytest.mark.gpu)])
-def machine(request: pytest.FixtureRequest) -> Machine:
-    """The CPU, and a GPU where there is one."""
-    if request.param == "gpu":
-        return GpuMachine()
-    found: HostMachine = request.getfixturevalue("host")
-    return found
 
 
 # --- running the kernel --------------------------------------------------------------------------
@@ -104,18 +96,6 @@ def assert_same(got: Prompts, want: Prompts) -> None:
         np.testing.assert_array_equal(getattr(got, name), getattr(want, name), err_msg=name)
     # The quotient is the same; exp may differ by two units in the last place.
     np.testing.assert_allclose(got.probabilities, want.probabilities, rtol=3e-7, atol=1e-44)
-
-
-def stored(scores: Floats, float_type: FloatType) -> tuple[Array, Floats]:
-    """Scores rounded to a type: as they lie in memory, and their float32 values."""
-    if float_type == "float32":
-        return scores, scores
-    if float_type == "float16":
-        with np.errstate(over="ignore"):
-            half = scores.astype(np.float16)
-        return half, half.astype(np.float32)
-    upper = (scores.view(np.uint32) >> 16).astype(np.uint16)
-    return upper, (upper.astype(np.uint32) << 16).view(np.float32)
 
 
 # --- maps ----------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """CUDA kernels of the GPU runtime: their sources, and how each is launched.
 
-The sources lie beside this file and include no header, so NVRTC compiles them where no CUDA toolkit
-is installed. Compile them without ``--use_fast_math``. A :class:`Launch` holds what
+The sources lie beside this file and need no CUDA header, so NVRTC compiles them where no CUDA
+toolkit is installed. Compile them without ``--use_fast_math``. A :class:`Launch` holds what
 ``cuLaunchKernel`` takes; nothing here touches a GPU.
 """
 
@@ -13,16 +13,27 @@ from typing import Literal, TypeAlias, get_args
 from escnet_runtime.errors import InputError
 from escnet_runtime.ppg import MAX_PIXELS, PpgConstants
 
-__all__ = ["KERNELS", "FloatType", "Launch", "PpgBuffers", "kernel_source", "ppg_launch"]
+__all__ = [
+    "KERNELS",
+    "FloatType",
+    "Launch",
+    "PpgBuffers",
+    "UpsampleBuffers",
+    "kernel_source",
+    "ppg_launch",
+    "upsample_argmax_launch",
+]
 
 FloatType: TypeAlias = Literal["float32", "float16", "bfloat16"]
-Argument: TypeAlias = ctypes.c_void_p | ctypes.c_int | ctypes.c_float
+Argument: TypeAlias = ctypes.c_void_p | ctypes.c_int | ctypes.c_float | ctypes.c_double
 
-KERNELS = {"escnet_ppg": "ppg.cu"}
-"""Kernel → the file that defines it."""
+KERNELS = {"escnet_ppg": "ppg.cu", "escnet_upsample_argmax": "upsample_argmax.cu"}
+"""Kernel → the file that defines it; ``floats.cuh`` stands before each."""
 
 _FLOAT_TYPES: tuple[str, ...] = get_args(FloatType)  # the order of the enumerations in the sources
 _WARP = 32
+_PIXELS_A_BLOCK = 256
+_MOST_CATEGORIES = 65536  # of a 16-bit label map
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -61,11 +72,31 @@ class PpgBuffers:
     probabilities: int
 
 
+@dataclass(frozen=True, kw_only=True)
+class UpsampleBuffers:
+    """Device addresses of contiguous arrays; H×W is the size of the image.
+
+    ``logits`` [n,h,w], of any float type, is one chunk of categories. ``active`` holds one int32,
+    the number of categories of all chunks together; 0 (no address) counts all that are given.
+    ``best`` and ``total``, float32 [H,W], keep what is known between chunks. ``labels`` [H,W] is
+    uint8 for up to 256 categories, else uint16; ``confidence`` [H,W] is float16.
+    """
+
+    logits: int
+    active: int
+    best: int
+    total: int
+    labels: int
+    confidence: int
+
+
 def kernel_source(kernel: str) -> str:
     """The CUDA C++ source that defines ``kernel``; raises InputError for an unknown one."""
     if kernel not in KERNELS:
         raise InputError(f"got kernel {kernel!r}; there are {', '.join(KERNELS)}")
-    return files(__package__).joinpath(KERNELS[kernel]).read_text(encoding="utf-8")
+    folder = files(__package__)
+    names = ("floats.cuh", KERNELS[kernel])
+    return "\n".join(folder.joinpath(name).read_text(encoding="utf-8") for name in names)
 
 
 def ppg_launch(
@@ -100,6 +131,58 @@ def ppg_launch(
             *map(ctypes.c_int, integers),
             ctypes.c_float(constants.threshold_offset),
             ctypes.c_float(constants.temperature),
+        ),
+    )
+
+
+def upsample_argmax_launch(
+    buffers: UpsampleBuffers,
+    shape: tuple[int, int, int],
+    logit_type: FloatType,
+    *,
+    first_category: int,
+    start: bool,
+    classes: int,
+    size: tuple[int, int],
+) -> Launch:
+    """Add a chunk of logits [n,h,w] to the labels and confidences of an image of H×W pixels.
+
+    As ``escnet_runtime.postprocess.UpsampleArgmax.add`` for categories ``first_category`` to
+    ``+ n - 1`` of ``classes``: labels are equal, the confidence differs by rounding. ``start`` is
+    True for the first chunk of an image. Raises InputError for what the kernel does not take.
+    """
+    n, h, w = shape
+    height, width = size
+    pixels = height * width
+    if min(*shape, *size) < 1 or pixels >= 1 << 31:
+        raise InputError(
+            f"got logits {list(shape)} for an image of {height}×{width} pixels; expected every "
+            "size to be at least 1, and fewer than 2^31 pixels"
+        )
+    if first_category < 0 or first_category + n > classes or classes > _MOST_CATEGORIES:
+        raise InputError(
+            f"got categories {first_category} to {first_category + n - 1} of {classes}; expected "
+            f"them within 0 to {classes - 1}, and at most {_MOST_CATEGORIES}"
+        )
+    pointers = (
+        buffers.logits,
+        buffers.active,
+        buffers.best,
+        buffers.total,
+        buffers.labels,
+        buffers.confidence,
+    )
+    label_bytes = 1 if classes <= 256 else 2
+    integers = (_code(logit_type), label_bytes, n, first_category, start, h, w, height, width)
+    return Launch(
+        kernel="escnet_upsample_argmax",
+        grid=(-(-pixels // _PIXELS_A_BLOCK), 1, 1),
+        block=(_PIXELS_A_BLOCK, 1, 1),
+        arguments=(
+            *map(ctypes.c_void_p, pointers),
+            *map(ctypes.c_int, integers),
+            ctypes.c_double(h / height),
+            ctypes.c_double(w / width),
         ),
     )
 

@@ -10,8 +10,7 @@
 // The number of categories in use is read from device memory, so a captured launch serves every
 // vocabulary up to its bucket; the rest of the bucket gets "no prompt".
 //
-// No header is included: NVRTC compiles this where no CUDA toolkit is installed. Compile it without
-// --use_fast_math: the specification includes denormal numbers and correct rounding.
+// floats.cuh stands before it (escnet_runtime.kernels.kernel_source joins the two).
 
 namespace {
 
@@ -19,8 +18,6 @@ constexpr int kMaxRegions = 16;      // PpgConstants allows no more
 constexpr unsigned kPixelBits = 10;  // a map has at most 1024 pixels
 constexpr unsigned kLastPixel = (1u << kPixelBits) - 1;
 constexpr unsigned kWholeWarp = 0xffffffffu;
-
-enum ScoreType { kFloat32 = 0, kFloat16 = 1, kBfloat16 = 2 };
 
 // A centroid is the exact rational (sum_x / count, sum_y / count).
 struct Centroid {
@@ -37,27 +34,6 @@ struct Shared {
   Centroid centroid[kMaxRegions];
   Centroid moved[kMaxRegions];
 };
-
-// IEEE binary16 to float32, exact for every bit pattern.
-__device__ float float_of_half(unsigned bits) {
-  const unsigned sign = (bits & 0x8000u) << 16;
-  const unsigned exponent = (bits >> 10) & 31u;
-  const unsigned fraction = bits & 1023u;
-  if (exponent == 0) {  // zero or denormal: a multiple of 2^-24, a normal number in float32
-    const float magnitude = static_cast<float>(fraction) * 5.9604644775390625e-8f;
-    return __uint_as_float(__float_as_uint(magnitude) | sign);
-  }
-  const unsigned wide = exponent == 31 ? 255u : exponent + 112u;  // infinity and NaN stay themselves
-  return __uint_as_float(sign | (wide << 23) | (fraction << 13));
-}
-
-__device__ float load_score(const void* scores, int type, long long index) {
-  if (type == kFloat32) {
-    return static_cast<const float*>(scores)[index];
-  }
-  const unsigned bits = static_cast<const unsigned short*>(scores)[index];
-  return type == kFloat16 ? float_of_half(bits) : __uint_as_float(bits << 16);
-}
 
 // A key whose maximum is the largest value and, of equal ones, the lowest pixel; never 0.
 __device__ unsigned long long value_key(float value, unsigned pixel) {
@@ -204,7 +180,7 @@ __device__ float probability(float usable, float peak, float temperature) {
 
 }  // namespace
 
-// scores:         [N,h,w] of score_type
+// scores:         [N,h,w] of score_type, a FloatType
 // active:         the categories in use, one int in device memory; null if all are
 // points:         float32 [N,regions,2], (x, y) in pixels; (0, 0) for an unused region
 // point_labels:   int32 [N,regions], 1 for a point, -1 for an unused region
@@ -238,7 +214,7 @@ extern "C" __global__ void __launch_bounds__(1024, 1)
   // NaN is as far from the foreground as -inf, and from here on the same.
   float usable = nothing;
   if (inside && (active == nullptr || category < *active)) {
-    const float score = load_score(scores, score_type, index);
+    const float score = load_float(scores, score_type, index);
     usable = score == score ? score : nothing;
   }
   block_max(usable > nothing ? value_key(usable, pixel) : 0ull, &shared.peak);
