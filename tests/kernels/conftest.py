@@ -1,0 +1,32 @@
+"""Machines that kernels run on."""
+
+import shutil
+
+import pytest
+
+from tests.kernels.host import HostCompiler
+from tests.kernels.machines import GpuMachine, HostMachine, Machine
+
+
+@pytest.fixture(scope="session")
+def host_compiler(tmp_path_factory: pytest.TempPathFactory) -> HostCompiler:
+    """The C++ compiler of this machine; skips where there is none."""
+    compiler = shutil.which("g++") or shutil.which("clang++")
+    if compiler is None:
+        pytest.skip("needs a C++ compiler, g++ or clang++, to run kernels on the CPU")
+    return HostCompiler(compiler, tmp_path_factory.mktemp("kernels"))
+
+
+@pytest.fixture(scope="session")
+def host(host_compiler: HostCompiler) -> HostMachine:
+    """The CPU, thread by thread."""
+    return HostMachine(host_compiler)
+
+
+@pytest.fixture(scope="session", params=["host", pytest.param("gpu", marks=pytest.mark.gpu)])
+def machine(request: pytest.FixtureRequest) -> Machine:
+    """The CPU, and a GPU where there is one."""
+    if request.param == "gpu":
+        return GpuMachine()
+    found: HostMachine = request.getfixturevalue("host")
+    return found
