@@ -163,7 +163,9 @@ def test_of_several_folders_the_one_that_fits_is_taken(bundle: Bundle) -> None:
 
 def test_a_truncated_engine_is_refused(bundle: Bundle) -> None:
     os.truncate(bundle.root / "engines" / FOLDER / "scores.engine", 3)
-    with pytest.raises(BundleIntegrityError, match=r"has 3 bytes, expected 12\. Rebuild them: escn"):
+    with pytest.raises(
+        BundleIntegrityError, match=r"has 3 bytes, expected 12\. Rebuild them: escn"
+    ):
         find_engines(bundle, HERE)
 
 
@@ -232,7 +234,7 @@ def test_a_damaged_folder_keeps_nobody_from_one_that_fits(
     _, files = find_engines(bundle, HERE)
     assert files["fuse"].parent.name == FOLDER
     assert "tensorrt-rtx-sm_86 are damaged: " in caplog.text
-    with pytest.raises(EngineMismatchError, match="do not fit: .* Rebuild them: escnet-build"):
+    with pytest.raises(EngineMismatchError, match=r"do not fit: .* Rebuild them: escnet-build"):
         find_engines(bundle, dataclasses.replace(HERE, version="1.8"))
 
 
