@@ -14,17 +14,40 @@ __all__ = ["Decoder", "SkipProjection", "UpStage"]
 
 
 class SkipProjection(nn.Module):
-    """CLIP tokens of an earlier block → a skip feature at 2 or 4 times the grid."""
+    """CLIP tokens of an earlier block → a skip feature at 2 or 4 times the grid.
+
+    Args:
+        up: transposed convolution whose stride is its kernel, width → C_up.
+        project: 3×3 convolution, padding 1.
+        grid: (h, w) of the tokens.
+    """
 
     def __init__(self, up: nn.ConvTranspose2d, project: nn.Conv2d, grid: tuple[int, int]) -> None:
         super().__init__()
+        if up.stride != up.kernel_size or up.kernel_size[0] != up.kernel_size[1]:
+            raise ValueError(f"the kernel is {up.kernel_size}, expected the stride, {up.stride}")
         self.up, self.project, self.grid = up, project, grid
 
     def forward(self, tokens: Tensor) -> Tensor:
         """[b, h · w, width] → [b, skip channels, f · h, f · w]."""
+        out: Tensor = F.relu(self.project(self._raised(tokens)))
+        return out
+
+    def forward_plain(self, tokens: Tensor) -> Tensor:
+        """The same through the transposed convolution itself: the reference."""
         maps = tokens.transpose(1, 2).unflatten(2, self.grid)
         out: Tensor = F.relu(self.project(self.up(maps)))
         return out
+
+    def _raised(self, tokens: Tensor) -> Tensor:
+        """The transposed convolution: no two of its f×f patches touch, so each is one linear map
+        of its token. TensorRT-RTX 1.7.1 does not type a bf16 ConvTranspose ("node_convolution_1").
+        """
+        assert self.up.bias is not None
+        factor = self.up.kernel_size[0]
+        bias = self.up.bias[:, None].expand(-1, factor**2).flatten()
+        patches = tokens @ self.up.weight.flatten(1) + bias
+        return F.pixel_shuffle(patches.transpose(1, 2).unflatten(2, self.grid), factor)
 
 
 def _phase_table() -> list[list[list[list[float]]]]:

@@ -7,12 +7,15 @@ from typing import TYPE_CHECKING, Any, Final
 
 from rich.table import Table
 
+from escnet_engines import COMPILERS
 from escnet_runtime.backends import BACKENDS
 from escnet_runtime.bundle import Bundle
 from escnet_runtime.console import Console, add_common_options, command_parser, run_command
 from escnet_runtime.errors import BackendError, InputError
 from escnet_runtime.vocabulary import MAX_CATEGORIES, read_classes_file
 
+from .builds import METHOD as BUILDS_METHOD
+from .builds import BuildRow, measure_builds
 from .conditions import Conditions
 from .footprint import METHOD as FOOTPRINT_METHOD
 from .footprint import FootprintRow, Startup, measure_footprint
@@ -52,6 +55,8 @@ def _parser() -> argparse.ArgumentParser:
         _subparser(benchmarks, "footprint", "memory, time and cold start of a bundle (no torch)")
     )
     _add_ppg(_subparser(benchmarks, "ppg", "time of the prompt generator on this CPU"))
+    text = "compile a bundle's graphs: size, scratch, time and memory of each build (no torch)"
+    _add_builds(_subparser(benchmarks, "builds", text))
     text = "draw images with their masks and how the correlation and the prompts lead to them"
     add_gallery_options(_subparser(benchmarks, "gallery", text, result_file=False))
     return parser
@@ -121,6 +126,20 @@ def _add_ppg(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_builds(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--bundle", type=Path, required=True, metavar="BUNDLE")
+    parser.add_argument("--backend", choices=COMPILERS, default="tensorrt-rtx")
+    parser.add_argument("--target", default="sm_86", metavar="sm_86,...", help="(default: sm_86)")
+    parser.add_argument(
+        "--chunk",
+        type=int,
+        nargs="+",
+        default=[16, 32, 64, 128],
+        metavar="N",
+        help="categories at a time, each a build (default: 16 32 64 128)",
+    )
+
+
 def _add_categories(parser: argparse.ArgumentParser, default: list[int]) -> None:
     parser.add_argument(
         "--categories",
@@ -135,6 +154,11 @@ def _add_categories(parser: argparse.ArgumentParser, default: list[int]) -> None
 def _bench(arguments: argparse.Namespace, console: Console) -> tuple[int, Mapping[str, Any]]:
     if arguments.benchmark == "gallery":
         return 0, gallery(arguments, console)
+    if arguments.benchmark == "builds":
+        with saving(arguments.output) as save:
+            document = _builds(arguments, console)
+            save(document)
+        return 0, document
     least, most = min(arguments.categories), max(arguments.categories)
     if least < 1 or most > MAX_CATEGORIES:
         wrong = least if least < 1 else most
@@ -200,6 +224,45 @@ def _ppg(arguments: argparse.Namespace, console: Console) -> Document:
     )
     console.print(_ppg_table(rows))
     return result_document("ppg", conditions.finished(), rows)
+
+
+def _builds(arguments: argparse.Namespace, console: Console) -> Document:
+    bundle = Bundle.open(arguments.bundle)
+    conditions = Conditions.now(BUILDS_METHOD, bundle)
+    with console.progress("compile", None) as advance:
+        rows = measure_builds(
+            bundle,
+            arguments.chunk,
+            backend=arguments.backend,
+            target=arguments.target,
+            step=advance,
+        )
+    console.print(_builds_table(rows), BUILDS_METHOD)
+    return result_document("builds", conditions.finished(), rows)
+
+
+def _builds_table(rows: Sequence[BuildRow]) -> Table:
+    first = rows[0]
+    table = _table(
+        f"Builds of {first.model} at {first.precision}, {first.library}",
+        "graph",
+        "chunk",
+        "ONNX MB",
+        "engine MB",
+        "scratch MB",
+        "s",
+        "host MB",
+    )
+    for row in rows:
+        sizes = (row.onnx_bytes, row.engine_bytes, row.scratch_bytes)
+        table.add_row(
+            row.graph,
+            str(row.chunk),
+            *["unknown" if size is None else f"{size / 1e6:,.1f}" for size in sizes],
+            f"{row.seconds:.2f}",
+            _megabytes(row.host_bytes),
+        )
+    return table
 
 
 def _gflop_table(rows: Sequence["GflopRow"]) -> Table:
@@ -285,7 +348,7 @@ def _ppg_table(rows: Sequence[PpgRow]) -> Table:
 
 
 def _table(title: str, *columns: str) -> Table:
-    words = {"form", "text cache", "stage", "implementation", "maps"}
+    words = {"form", "graph", "text cache", "stage", "implementation", "maps"}
     table = Table(title=title, title_justify="left")
     for column in columns:
         table.add_column(column, justify="left" if column in words else "right")

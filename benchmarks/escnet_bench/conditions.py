@@ -34,6 +34,8 @@ _PACKAGES: Final = (
     "open_clip_torch",
     "pillow",
     "segment-anything",
+    "tensorrt",
+    "tensorrt-rtx-cu13-bindings",
     "tokenizers",
     "torch",
 )

@@ -22,9 +22,10 @@ from escnet_runtime.engines import (
     fingerprint_here,
     read_engines,
 )
-from escnet_runtime.errors import BundleError, BundleFormatError, BundleIntegrityError, InputError
+from escnet_runtime.errors import BundleError, BundleFormatError, InputError
 
 from .errors import BuildError, BuildMemoryError
+from .graphs import checked_graph
 from .library import Compiled, Job, Library
 from .lock import only_build
 from .monitor import BuildState
@@ -191,14 +192,8 @@ def _compile_one(
 ) -> Engine:
     start = time.perf_counter()
     stage = plan.bundle.manifest.stages[name]
-    onnx = plan.bundle.file(stage.file)
-    if sha256_file(onnx) != stage.sha256:
-        raise BundleIntegrityError(
-            f"{stage.file} of the bundle {plan.bundle.root} is not as it was written: it has "
-            "another sha256. Copy or export the bundle again."
-        )
     job = Job(
-        onnx=onnx,
+        onnx=checked_graph(plan.bundle, name),
         inputs=stage.inputs,
         profiles=plan.profiles[name],
         targets=plan.fingerprint.targets,

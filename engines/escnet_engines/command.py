@@ -1,8 +1,12 @@
 """``escnet-build``: a bundle's graphs become engines for a GPU."""
 
 import argparse
+import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from rich.table import Table
 
 from escnet_runtime.bundle import Bundle
 from escnet_runtime.console import Console, command_parser, run_command
@@ -10,8 +14,10 @@ from escnet_runtime.errors import InputError
 
 from .build import BuildReport, build_engines
 from .libraries import COMPILERS, open_library
+from .library import Library
+from .plan import BuildPlan, plan_build
 
-__all__ = ["main"]
+__all__ = ["build_result", "build_shown", "build_summary", "main"]
 
 _MIB = 2**20
 
@@ -52,7 +58,41 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--workspace", type=int, metavar="MIB", help="memory that one layer may use at most"
     )
+    parser.add_argument(
+        "--plan",
+        action="store_true",
+        help="tell memory and time, and build nothing; without --chunk for several chunks",
+    )
     return parser
+
+
+def build_shown(
+    console: Console,
+    bundle: Bundle,
+    library: Library,
+    *,
+    target: str,
+    chunks: Sequence[int] | None = None,
+    workspace: int | None = None,
+) -> BuildReport:
+    """:func:`~escnet_engines.build_engines` with a progress bar."""
+    total = len(bundle.manifest.stages)
+    with console.progress(f"build for {library.backend}", total) as advance:
+        seen = 0.0
+
+        def step(graph: str, phase: str, done: float) -> None:
+            nonlocal seen
+            advance(f"{graph}, {phase}" if phase else graph, count=done - seen)
+            seen = done
+
+        return build_engines(
+            bundle,
+            library,
+            target=target,
+            chunks=chunks,
+            workspace=workspace,
+            progress=step,
+        )
 
 
 def _build(arguments: argparse.Namespace, console: Console) -> tuple[int, dict[str, Any]]:
@@ -64,42 +104,108 @@ def _build(arguments: argparse.Namespace, console: Console) -> tuple[int, dict[s
         raise InputError(f"--workspace is {arguments.workspace}, expected at least 1 MiB")
     bundle = Bundle.open(arguments.bundle)
     library = open_library(arguments.backend)
-    total = len(bundle.manifest.stages)
-    with console.progress("building", total) as advance:
-        seen = 0.0
+    if arguments.plan:
+        return 0, _plan(arguments, console, bundle, library)
+    report = build_shown(
+        console,
+        bundle,
+        library,
+        target=arguments.target,
+        chunks=arguments.chunk,
+        workspace=None if arguments.workspace is None else arguments.workspace * _MIB,
+    )
+    console.print(build_summary(report))
+    return 0, build_result(bundle, report)
 
-        def step(graph: str, phase: str, done: float) -> None:
-            nonlocal seen
-            advance(f"{graph}, {phase}" if phase else graph, count=done - seen)
-            seen = done
 
-        report = build_engines(
-            bundle,
-            library,
-            target=arguments.target,
-            chunks=arguments.chunk,
-            workspace=None if arguments.workspace is None else arguments.workspace * _MIB,
-            progress=step,
+def _plan(
+    arguments: argparse.Namespace, console: Console, bundle: Bundle, library: Library
+) -> dict[str, Any]:
+    with console.progress("plan", len(bundle.manifest.stages)) as advance:
+        plan = plan_build(
+            bundle, library, target=arguments.target, chunks=arguments.chunk, step=advance
         )
-    console.print(_summary(report))
-    return 0, _result(bundle, report)
+    console.print(_chunk_table(plan), _plan_summary(plan, library))
+    return {
+        "bundle": str(bundle.root),
+        "backend": library.backend,
+        "version": library.version,
+        "target": ",".join(plan.targets),
+        "bytes": plan.engine_bytes,
+        "host_bytes": plan.host_bytes,
+        "seconds": None if plan.seconds is None else round(plan.seconds, 1),
+        "chunks": [dataclasses.asdict(chunk) for chunk in plan.chunks],
+        "engines": [
+            {
+                "graph": graph.graph,
+                "bytes": graph.engine_bytes,
+                "scratch_bytes": graph.scratch_bytes,
+                "boundary_bytes": graph.boundary_bytes,
+                "host_bytes": graph.host_bytes,
+                "seconds": None if graph.seconds is None else round(graph.seconds, 2),
+            }
+            for graph in plan.graphs
+        ],
+        "model": {
+            "library": plan.model.library,
+            "cpu": plan.model.cpu,
+            "builds": plan.model.builds,
+            "worst": plan.model.worst,
+        },
+    }
 
 
-def _summary(report: BuildReport) -> str:
+def _chunk_table(plan: BuildPlan) -> Table:
+    table = Table(title="Memory on the device, about, in MB", title_justify="left")
+    for column in ("largest chunk", "engines", "shared scratch", "inputs, outputs", "together"):
+        table.add_column(column, justify="right")
+    for chunk in plan.chunks:
+        sizes = (
+            plan.engine_bytes,
+            chunk.scratch_bytes,
+            chunk.boundary_bytes,
+            chunk.device_bytes,
+        )
+        table.add_row(str(chunk.chunk), *[f"{size / 1e6:,.0f}" for size in sizes])
+    return table
+
+
+def _plan_summary(plan: BuildPlan, library: Library) -> str:
+    model = plan.model
+    worst = model.worst
+    time = (
+        f"unknown: {library.backend} times kernels on the GPU, and was not measured"
+        if plan.seconds is None
+        else f"about {plan.seconds:.0f} s on one idle core ({model.cpu})"
+    )
+    return (
+        f"Compiling for {', '.join(plan.targets)}: {time}; about {plan.host_bytes / 1e6:,.0f} MB "
+        "of memory here.\n"
+        f"From {model.builds} builds with {model.library}, the worst of which was off by a factor "
+        f"of {worst['engine_bytes']:.1f} in size, {worst['scratch_bytes']:.1f} in scratch, "
+        f"{worst['seconds']:.1f} in time and {worst['host_bytes']:.1f} in memory here. "
+        "Nothing was built."
+    )
+
+
+def build_summary(report: BuildReport) -> str:
+    """A line for people: what was built, and where."""
     record = report.record
     fingerprint = record.fingerprint
     size = sum(engine.bytes for engine in record.engines.values())
     how = "were there and fit" if report.reused else f"built in {report.seconds:.0f} s"
     scratch = record.scratch_bytes
-    shared = "" if scratch is None else f", {scratch / 1e6:.1f} MB of scratch shared by all"
+    size_known = "an unknown amount" if scratch is None else f"{scratch / 1e6:.1f} MB"
     return (
         f"{report.folder}: {len(record.engines)} engines of {fingerprint.backend} "
         f"{fingerprint.version} for {', '.join(fingerprint.targets)} {how}; "
-        f"{size / 1e6:.1f} MB{shared}; up to {max(report.chunks)} categories at a time"
+        f"{size / 1e6:.1f} MB, {size_known} of scratch shared by all; up to "
+        f"{max(report.chunks)} categories at a time"
     )
 
 
-def _result(bundle: Bundle, report: BuildReport) -> dict[str, Any]:
+def build_result(bundle: Bundle, report: BuildReport) -> dict[str, Any]:
+    """What ``--json`` prints of a build."""
     fingerprint = report.record.fingerprint
     return {
         "bundle": str(bundle.root),

@@ -23,6 +23,7 @@ from escnet_runtime.manifest import TensorSpec
 
 from .errors import BuildError, BuildMemoryError
 from .monitor import BuildState
+from .survey import live_bytes, set_sizes
 
 __all__ = ["Compiled", "Job", "Library"]
 
@@ -104,11 +105,7 @@ class Library:
         """
         with self._log.recording() as messages:
             builder = self._trt.Builder(self._log)
-            typed = self._trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED
-            network = builder.create_network(1 << int(typed))
-            parser = self._trt.OnnxParser(network, self._log)
-            if not parser.parse_from_file(str(job.onnx)):
-                raise BuildError(_parse_failure(parser))
+            network, _parser = self._parsed(builder, job.onnx)  # the parser owns the weights
             monitor = _monitor(self._trt, state)  # must outlive the configuration
             config = self._config(builder, job, monitor)
             plan = builder.build_serialized_network(network, config)
@@ -119,6 +116,20 @@ class Library:
                 raise _build_failure(messages.errors, layers)
         sizes = [int(size) for line in messages.all for size in _ACTIVATIONS.findall(line)]
         return Compiled(plan=plan, scratch_bytes=max(sizes, default=None))
+
+    def survey(self, job: Job) -> tuple[int, ...]:
+        """Most bytes of results that are alive at once in a graph, for each profile; a second.
+
+        Raises:
+            BuildError: the library cannot read the graph; names the ONNX node.
+        """
+        with self._log.recording():
+            network, _parser = self._parsed(self._trt.Builder(self._log), job.onnx)
+            found = []
+            for profile in job.profiles or (None,):
+                set_sizes(network, job.inputs, profile)
+                found.append(live_bytes(network, self._trt.LayerType.CONSTANT))
+        return tuple(found)
 
     def use_timing_cache(self, content: bytes) -> None:
         """Start from the timings of earlier builds, where the library has such a cache.
@@ -131,6 +142,15 @@ class Library:
     def timing_cache(self) -> bytes | None:
         """The timings so far; None where the library has no such cache."""
         return self._timing
+
+    def _parsed(self, builder: Any, onnx: Path) -> tuple[Any, Any]:
+        """The network in a file, and its parser, which must outlive it."""
+        typed = self._trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED
+        network = builder.create_network(1 << int(typed))
+        parser = self._trt.OnnxParser(network, self._log)
+        if not parser.parse_from_file(str(onnx)):
+            raise BuildError(_parse_failure(parser))
+        return network, parser
 
     def _config(self, builder: Any, job: Job, monitor: Any) -> Any:
         trt = self._trt

@@ -1,8 +1,11 @@
 """``escnet-export``: a checkpoint or a preset becomes a bundle."""
 
 import argparse
+import logging
+import shlex
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from escnet.build import build_model
 from escnet.model import EscNet
@@ -14,9 +17,14 @@ from escnet.weights import (
     load_sam,
     shipped_checkpoint,
 )
+from escnet_engines import COMPILERS, BuildError, Library, open_library
+from escnet_engines.command import build_result, build_shown, build_summary
+from escnet_engines.targets import choose_targets
 from escnet_runtime.atomic import require_replaceable
+from escnet_runtime.bundle import Bundle
 from escnet_runtime.console import Console, command_parser, run_command
-from escnet_runtime.errors import InputError
+from escnet_runtime.engines import fingerprint_here
+from escnet_runtime.errors import EscNetError, InputError
 from escnet_runtime.images import ImageArray, find_images, load_image
 from escnet_runtime.manifest import Precision
 from escnet_runtime.vocabulary import MAX_CATEGORIES
@@ -27,6 +35,7 @@ from .parity import Budget
 
 __all__ = ["main"]
 
+_LOG: Final = logging.getLogger("escnet_export")
 _PRECISIONS = (Precision.FP32, Precision.FP16, Precision.BF16)
 
 
@@ -84,11 +93,27 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help="numbers of categories at which each graph is compared with torch",
     )
+    engines = parser.add_argument_group(
+        "engines", "Built once the bundle is there; if that fails, it stays, without engines."
+    )
+    engines.add_argument(
+        "--backend",
+        nargs="+",
+        choices=COMPILERS,
+        default=[],
+        help="also compile the graphs, as escnet-build does",
+    )
+    engines.add_argument(
+        "--target",
+        metavar="auto|sm_86,...",
+        help="GPUs to compile for (default: the one that is here)",
+    )
     return parser
 
 
 def _export(arguments: argparse.Namespace, console: Console) -> tuple[int, dict[str, Any]]:
     require_replaceable(arguments.output)
+    libraries = _libraries(arguments)
     images = _images(arguments.images, arguments.limit)
     precision = Precision(arguments.precision)
     _check_numbers(arguments)
@@ -114,7 +139,50 @@ def _export(arguments: argparse.Namespace, console: Console) -> tuple[int, dict[
             step=advance,
         )
     console.print(_summary(report))
-    return 0, _result(report)
+    builds, failure = _build(report, libraries, arguments.target or "auto", console)
+    result = _result(report)
+    if libraries:
+        result["builds"] = builds
+    if failure is None:
+        return 0, result
+    return 1, {**result, "error": {"type": type(failure).__name__, "message": str(failure)}}
+
+
+def _libraries(arguments: argparse.Namespace) -> list[Library]:
+    """The compilers asked for. What keeps them from building is better said before an export."""
+    if arguments.target is not None and not arguments.backend:
+        raise InputError("--target goes with --backend: it is what engines are compiled for")
+    libraries = [open_library(backend) for backend in dict.fromkeys(arguments.backend)]
+    for library in libraries:
+        here = fingerprint_here(library.backend, library.version)
+        choose_targets(library, arguments.target or "auto", here.targets)
+    return libraries
+
+
+def _build(
+    report: ExportReport, libraries: Sequence[Library], target: str, console: Console
+) -> tuple[list[dict[str, Any]], EscNetError | None]:
+    """Compile the bundle that is there now: what was built, and what failed last."""
+    builds: list[dict[str, Any]] = []
+    failure: EscNetError | None = None
+    for library in libraries:
+        bundle = Bundle.open(report.bundle)
+        try:
+            built = build_shown(console, bundle, library, target=target)
+        except BuildError as error:
+            command = (
+                f"escnet-build {shlex.quote(str(report.bundle))} --backend {library.backend} "
+                f"--target {shlex.quote(target)}"
+            )
+            failure = type(error)(
+                f"{error} The bundle {report.bundle} is whole, without engines for "
+                f"{library.backend}; to build them again: {command}"
+            )
+            _LOG.error("%s", failure)
+            continue
+        console.print(build_summary(built))
+        builds.append(build_result(bundle, built))
+    return builds, failure
 
 
 def _images(folder: str | None, limit: int) -> list[ImageArray] | None:

@@ -8,6 +8,7 @@ rebuilt in the middle of inference.
 
 import dataclasses
 import json
+import logging
 import platform
 import re
 import shlex
@@ -41,6 +42,7 @@ __all__ = [
 
 ENGINES_FOLDER: Final = "engines"
 RECORD_FILE: Final = "engine.json"
+_LOG: Final = logging.getLogger("escnet_runtime")
 _SCHEMA: Final = "1.0"
 _MAX_RECORD_BYTES: Final = 4 * 2**20
 _MAX_FILE_BYTES: Final = 2**40
@@ -218,28 +220,42 @@ def find_engines(
         here: see :meth:`Fingerprint.differences`.
         chunk: categories to be run at a time; the bundle's own by default.
 
+    Of several folders, the first one that fits and is whole is taken; damaged ones before it are
+    warned of.
+
     Raises:
         EngineMismatchError: there are none, or none fits; says which field differs and the command
             that rebuilds them.
-        BundleFormatError: a record is malformed or unsafe.
-        BundleIntegrityError: an engine is missing or is not the one that was written.
+        BundleFormatError: a record is malformed or unsafe, and no other one is sound.
+        BundleIntegrityError: an engine is missing or is not the one that was written, and no other
+            folder fits.
     """
     constants = bundle.manifest.constants
     wanted = whole_groups(chunk or constants.chunk, constants.group)
     graphs = {name: stage.sha256 for name, stage in bundle.manifest.stages.items()}
+    command = rebuild_command(bundle.root, here.backend, chunk)
+    damage: list[BundleError] = []
     reasons = []
     for folder in _folders(bundle, here.backend):
-        record = read_engines(bundle, folder)
-        found = record.fingerprint.differences(here) + record.misfits(graphs, chunk=wanted)
-        if not found:
-            return record, _checked_files(bundle, folder, record)
-        reasons.append(f"{ENGINES_FOLDER}/{folder}: {found[0]}" + _further(len(found) - 1))
-    command = rebuild_command(bundle.root, here.backend, chunk)
+        where = f"{ENGINES_FOLDER}/{folder}"
+        try:
+            record = read_engines(bundle, folder)
+            found = record.fingerprint.differences(here) + record.misfits(graphs, chunk=wanted)
+            if not found:
+                files = _checked_files(bundle, folder, record)
+                for error in damage:
+                    _LOG.warning("%s Another folder of engines is used.", error)
+                return record, files
+            reasons.append(f"{where}: {found[0]}" + _further(len(found) - 1))
+        except BundleError as error:
+            damage.append(type(error)(f"The engines {bundle.root / where} are damaged: {error}"))
+    if damage and not reasons:
+        raise type(damage[0])(f"{damage[0]} Rebuild them: {command}") from damage[0]
     if not reasons:
         raise EngineMismatchError(
             f"The bundle {bundle.root} has no engines for {here.backend}. Build them: {command}"
         )
-    listed = "; ".join(reasons)
+    listed = "; ".join([*reasons, *map(str, damage)])
     raise EngineMismatchError(
         f"The engines of the bundle {bundle.root} do not fit: {listed}. Rebuild them: {command}"
     )
@@ -291,10 +307,8 @@ def _checked_files(bundle: Bundle, folder: str, record: EngineRecord) -> dict[st
         if size != engine.bytes or sha256_file(path) != engine.sha256:
             detail = f"has {size:,} bytes, expected {engine.bytes:,}"
             detail = "has another sha256 than its record" if size == engine.bytes else detail
-            command = rebuild_command(bundle.root, record.fingerprint.backend)
             raise BundleIntegrityError(
-                f"The engine {ENGINES_FOLDER}/{folder}/{engine.file} of the bundle {bundle.root} "
-                f"is not as it was written: it {detail}. Rebuild it: {command}"
+                f"the engine {engine.file} is not as it was written: it {detail}."
             )
         files[name] = path
     return files

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -14,12 +15,14 @@ from pathlib import Path
 import pytest
 
 from escnet_engines import BuildError, BuildMemoryError, Library, build_engines
+from escnet_engines.command import main
 from escnet_engines.library import Job
 from escnet_engines.lock import only_build
 from escnet_engines.monitor import BuildState
 from escnet_runtime.bundle import Bundle
 from escnet_runtime.engines import AxisRange, find_engines, fingerprint_here, read_engines
 from escnet_runtime.errors import BundleFormatError, BundleIntegrityError, InputError
+from escnet_runtime.manifest import Precision
 from tests.engines.bundles import (
     MATMUL,
     OVERSIZED,
@@ -29,6 +32,8 @@ from tests.engines.bundles import (
     Graph,
     write_bundle,
 )
+from tests.engines.conftest import Built
+from tests.engines.exported import write_exported
 
 FOLDER = "tensorrt-rtx-sm_86-sm_89"
 #: Another chunk than the bundle's own.
@@ -259,11 +264,40 @@ def test_a_second_build_waits_for_the_first(
 
 
 @pytest.mark.slow
-def test_every_graph_of_tiny_builds(bundle_copy: Path, rtx: Library) -> None:
+def test_every_graph_of_tiny_builds(tiny_built: Built) -> None:
     """The model as it is exported, at fp16, by NVIDIA's compiler."""
-    bundle = Bundle.open(bundle_copy)
-    record = build_engines(bundle, rtx, target="sm_86").record
+    bundle, record = Bundle.open(tiny_built.root), tiny_built.record
     assert record.engines.keys() == bundle.manifest.stages.keys()
     assert record.scratch_bytes
     here = dataclasses.replace(record.fingerprint, targets=("sm_86",), driver="13.0")
     assert find_engines(bundle, here)[1].keys() == bundle.manifest.stages.keys()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "precision"), [("vit-b-16", Precision.FP16), ("tiny", Precision.BF16)]
+)
+def test_every_graph_of_a_preset_builds(
+    name: str, precision: Precision, rtx: Library, tmp_path: Path
+) -> None:
+    """All of them, the blocks' too, from untrained weights."""
+    bundle = write_exported(tmp_path / "bundle", name, precision)
+    record = build_engines(bundle, rtx, target="sm_86").record
+    assert record.engines.keys() == bundle.manifest.stages.keys()
+    assert {"esc0_sam", "esc3_sam", "decoder"} < record.engines.keys()
+    for graph, engine in record.engines.items():
+        # An engine holds the weights of its graph.
+        assert engine.bytes > 0.9 * bundle.manifest.stages[graph].bytes
+        assert engine.scratch_bytes
+
+
+def test_a_compiler_that_does_not_tell_scratch_builds_all_the_same(
+    plain: Bundle, rtx: Library, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is told in the compiler's log alone, whose words may change."""
+    monkeypatch.setattr("escnet_engines.library._ACTIVATIONS", re.compile("other words"))
+    record = build_engines(plain, rtx, target="sm_86").record
+    assert {engine.scratch_bytes for engine in record.engines.values()} == {None}
+    assert record.scratch_bytes is None
+    assert main([str(plain.root), "--backend", "tensorrt-rtx", "--target", "sm_86"]) == 0
+    assert "an unknown amount of scratch" in capsys.readouterr().out

@@ -84,8 +84,10 @@ def test_the_public_face() -> None:
         "COMPILERS",
         "BuildError",
         "BuildMemoryError",
+        "BuildPlan",
         "BuildReport",
         "Library",
         "build_engines",
         "open_library",
+        "plan_build",
     ]

@@ -1,5 +1,6 @@
 """``escnet-export`` from the outside: what it says, its exit codes, and what Ctrl-C leaves."""
 
+import dataclasses
 import errno
 import json
 import os
@@ -18,9 +19,11 @@ from PIL import Image
 
 from escnet.model import EscNet
 from escnet.weights import save_checkpoint
+from escnet_engines import BuildError, Library, open_library
 from escnet_export import ExportReport
 from escnet_export.command import main
 from escnet_runtime.bundle import Bundle
+from escnet_runtime.engines import find_engines, fingerprint_here
 
 Run = Callable[..., tuple[int, dict[str, Any]]]
 
@@ -116,6 +119,77 @@ def test_a_full_disk_is_said_and_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+RTX = ("--backend", "tensorrt-rtx")
+
+
+@pytest.fixture
+def compiler() -> Library:
+    """TensorRT-RTX, which compiles without a GPU."""
+    pytest.importorskip("tensorrt_rtx_bindings", reason="needs escnet-engines[tensorrt-rtx]")
+    return open_library("tensorrt-rtx")
+
+
+@pytest.mark.slow
+def test_engines_are_built_in_the_same_go(run: Run, compiler: Library, tmp_path: Path) -> None:
+    code, result = run(*RTX, "--target", "sm_86,sm_89")
+    assert code == 0
+    bundle = Bundle.open(tmp_path / "bundle", check="hashes")
+    (build,) = result["builds"]
+    assert (build["backend"], build["target"]) == ("tensorrt-rtx", "sm_86,sm_89")
+    assert [one["graph"] for one in build["engines"]] == list(bundle.manifest.stages)
+    here = dataclasses.replace(
+        fingerprint_here("tensorrt-rtx", compiler.version), targets=("sm_89",)
+    )
+    _, files = find_engines(bundle, here)
+    assert files.keys() == bundle.manifest.stages.keys()
+
+
+def test_a_failed_build_leaves_the_bundle_without_engines(
+    run: Run,
+    compiler: Library,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(*_: object) -> NoReturn:
+        raise BuildError("node 'node_x': as if")
+
+    monkeypatch.setattr(Library, "compile", fail)
+    code, result = run(*RTX, "--target", "sm_86")
+    assert code == 1
+    assert result["parity"]["passed"] is True
+    assert result["builds"] == []
+    assert result["error"]["type"] == "BuildError"
+    message = result["error"]["message"]
+    assert "node 'node_x'" in message
+    assert message.endswith(f"escnet-build {tmp_path / 'bundle'} {' '.join(RTX)} --target sm_86")
+    Bundle.open(tmp_path / "bundle", check="hashes")
+    assert not (tmp_path / "bundle" / "engines").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "message"),
+    [
+        (["--target", "sm_99"], 2, "does not compile for sm_99"),
+        ([], 1, "no NVIDIA GPU is visible; name the GPUs"),
+    ],
+)
+def test_gpus_that_cannot_be_built_for_are_said_before_the_export(
+    options: list[str],
+    code: int,
+    message: str,
+    run: Run,
+    compiler: Library,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.setattr("escnet_export.command.export_bundle", _must_not_run)
+    monkeypatch.setattr("escnet_runtime.engines.find_gpu", lambda: None)
+    got, result = run(*RTX, *options)
+    assert got == code
+    assert message in result["error"]["message"]
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -131,6 +205,8 @@ def test_a_full_disk_is_said_and_leaves_nothing(
         (["--clip", "some-tag"], "go with --preset"),
         (["--seed", "1"], "go with --preset"),
         (["--preset", "tiny"], "not allowed with"),
+        (["--backend", "onnxruntime"], "invalid choice"),
+        (["--target", "sm_86"], "--target goes with --backend"),
         (["--unknown"], "--unknown"),
     ],
 )

@@ -74,3 +74,19 @@ def test_a_skip_projection_keeps_rows_and_columns_apart() -> None:
     assert moved[:2, 6:].max() > 0.1
     assert moved[:, :5].max() == 0.0
     assert moved[3].max() == 0.0
+
+
+@pytest.mark.parametrize("factor", [2, 4])
+def test_a_skip_projection_equals_its_transposed_convolution(factor: int) -> None:
+    torch.manual_seed(0)
+    up, project = nn.ConvTranspose2d(6, 5, factor, stride=factor), nn.Conv2d(5, 3, 3, padding=1)
+    skip = randomise(SkipProjection(up, project, (2, 3))).requires_grad_(False)
+    tokens = torch.randn(2, 6, 6)
+    got, expected = skip(tokens), skip.forward_plain(tokens)
+    assert got.shape == (2, 3, 2 * factor, 3 * factor)
+    torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_skip_projection_whose_patches_touch_is_refused() -> None:
+    with pytest.raises(ValueError, match="expected the stride"):
+        SkipProjection(nn.ConvTranspose2d(6, 5, 3, stride=2), nn.Conv2d(5, 3, 3), (2, 3))

@@ -163,7 +163,9 @@ def test_of_several_folders_the_one_that_fits_is_taken(bundle: Bundle) -> None:
 
 def test_a_truncated_engine_is_refused(bundle: Bundle) -> None:
     os.truncate(bundle.root / "engines" / FOLDER / "scores.engine", 3)
-    with pytest.raises(BundleIntegrityError, match=r"has 3 bytes, expected 12\. Rebuild it: escn"):
+    with pytest.raises(
+        BundleIntegrityError, match=r"has 3 bytes, expected 12\. Rebuild them: escn"
+    ):
         find_engines(bundle, HERE)
 
 
@@ -210,8 +212,30 @@ def test_a_malformed_record_is_refused(
     change: Callable[[dict[str, Any]], object], message: str, bundle: Bundle
 ) -> None:
     _change(bundle, change)
-    with pytest.raises(BundleFormatError, match=message):
+    with pytest.raises(BundleFormatError, match=f"{FOLDER} are damaged: .*{message}"):
         find_engines(bundle, HERE)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda folder: (folder / "engine.json").write_text("{", encoding="utf-8"),
+        lambda folder: (folder / "engine.json").unlink(),
+        lambda folder: (folder / "fuse.engine").write_bytes(b"more of iT"),
+        lambda folder: os.truncate(folder / "fuse.engine", 3),
+    ],
+)
+def test_a_damaged_folder_keeps_nobody_from_one_that_fits(
+    damage: Callable[[Path], object], bundle: Bundle, caplog: pytest.LogCaptureFixture
+) -> None:
+    engines = bundle.root / "engines"
+    shutil.copytree(engines / FOLDER, engines / "tensorrt-rtx-sm_86")  # comes first
+    damage(engines / "tensorrt-rtx-sm_86")
+    _, files = find_engines(bundle, HERE)
+    assert files["fuse"].parent.name == FOLDER
+    assert "tensorrt-rtx-sm_86 are damaged: " in caplog.text
+    with pytest.raises(EngineMismatchError, match=r"do not fit: .* Rebuild them: escnet-build"):
+        find_engines(bundle, dataclasses.replace(HERE, version="1.8"))
 
 
 @pytest.mark.parametrize("data", [b"", b"\xff\xfe", b"[1]", b" " * (4 * 2**20 + 1)])

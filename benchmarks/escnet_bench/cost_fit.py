@@ -1,0 +1,144 @@
+"""Fits the model behind ``escnet-build --plan`` to measured builds.
+
+``python -m escnet_bench.cost_fit RESULT.json ...`` prints the model as JSON; the one that comes
+with ``escnet_engines`` is in its ``cost.json``. Errors are relative: a small graph counts like a
+large one.
+"""
+
+import dataclasses
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from escnet_engines.cost import OTHER, CostModel, KindCost, graph_kind
+from escnet_runtime.errors import InputError
+
+__all__ = ["fit"]
+
+_Array = npt.NDArray[np.float64]
+_Rows = Sequence[Mapping[str, Any]]
+#: Digits kept: the fit is not better than that.
+_DIGITS: Final = 4
+
+
+def fit(documents: Mapping[str, Mapping[str, Any]]) -> CostModel:
+    """Fit the model to result files of ``escnet-bench builds``.
+
+    Args:
+        documents: by file name; of one library.
+
+    Raises:
+        InputError: there is no build, or they are of several libraries.
+    """
+    rows: _Rows = [row for document in documents.values() for row in document["rows"]]
+    libraries = {row["library"] for row in rows}
+    if len(libraries) != 1:
+        raise InputError(f"expected builds of one library, got {sorted(libraries)}")
+    by_kind: dict[str, _Rows] = {
+        kind: [row for row in rows if graph_kind(row["graph"]) == kind]
+        for kind in dict.fromkeys(graph_kind(row["graph"]) for row in rows)
+    }
+    seconds, seconds_per_byte = _shared_slope(by_kind, "seconds")
+    host, host_per_byte = _shared_slope(by_kind, "host_bytes")
+    scratch = {kind: _line(some) for kind, some in {**by_kind, OTHER: rows}.items()}
+    code = {
+        kind: float(np.median(_column(some, "engine_bytes") - _column(some, "onnx_bytes")))
+        for kind, some in {**by_kind, OTHER: rows}.items()
+    }
+    model = CostModel(
+        library=libraries.pop(),
+        cpu=", ".join(dict.fromkeys(d["conditions"]["cpu"] for d in documents.values())),
+        files=tuple(documents),
+        builds=len(rows),
+        worst={},
+        seconds_per_byte=_rounded(seconds_per_byte),
+        host_per_byte=_rounded(host_per_byte),
+        process_bytes=_rounded(max(row["process_bytes"] for row in rows)),
+        kinds={
+            kind: KindCost(
+                code=_rounded(max(code[kind], 0.0)),
+                scratch=_rounded(scratch[kind][0]),
+                scratch_per_live_byte=_rounded(scratch[kind][1]),
+                seconds=_rounded(seconds[kind]),
+                host=_rounded(host[kind]),
+            )
+            for kind in (*by_kind, OTHER)
+        },
+    )
+    return dataclasses.replace(model, worst=_worst(model, rows))
+
+
+def _shared_slope(by_kind: Mapping[str, _Rows], quantity: str) -> tuple[dict[str, float], float]:
+    """A constant for each kind and one slope by the ONNX's size, none below zero."""
+    kinds = list(by_kind)
+    design, values = [], []
+    for index, kind in enumerate(kinds):
+        for row in by_kind[kind]:
+            design.append([*(float(other == index) for other in range(len(kinds)))])
+            design[-1].append(float(row["onnx_bytes"]))
+            values.append(float(row[quantity]))
+    solution = _solve(np.array(design), np.array(values))
+    constants = dict(zip(kinds, map(float, solution[:-1]), strict=True))
+    constants[OTHER] = float(np.median(list(constants.values())))
+    return constants, float(solution[-1])
+
+
+def _line(rows: _Rows) -> tuple[float, float]:
+    """Scratch as a constant and a slope by the bytes alive at once, none below zero."""
+    known = [row for row in rows if row["scratch_bytes"]]  # 0: a graph of no weight
+    if not known:
+        return 0.0, 0.0
+    live = _column(known, "live_bytes")
+    design = np.stack([np.ones_like(live), live], axis=1)
+    constant, slope = _solve(design, _column(known, "scratch_bytes"))
+    return float(constant), float(slope)
+
+
+def _solve(design: _Array, values: _Array) -> _Array:
+    """Least squares of relative errors; what would be negative is held at zero."""
+    free = np.ones(design.shape[1], bool)
+    while True:
+        scale = np.abs(design[:, free]).max(axis=0)
+        weighted = design[:, free] / scale / values[:, None]
+        found = np.linalg.lstsq(weighted, np.ones_like(values), rcond=None)[0] / scale
+        if (found >= 0).all():
+            solution = np.zeros(design.shape[1])
+            solution[free] = found
+            return solution
+        free[np.flatnonzero(free)[found < 0]] = False
+
+
+def _worst(model: CostModel, rows: _Rows) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for row in rows:
+        cost = model.graph(row["graph"], onnx_bytes=row["onnx_bytes"], live_bytes=row["live_bytes"])
+        for quantity, value in dataclasses.asdict(cost).items():
+            if not row[quantity]:
+                continue
+            factor = max(value / row[quantity], row[quantity] / value)
+            found[quantity] = max(found.get(quantity, 1.0), factor)
+    return {quantity: round(factor, 2) for quantity, factor in found.items()}
+
+
+def _column(rows: _Rows, quantity: str) -> _Array:
+    return np.array([row[quantity] for row in rows], np.float64)
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.{_DIGITS}g}")
+
+
+def _main(paths: Sequence[str]) -> None:
+    documents = {
+        Path(path).name: json.loads(Path(path).read_text(encoding="utf-8")) for path in paths
+    }
+    print(json.dumps(dataclasses.asdict(fit(documents)), indent=2))
+
+
+if __name__ == "__main__":
+    _main(sys.argv[1:])
