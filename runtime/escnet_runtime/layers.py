@@ -53,6 +53,8 @@ __all__ = [
 #: Bytes of tensors that one run may give out.
 _MOST_OUTPUT_BYTES: Final = 2**29
 _GUESS_BYTES: Final = 2**20  # of a tensor whose shape ONNX does not infer
+_FLOAT16_MOST: Final = 65504
+_BEYOND: Final = f", beyond what float16 holds ({_FLOAT16_MOST})"
 _WARNINGS, _ERRORS_ALONE = 2, 3  # severities of ONNX Runtime's log; the first is its default
 _PROVIDERS: Final = {"onnxruntime": "cpu", "onnxruntime-cuda": "cuda"}
 
@@ -125,7 +127,7 @@ class LayersReport:
             lines.append(
                 f"The first beyond it is {layer.tensor} of node {layer.node} ({layer.op}) in graph "
                 f"{name}: {layer.relative_l2:.1e}. Its largest value in float32 is "
-                f"{layer.largest:.3g}; float16 ends at 65504."
+                f"{layer.largest:.3g}{_BEYOND if layer.largest > _FLOAT16_MOST else ''}."
             )
         if self.missing:
             lines.append(f"Not reached by the golden run: {', '.join(self.missing)}.")
@@ -426,7 +428,11 @@ def _quiet() -> Iterator[None]:
     """Polygraphy logs to standard output, which is not its own here; ONNX Runtime warns."""
     onnxruntime.set_default_logger_severity(_ERRORS_ALONE)
     try:
-        with G_LOGGER.verbosity(G_LOGGER.CRITICAL), contextlib.redirect_stdout(io.StringIO()):
+        with (
+            G_LOGGER.verbosity(G_LOGGER.CRITICAL),
+            contextlib.redirect_stdout(io.StringIO()),
+            np.errstate(all="ignore"),  # Polygraphy's statistics of what is not finite
+        ):
             yield
     finally:
         onnxruntime.set_default_logger_severity(_WARNINGS)

@@ -31,7 +31,7 @@ class Check:
     """One thing that was looked at, with a sentence for people.
 
     ``reason`` and ``advice`` are for the verdict, if this is what decides it: a clause, and a
-    sentence that says what to do.
+    sentence that says what to do. ``note``: it passed, and there is something to know all the same.
     """
 
     name: str
@@ -39,6 +39,7 @@ class Check:
     detail: str
     reason: str = ""
     advice: str = ""
+    note: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -360,6 +361,7 @@ def _engine_check(folder: EngineFolder, wanted: bool) -> Check:
     return Check(
         name=folder.folder,
         passed=not wanted,
+        note=not wanted,
         detail=f"These engines do not run here: {reasons}. {_rebuild(folder)}",
         reason=f"its engines are for something else ({folder.reasons[0]})",
         advice=f"{_rebuild(folder)} ONNX Runtime runs the bundle without them.",

@@ -73,6 +73,11 @@ def test_the_node_that_overflows_is_the_first_beyond() -> None:
     assert layer.largest == pytest.approx(2.0 * 2.0 * 50.0 * 1000.0)
 
 
+def test_what_is_not_a_number_is_beyond() -> None:
+    model = chain(1.0, float("inf"), 0.0)
+    assert found(model) == [("times_0", False), ("times_1", True), ("times_2", True)]
+
+
 def test_another_graph_may_be_the_reference() -> None:
     typed, other = chain(1.1, 1.3), chain(1.1, 2.6, kind=TensorProto.FLOAT)
     layers = compare_models(reference_graph(typed, other), typed, FEEDS)
@@ -128,7 +133,7 @@ def test_people_are_told_the_first_layer(tiny_bundle: Path, capsys: Captured) ->
     assert main(words) == 0
     out = capsys.readouterr().out
     assert "The first beyond it is" in out
-    assert "float16 ends at 65504" in out
+    assert "Its largest value in float32 is" in out
 
 
 def test_a_bundle_that_is_not_whole_has_no_layers(bundle_copy: Path, capsys: Captured) -> None:

@@ -123,6 +123,7 @@ def _show(report: VerifyReport, console: Console) -> None:
     table = Table.grid(padding=(0, 2))
     for check in report.checks:
         mark = Text("ok", "green") if check.passed else Text("FAILED", "bold red")
+        mark = Text("note", "yellow") if check.note else mark
         table.add_row(mark, Text(printable(check.name)), Text(printable(check.detail)))
     console.print(table)
 
