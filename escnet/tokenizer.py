@@ -20,7 +20,7 @@ from tokenizers import (
 
 from escnet_runtime.atomic import atomic_file
 from escnet_runtime.errors import InputError
-from escnet_runtime.tokenizer import END, START
+from escnet_runtime.tokenizer import END, START, WORDS
 
 __all__ = ["build_tokenizer", "write_tokenizer"]
 
@@ -28,12 +28,6 @@ _MERGES_FILE = "bpe_simple_vocab_16e6.txt.gz"
 _FULL_SIZE = 49408
 _FIXED_IDS = 512 + 2  # bytes, bytes that end a word, start and end
 _END_OF_WORD = "</w>"
-# open_clip matches case-blind; on lower-case text only the long s still makes a difference.
-# What fits nothing is dropped, as there: white space and, a quirk of its library, U+0345.
-_WORDS = (
-    r"<[sſ]tart_of_text>|<end_of_text>|'[sſ]|'t|'re|'ve|'m|'ll|'d"
-    r"|\p{L}+|\p{N}|[^\s\p{L}\p{N}\x{345}]+"
-)
 
 
 def build_tokenizer(vocab_size: int = _FULL_SIZE, context_length: int = 77) -> Tokenizer:
@@ -78,7 +72,7 @@ def build_tokenizer(vocab_size: int = _FULL_SIZE, context_length: int = 77) -> T
     )
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(_WORDS), behavior="removed", invert=True),
+            pre_tokenizers.Split(Regex(WORDS), behavior="removed", invert=True),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )

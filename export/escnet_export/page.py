@@ -26,7 +26,11 @@ _PICTURES: Final = 4
 _SHOWN_CATEGORIES: Final = 4  # with their prompts, a picture
 _SMALLEST_AREA: Final = 0.005  # of a label map, to stand in its legend
 _UNUSED: Final = -1  # the label of a point that is none
-_SAME, _EDGE, _OTHER = (228, 230, 235), (176, 181, 192), (214, 0, 110)
+_SAME, _EDGE, _OTHER = (228, 230, 235), (140, 146, 158), (224, 0, 112)
+_RINGS: Final = 12  # differences are ringed where there are at most so many spots of them
+_SPOTS: Final = 16  # spots a side of the map
+_FLIPPED_BLOCKS: Final = 3  # drawn, a picture
+_LISTED: Final = 8  # flips, and changes of labels, a picture
 
 _STYLE: Final = """
 :root { color-scheme: light dark; --ink: #1b1f27; --soft: #59606e; --paper: #fff; --card: #f4f5f8;
@@ -62,10 +66,14 @@ td.chart { width: 45%; min-width: 5.5rem; padding-right: 0; } td.bad { font-weig
 .bar b { position: absolute; top: -.25rem; bottom: -.25rem; border-left: 2px dashed var(--mark); }
 .row { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(13rem, 46%), 1fr));
   gap: .7rem; }
-figure { margin: 0; } figcaption { font-size: .85rem; color: var(--soft); margin-top: .2rem; }
+.pair { grid-column: span 2; display: grid; grid-template-columns: 1fr 1fr; gap: .7rem; }
+figure { margin: 0; } figure img, figure svg { background: var(--card); }
+figcaption { font-size: .85rem; color: var(--soft); margin-top: .2rem; }
 figure img, figure svg { display: block; width: 100%; height: auto; border-radius: .3rem; }
 .legend { display: flex; flex-wrap: wrap; gap: .15rem .9rem; padding: 0; margin: .5rem 0 0;
   list-style: none; font-size: .85rem; }
+.flips { width: auto; margin-top: .6rem; } .flips th, .flips td { text-align: left;
+  padding-right: 1.2rem; white-space: normal; }
 .legend i { display: inline-block; width: .8em; height: .8em; border-radius: 2px;
   margin-right: .35em; border: 1px solid var(--line); }
 @media (max-width: 34rem) { body { padding: 1rem .7rem 2rem; } table { font-size: .82rem; }
@@ -246,7 +254,8 @@ def _stages(report: Mapping[str, Any]) -> str:
         return min(max((math.log10(value) - low) / (high - low), 0.0), 1.0) * 100
 
     rows = []
-    for name, error in stages.items():
+    for name in sorted(stages, key="text_encoder".__ne__):  # it runs first, and is measured last
+        error = stages[name]
         value = error["relative_l2"]
         over = not value <= budget
         rows.append(
@@ -313,26 +322,28 @@ def _picture(index: int, picture: ParityPicture) -> str:
     # 256 colours: a photo's noise would otherwise be most of the page.
     source = _data(photo.quantize(PERIOD, dither=Image.Dither.FLOYDSTEINBERG))
     different = picture.reference_labels != picture.typed_labels
-    share = _percent(1 - float(different.mean()))
-    figures = [
-        _figure(_svg(index, size, ""), "Photo"),
+    pair = (
         _figure(_img(_label_map(picture.reference_labels, picture, size)), "float32 torch"),
         _figure(_img(_label_map(picture.typed_labels, picture, size)), "Exported graphs"),
-        _figure(_img(_difference(picture, different, size)), f"Difference: {share} equal"),
+    )
+    flips = _flips(picture)
+    shown = _shown(picture, flips)
+    prompts = [
+        _figure(
+            _svg(index, size, _points(picture, block, shown, size)),
+            f"Prompts of block {block}: {sum(flip.block == block for flip in flips) or 'none'} "
+            "flipped",
+        )
+        for block in _drawn_blocks(picture, flips)
     ]
-    legend = _legend(picture, _large(picture))
-    points = ""
-    if picture.reference_prompts:
-        shown = _shown(picture)
-        figures.append(
-            _figure(_svg(index, size, _points(picture, shown, size)), "Prompts, block 0")
-        )
-        points = (
-            '<p class="soft">Prompts shown: dots in the colours of '
-            f"{_text(', '.join(picture.names[c] for c in shown))}. A flipped one is ringed "
-            "in black, with a line to where the exported graphs put it.</p>"
-        )
-    # Both uses of the photo refer to this one copy.
+    figures = [
+        _figure(_svg(index, size, ""), "Photo"),
+        *prompts[:1],
+        f'<div class="pair">{"".join(pair)}</div>',
+        _figure(_difference(picture, different, size), _difference_caption(different)),
+        *prompts[1:],
+    ]
+    # All uses of the photo refer to this one copy.
     shared = (
         '<svg width="0" height="0" style="position:absolute" aria-hidden="true"><defs>'
         f'<image id="photo-{index}" width="{size[0]}" height="{size[1]}" href="{source}"/>'
@@ -340,8 +351,67 @@ def _picture(index: int, picture: ParityPicture) -> str:
     )
     return (
         f'<h3>Image {index + 1}</h3>{shared}<div class="row">{"".join(figures)}</div>'
-        f"{legend}{points}"
+        f"{_legend(picture, _large(picture))}{_label_changes(picture, different)}"
+        f"{_flip_list(picture, flips, shown)}"
     )
+
+
+def _difference_caption(different: _Mask) -> str:
+    count = int(different.sum())
+    if not count:
+        return "Difference: none"
+    share = _percent(1 - count / different.size)
+    return f"Difference: {count:,} of {different.size:,} pixels, {share} equal"
+
+
+def _label_changes(picture: ParityPicture, different: _Mask) -> str:
+    """In words, which labels became which, the most frequent first."""
+    if not different.any():
+        return ""
+    changes = np.stack([picture.reference_labels[different], picture.typed_labels[different]])
+    pairs, counts = np.unique(changes, axis=1, return_counts=True)
+    order = np.argsort(-counts, kind="stable")[:_LISTED]
+    words = [
+        f"{picture.names[pairs[0, k]]} became {picture.names[pairs[1, k]]} ({counts[k]:,})"
+        for k in order
+    ]
+    more = " and others" if len(counts) > len(words) else ""
+    return f'<p class="soft">Pixels that differ: {_text(", ".join(words))}{more}.</p>'
+
+
+def _flip_list(picture: ParityPicture, flips: Sequence["_Flip"], shown: Sequence[int]) -> str:
+    """What the pictures of prompts show, and every flip in words."""
+    if not picture.reference_prompts:
+        return ""
+    names = _text(", ".join(picture.names[c] for c in shown))
+    words = (
+        f'<p class="soft">Prompts shown: dots, in the colours of {names}, where float32 torch '
+        "puts them."
+    )
+    if not flips:
+        return words + " None flipped in this image.</p>"
+    rows = "".join(
+        f"<tr><td>{flip.block}</td><td>{_text(picture.names[flip.category])}</td>"
+        f"<td>{_place(picture.reference_prompts, flip)}</td>"
+        f"<td>{_place(picture.typed_prompts, flip)}</td></tr>"
+        for flip in flips[:_LISTED]
+    )
+    more = len(flips) - _LISTED
+    return (
+        f"{words} One that flipped is ringed, with a line to the square where the exported graphs "
+        'put it.</p><table class="flips"><thead><tr><th>Block</th><th>Category</th>'
+        "<th>Point in float32 torch</th><th>In the exported graphs</th></tr></thead>"
+        f"<tbody>{rows}</tbody></table>"
+        + (f'<p class="soft">And {more:,} more.</p>' if more > 0 else "")
+    )
+
+
+def _place(prompts: Sequence[Prompts], flip: "_Flip") -> str:
+    block = prompts[flip.block]
+    if block.point_labels[flip.category, flip.point] == _UNUSED:
+        return "none"
+    x, y = block.points[flip.category, flip.point]
+    return f"column {x:.0f}, row {y:.0f}"
 
 
 def _figure(content: str, caption: str) -> str:
@@ -360,16 +430,18 @@ def _img(source: str) -> str:
     return f'<img alt="" src="{source}">'
 
 
-def _data(picture: Image.Image) -> str:
+def _data(picture: Image.Image, **options: int) -> str:
     buffer = io.BytesIO()
-    picture.save(buffer, "PNG", optimize=True)
+    picture.save(buffer, "PNG", optimize=True, **options)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
-def _indexed(values: npt.NDArray[np.uint8], colours: npt.ArrayLike) -> str:
+def _indexed(
+    values: npt.NDArray[np.uint8], colours: npt.ArrayLike, *, transparent: int | None = None
+) -> str:
     picture = Image.fromarray(values)
     picture.putpalette(np.asarray(colours, np.uint8).tobytes())
-    return _data(picture)
+    return _data(picture) if transparent is None else _data(picture, transparency=transparent)
 
 
 def _label_map(
@@ -388,14 +460,43 @@ def _nearest(values: npt.NDArray[np.uint8], size: tuple[int, int]) -> npt.NDArra
 
 
 def _difference(picture: ParityPicture, different: _Mask, size: tuple[int, int]) -> str:
-    """Pixels that differ, over the outlines of torch's regions; none is lost in scaling."""
+    """Pixels that differ, over the outlines of torch's regions; none is lost in scaling.
+
+    A few lone ones are ringed, or nobody would find them.
+    """
     small = _nearest(_indices(picture.reference_labels), size)
     values = np.zeros(small.shape, np.uint8)
     values[:, 1:] |= small[:, 1:] != small[:, :-1]
     values[1:] |= small[1:] != small[:-1]
     mask = Image.fromarray(different.astype(np.float32))
     values[np.asarray(mask.resize(size, Image.Resampling.BOX)) > 0] = 2
-    return _indexed(values, (_SAME, _EDGE, _OTHER))
+    source = _indexed(values, (_SAME, _EDGE, _OTHER), transparent=0)
+    rings = "".join(
+        f'<circle cx="{x * size[0]:.1f}" cy="{y * size[1]:.1f}" r="9"/>'
+        for x, y in _spots(different)
+    )
+    return (
+        f'<svg viewBox="0 0 {size[0]} {size[1]}" role="img" aria-label="difference">'
+        f'<image width="{size[0]}" height="{size[1]}" href="{source}"/>'
+        f'<g fill="none" stroke="{_css(_OTHER)}" stroke-width="2">{rings}</g></svg>'
+    )
+
+
+def _spots(different: _Mask) -> list[tuple[float, float]]:
+    """Where pixels differ, as fractions (x, y) of the map; none if there are many spots."""
+    rows, columns = np.nonzero(different)
+    height, width = different.shape
+    cells = rows * _SPOTS // height * _SPOTS + columns * _SPOTS // width
+    found = np.unique(cells)
+    if len(found) > _RINGS:
+        return []
+    return [
+        (
+            float(columns[cells == cell].mean() + 0.5) / width,
+            float(rows[cells == cell].mean() + 0.5) / height,
+        )
+        for cell in found
+    ]
 
 
 def _areas(picture: ParityPicture) -> npt.NDArray[np.float64]:
@@ -411,19 +512,42 @@ def _large(picture: ParityPicture) -> list[int]:
     return [int(c) for c in np.argsort(-areas, kind="stable") if areas[c] >= _SMALLEST_AREA][:24]
 
 
-def _flipped(picture: ParityPicture) -> _Mask:
-    """[N,K] of block 0."""
-    want, got = picture.reference_prompts[0], picture.typed_prompts[0]
+@dataclass(frozen=True, slots=True)
+class _Flip:
+    """A prompt that the exported graphs choose otherwise."""
+
+    block: int
+    category: int
+    point: int
+
+
+def _flipped(picture: ParityPicture, block: int) -> _Mask:
+    """[N,K]"""
+    want, got = picture.reference_prompts[block], picture.typed_prompts[block]
     moved = (want.points != got.points).any(axis=-1) | (want.point_labels != got.point_labels)
     return np.asarray(moved, np.bool_)
 
 
-def _shown(picture: ParityPicture) -> list[int]:
-    """Categories to draw prompts of: two with flips, if there are, then by area."""
-    flips, areas = _flipped(picture).sum(axis=1), _areas(picture)
-    most = [int(c) for c in np.lexsort((-areas, -flips)) if flips[c]][:2]
-    rest = [int(c) for c in np.argsort(-areas, kind="stable") if int(c) not in most]
-    return (most + rest)[:_SHOWN_CATEGORIES]
+def _flips(picture: ParityPicture) -> list[_Flip]:
+    """All of them, from the first block on."""
+    return [
+        _Flip(block, int(category), int(point))
+        for block in range(len(picture.reference_prompts))
+        for category, point in np.argwhere(_flipped(picture, block))
+    ]
+
+
+def _drawn_blocks(picture: ParityPicture, flips: Sequence[_Flip]) -> list[int]:
+    """Those in which prompts flipped, else the first."""
+    blocks = list(dict.fromkeys(flip.block for flip in flips))
+    return (blocks or [*range(len(picture.reference_prompts))][:1])[:_FLIPPED_BLOCKS]
+
+
+def _shown(picture: ParityPicture, flips: Sequence[_Flip]) -> list[int]:
+    """Categories to draw prompts of: those with flips, then by area."""
+    flipped = list(dict.fromkeys(flip.category for flip in flips))
+    rest = [int(c) for c in np.argsort(-_areas(picture), kind="stable") if int(c) not in flipped]
+    return (flipped + rest)[: max(_SHOWN_CATEGORIES, min(len(flipped), _LISTED))]
 
 
 def _legend(picture: ParityPicture, categories: Iterable[int]) -> str:
@@ -439,9 +563,9 @@ def _css(colour: Iterable[int]) -> str:
     return "#" + "".join(f"{int(value):02x}" for value in colour)
 
 
-def _points(picture: ParityPicture, shown: Sequence[int], size: tuple[int, int]) -> str:
-    want, got = picture.reference_prompts[0], picture.typed_prompts[0]
-    flipped, colours = _flipped(picture), palette(len(picture.names))
+def _points(picture: ParityPicture, block: int, shown: Sequence[int], size: tuple[int, int]) -> str:
+    want, got = picture.reference_prompts[block], picture.typed_prompts[block]
+    flipped, colours = _flipped(picture, block), palette(len(picture.names))
     cell = np.array(size, np.float64) / picture.grid[::-1]
     dots, rings = [], []
     for category in shown:
@@ -459,8 +583,10 @@ def _points(picture: ParityPicture, shown: Sequence[int], size: tuple[int, int])
                 rings.append(f'<path d="M{x:.1f} {y:.1f}L{u:.1f} {v:.1f}"/>')
             if not here:
                 dots.append(f'<circle cx="{u:.1f}" cy="{v:.1f}" r="3" {fill}/>')
+            if there:
+                rings.append(f'<rect x="{u - 4:.1f}" y="{v - 4:.1f}" width="8" height="8"/>')
             x, y = (x, y) if here else (u, v)
-            rings.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="7.5"/>')
+            rings.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="9"/>')
     # Black on white: no category has either colour.
     strokes = (("#fff", 4.5), ("#000", 2)) if rings else ()
     return "".join(dots) + "".join(

@@ -1,20 +1,27 @@
 """A bundle on disk: opening it, finding its files, checking them. Nothing outside it is read."""
 
 import hashlib
+import os
 import stat
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from .errors import BundleError, BundleFormatError, BundleIntegrityError
-from .manifest import FileRef, Manifest, check_relative_path
+from .manifest import FileRef, Manifest, Stage, check_relative_path
+from .self_contained import names_other_files
 
 __all__ = ["Bundle", "FileProblem", "sha256_file"]
 
 _MANIFEST = "bundle.json"
 _MAX_MANIFEST_BYTES = 16 * 2**20
 _BLOCK_BYTES = 2**20
+_MAX_THREADS = 4
+
+Check: TypeAlias = Literal["hashes", "sizes", "description"]
 _PROBLEMS_SHOWN = 5
 
 
@@ -22,8 +29,8 @@ _PROBLEMS_SHOWN = 5
 class FileProblem:
     """What is wrong with a file of a bundle.
 
-    ``unsafe`` means that it is not a plain file inside the bundle: a folder, a device, or a link
-    that leads outside.
+    ``unsafe`` means that it is not a plain file inside the bundle (a folder, a device, a link that
+    leads outside), or a graph that reads weights from other files.
     """
 
     file: str
@@ -39,13 +46,14 @@ class Bundle:
     manifest: Manifest
 
     @classmethod
-    def open(cls, path: Path, *, check: Literal["sizes", "hashes"] = "sizes") -> "Bundle":
+    def open(cls, path: Path, *, check: Check = "hashes") -> "Bundle":
         """Open a bundle and check its files.
 
         Args:
             path: the folder.
-            check: "sizes" looks whether each file is there with its size; "hashes" reads them all
-                and compares their sha256 as well.
+            check: "hashes" reads all files and compares their sha256; "sizes" only looks whether
+                each is there with its size, for a bundle that was checked a moment ago;
+                "description" looks at bundle.json alone.
 
         Raises:
             BundleError: there is no bundle at ``path``.
@@ -53,8 +61,12 @@ class Bundle:
             BundleIntegrityError: a file is missing or is not the one that was written.
         """
         root = _folder(path)
-        bundle = cls(root=root, manifest=Manifest.from_json(_read_manifest(root)))
-        problems = bundle.check_files() if check == "hashes" else bundle._check_sizes()
+        text = _read_manifest(root)
+        try:
+            bundle = cls(root=root, manifest=Manifest.from_json(text))
+        except BundleFormatError as error:
+            raise BundleFormatError(f"The bundle {path} cannot be used: {error}") from error
+        problems = bundle._problems(check)
         if problems:
             shown = "\n".join(
                 f"  {entry.file}: {entry.detail}" for entry in problems[:_PROBLEMS_SHOWN]
@@ -80,6 +92,41 @@ class Bundle:
         check_relative_path(ref_path)
         return _inside(self.root, ref_path)
 
+    def text(self, ref_path: str, *, most: int) -> str:
+        """Read a file of the bundle as UTF-8 text.
+
+        Args:
+            ref_path: as for :meth:`file`.
+            most: bytes; a larger file is refused unread.
+
+        Raises:
+            BundleFormatError: it is unsafe, too large or not UTF-8.
+            BundleIntegrityError: it is missing or cannot be read.
+        """
+        path = self.file(ref_path)
+        return _read_text(path, ref_path, most)
+
+    def folders(self, ref_path: str) -> list[str]:
+        """Names of the folders in a folder of the bundle, sorted; none if there is no such folder.
+
+        Raises:
+            BundleFormatError: the path is unsafe or leads outside.
+        """
+        check_relative_path(ref_path)
+        path = self.root / ref_path
+        try:
+            if not path.resolve(strict=True).is_relative_to(self.root):
+                raise BundleFormatError(
+                    f"{ref_path} is a link that leads out of the bundle {self.root}. Remove it."
+                )
+            return sorted(entry.name for entry in path.iterdir() if entry.is_dir())
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        except (OSError, RuntimeError) as error:
+            raise BundleFormatError(
+                f"{ref_path} of the bundle {self.root} is unusable: {error}."
+            ) from error
+
     def check_files(self, progress: Callable[[int, int], None] | None = None) -> list[FileProblem]:
         """Compare every file with its size and sha256; an empty list means that all is well.
 
@@ -89,25 +136,32 @@ class Bundle:
         references = list(self.manifest.files())
         total = sum(reference.bytes for reference in references)
         done = 0
+        counting = threading.Lock()
 
         def advance(count: int) -> None:
             nonlocal done
-            done += count
-            if progress is not None:
-                progress(done, total)
+            with counting:
+                done += count
+                if progress is not None:
+                    progress(done, total)
 
-        problems = []
-        for reference in references:
+        def check(reference: FileRef) -> FileProblem | None:
             problem = self._size_problem(reference)
             if problem is None:
-                problem = self._hash_problem(reference, advance)
-            else:
-                advance(reference.bytes)
-            if problem is not None:
-                problems.append(problem)
-        return problems
+                return self._content_problem(reference, advance)
+            advance(reference.bytes)
+            return problem
 
-    def _check_sizes(self) -> list[FileProblem]:
+        # Hashing lets other threads run.
+        with ThreadPoolExecutor(min(_MAX_THREADS, os.cpu_count() or 1)) as pool:
+            problems = list(pool.map(check, references))
+        return [problem for problem in problems if problem is not None]
+
+    def _problems(self, check: Check) -> list[FileProblem]:
+        if check == "description":
+            return []
+        if check == "hashes":
+            return self.check_files()
         problems = (self._size_problem(reference) for reference in self.manifest.files())
         return [problem for problem in problems if problem is not None]
 
@@ -123,14 +177,18 @@ class Bundle:
         detail = f"has {size:,} bytes, expected {reference.bytes:,}"
         return FileProblem(file=reference.file, problem="size", detail=detail)
 
-    def _hash_problem(
+    def _content_problem(
         self, reference: FileRef, advance: Callable[[int], None]
     ) -> FileProblem | None:
-        found = sha256_file(self.file(reference.file), advance)
-        if found == reference.sha256:
-            return None
-        detail = f"has sha256 {found}, expected {reference.sha256}"
-        return FileProblem(file=reference.file, problem="sha256", detail=detail)
+        path = self.file(reference.file)
+        found = sha256_file(path, advance)
+        if found != reference.sha256:
+            detail = f"has sha256 {found}, expected {reference.sha256}"
+            return FileProblem(file=reference.file, problem="sha256", detail=detail)
+        if isinstance(reference, Stage) and _names_other_files(path):
+            detail = "reads weights from other files; a graph of a bundle holds its own"
+            return FileProblem(file=reference.file, problem="unsafe", detail=detail)
+        return None
 
 
 def sha256_file(path: Path, advance: Callable[[int], None] | None = None) -> str:
@@ -158,6 +216,13 @@ def sha256_file(path: Path, advance: Callable[[int], None] | None = None) -> str
     return digest.hexdigest()
 
 
+def _names_other_files(path: Path) -> bool:
+    try:
+        return names_other_files(path)
+    except OSError as error:
+        raise BundleIntegrityError(f"Cannot read {path}: {error.strerror}.") from error
+
+
 def _folder(path: Path) -> Path:
     try:
         root = Path(path).resolve(strict=True)
@@ -177,31 +242,42 @@ def _read_manifest(root: Path) -> str:
         raise BundleError(
             f"{root} is not a bundle: it holds no {_MANIFEST}. Make one with escnet-export."
         ) from None
+    return _read_text(path, str(path), _MAX_MANIFEST_BYTES)
+
+
+def _read_text(path: Path, name: str, most: int) -> str:
     try:
+        size = path.stat().st_size
+        if size > most:
+            raise BundleFormatError(
+                f"{name} has {size:,} bytes; at most {most // 2**20} MiB are read."
+            )
         with path.open("rb") as file:
-            size = path.stat().st_size
-            data = file.read(_MAX_MANIFEST_BYTES) if size <= _MAX_MANIFEST_BYTES else b""
+            data = file.read(size)
     except OSError as error:
-        raise BundleError(f"Cannot read {path}: {error.strerror}.") from error
-    if size > _MAX_MANIFEST_BYTES:
-        raise BundleFormatError(f"{path} has {size:,} bytes; at most 16 MiB are read.")
+        raise BundleIntegrityError(f"Cannot read {path}: {error.strerror}.") from error
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise BundleFormatError(f"{path} is not UTF-8 text: {error}.") from error
+        raise BundleFormatError(f"{name} is not UTF-8 text: {error}.") from error
 
 
 def _inside(root: Path, relative: str) -> Path:
     """Resolve links; refuse what ends outside ``root`` or is no plain file (a pipe would block)."""
     try:
         path = (root / relative).resolve(strict=True)
-        mode = path.stat().st_mode
+        inside = path.is_relative_to(root)
+        plain = inside and stat.S_ISREG(path.stat().st_mode)
     except (FileNotFoundError, NotADirectoryError):
         raise BundleIntegrityError(f"{relative} is missing from the bundle {root}.") from None
     except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links, before Python 3.13
         raise BundleFormatError(f"{relative} of the bundle {root} is unusable: {error}.") from error
-    if not path.is_relative_to(root):
-        raise BundleFormatError(f"{relative} is a link that leads out of the bundle {root}.")
-    if not stat.S_ISREG(mode):
-        raise BundleFormatError(f"{relative} of the bundle {root} is not a plain file.")
+    if not inside:
+        raise BundleFormatError(
+            f"{relative} is a link that leads out of the bundle {root}. Do not use this bundle."
+        )
+    if not plain:
+        raise BundleFormatError(
+            f"{relative} of the bundle {root} is not a plain file. Do not use this bundle."
+        )
     return path

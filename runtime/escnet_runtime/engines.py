@@ -7,6 +7,7 @@ rebuilt in the middle of inference.
 """
 
 import dataclasses
+import importlib.metadata
 import json
 import logging
 import platform
@@ -30,14 +31,17 @@ __all__ = [
     "AxisRange",
     "Compiler",
     "Engine",
+    "EngineFolder",
     "EngineRecord",
     "Fingerprint",
     "Profile",
     "engine_folder",
     "find_engines",
     "fingerprint_here",
+    "installed_version",
     "read_engines",
     "rebuild_command",
+    "survey_engines",
 ]
 
 ENGINES_FOLDER: Final = "engines"
@@ -46,8 +50,15 @@ _LOG: Final = logging.getLogger("escnet_runtime")
 _SCHEMA: Final = "1.0"
 _MAX_RECORD_BYTES: Final = 4 * 2**20
 _MAX_FILE_BYTES: Final = 2**40
+_MAX_AXIS: Final = 2**20
 
 Compiler = Literal["tensorrt", "tensorrt-rtx"]
+
+#: Distributions that bring the bindings, the likeliest first.
+_LIBRARIES: Final[dict[Compiler, tuple[str, ...]]] = {
+    "tensorrt": ("tensorrt", "tensorrt-cu13", "tensorrt-cu12", "tensorrt-cu13-bindings"),
+    "tensorrt-rtx": ("tensorrt-rtx-cu13-bindings", "tensorrt-rtx-cu12-bindings", "tensorrt-rtx"),
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -269,16 +280,14 @@ def read_engines(bundle: Bundle, folder: str) -> EngineRecord:
         BundleIntegrityError: there is none.
     """
     name = f"{ENGINES_FOLDER}/{folder}/{RECORD_FILE}"
-    path = bundle.file(name)
+    text = bundle.text(name, most=_MAX_RECORD_BYTES)
     try:
-        size = path.stat().st_size
-        if size > _MAX_RECORD_BYTES:
-            raise BundleFormatError(f"{name} has {size:,} bytes; at most 4 MiB are read.")
-        return EngineRecord.from_json(path.read_bytes().decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise BundleFormatError(f"{name} is not UTF-8 text: {error}.") from error
-    except OSError as error:
-        raise BundleError(f"Cannot read {path}: {error.strerror}.") from error
+        return EngineRecord.from_json(text)
+    except BundleFormatError as error:
+        raise BundleFormatError(
+            f"{ENGINES_FOLDER}/{folder} of the bundle {bundle.root}: {error} Remove that folder; "
+            "escnet-build makes it anew."
+        ) from error
 
 
 def rebuild_command(root: Path, backend: Compiler, chunk: int | None = None) -> str:
@@ -287,13 +296,81 @@ def rebuild_command(root: Path, backend: Compiler, chunk: int | None = None) -> 
     return command if chunk is None else f"{command} --chunk {chunk}"
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EngineFolder:
+    """A folder of engines in a bundle, and whether they run here.
+
+    Attributes:
+        folder: relative to the bundle.
+        backend: the library they are for; None if the record does not say.
+        state: "fits", "misfit" (made for something else) or "damaged".
+        reasons: what is wrong, a phrase for each.
+        command: what makes engines for this device.
+    """
+
+    folder: str
+    backend: Compiler | None
+    state: Literal["fits", "misfit", "damaged"]
+    reasons: tuple[str, ...]
+    command: str | None
+
+
+def survey_engines(bundle: Bundle) -> list[EngineFolder]:
+    """Look at every folder of engines of ``bundle``; nothing is loaded.
+
+    Raises:
+        BundleFormatError: the place of engines leads out of the bundle.
+    """
+    names = [name for name in bundle.folders(ENGINES_FOLDER) if not name.startswith(".")]
+    return [_survey(bundle, name) for name in names]
+
+
+def _survey(bundle: Bundle, name: str) -> EngineFolder:
+    backend: Compiler | None = None
+    command = None
+    state: Literal["fits", "misfit", "damaged"] = "damaged"
+    try:
+        record = read_engines(bundle, name)
+        backend = record.fingerprint.backend
+        command = rebuild_command(bundle.root, backend)
+        _checked_files(bundle, name, record)
+        reasons = _unfit(bundle, record)
+        state = "misfit" if reasons else "fits"
+    except BundleError as error:
+        reasons = [str(error)]
+    return EngineFolder(
+        folder=f"{ENGINES_FOLDER}/{name}",
+        backend=backend,
+        state=state,
+        reasons=tuple(reasons),
+        command=command,
+    )
+
+
+def _unfit(bundle: Bundle, record: EngineRecord) -> list[str]:
+    """What keeps engines from running here, a phrase for each."""
+    fingerprint, constants = record.fingerprint, bundle.manifest.constants
+    version = installed_version(fingerprint.backend)
+    missing = [] if version else [f"{fingerprint.backend} is not installed here"]
+    here = fingerprint_here(fingerprint.backend, version or fingerprint.version)
+    graphs = {name: stage.sha256 for name, stage in bundle.manifest.stages.items()}
+    chunk = whole_groups(constants.chunk, constants.group)
+    return missing + fingerprint.differences(here) + record.misfits(graphs, chunk=chunk)
+
+
+def installed_version(backend: Compiler) -> str | None:
+    """Of the library that runs a backend's engines, without loading it; None if there is none."""
+    for name in _LIBRARIES[backend]:
+        try:
+            return importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return None
+
+
 def _folders(bundle: Bundle, backend: Compiler) -> Iterator[str]:
     """Names of the folders with engines of a backend, in order."""
-    try:
-        entries = sorted(entry.name for entry in (bundle.root / ENGINES_FOLDER).iterdir())
-    except (FileNotFoundError, NotADirectoryError):
-        return
-    for name in entries:
+    for name in bundle.folders(ENGINES_FOLDER):
         if re.fullmatch(rf"{backend}(-sm_\d+)+", name):
             yield name
 
@@ -302,7 +379,11 @@ def _checked_files(bundle: Bundle, folder: str, record: EngineRecord) -> dict[st
     """Path of each engine, after its size and digest were compared with the record."""
     files = {}
     for name, engine in record.engines.items():
-        path = bundle.file(f"{ENGINES_FOLDER}/{folder}/{engine.file}")
+        command = rebuild_command(bundle.root, record.fingerprint.backend)
+        try:
+            path = bundle.file(f"{ENGINES_FOLDER}/{folder}/{engine.file}")
+        except BundleIntegrityError as error:
+            raise BundleIntegrityError(f"{error} Rebuild it: {command}") from error
         size = path.stat().st_size
         if size != engine.bytes or sha256_file(path) != engine.sha256:
             detail = f"has {size:,} bytes, expected {engine.bytes:,}"
@@ -329,10 +410,11 @@ def _check_engine(name: str, engine: Engine) -> None:
             raise BundleFormatError(f"{where}: {size!r:.40} bytes are not plausible.")
     for profile in engine.profiles:
         for axis, sizes in profile.items():
-            if not 1 <= sizes.least <= sizes.tuned <= sizes.most:
+            if not 1 <= sizes.least <= sizes.tuned <= sizes.most <= _MAX_AXIS:
                 raise BundleFormatError(
-                    f"{where}: the axis {axis!r:.80} goes from {sizes.least} over {sizes.tuned} to "
-                    f"{sizes.most}, expected rising sizes of at least 1."
+                    f"{where}: the axis {axis!r:.80} goes from {sizes.least!r:.40} over "
+                    f"{sizes.tuned!r:.40} to {sizes.most!r:.40}, expected rising sizes from 1 to "
+                    f"{_MAX_AXIS:,}."
                 )
 
 

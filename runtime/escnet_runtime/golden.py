@@ -5,17 +5,19 @@ stage differ without anything being wrong. It is run in one piece, all categorie
 the reference was made; so differences add up along the stages.
 """
 
+import math
+import struct
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import PurePosixPath
-from typing import Any
+from pathlib import Path, PurePosixPath
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
 from .bundle import Bundle
-from .errors import BundleFormatError, EscNetError
+from .errors import BundleFormatError, BundleIntegrityError, EscNetError
 from .images import ImageArray, load_image
 from .manifest import Manifest
 from .pictures import Labels, read_label_png
@@ -23,11 +25,15 @@ from .pipeline import Pipeline
 from .postprocess import UpsampleArgmax
 from .ppg import Prompts, pseudo_prompts
 from .preprocess import preprocess
+from .segmenter import TEXT_BATCH
 from .sketch import sketch
 from .strict_json import parse_object, typed
 from .vocabulary import assemble, plan_texts
 
 __all__ = ["Golden", "GoldenRun", "Reference", "repeat_golden"]
+
+_MAX_BYTES: Final = 16 * 2**20
+_MAX_PIXELS: Final = 2**24
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,25 +86,17 @@ class Golden:
         missing = [name for name in needed if name not in files]
         if missing:
             raise BundleFormatError(f"bundle.json lists no golden file {', '.join(missing)}")
-        try:
-            text = bundle.file(files["reference.json"]).read_text(encoding="utf-8")
-            reference = typed(parse_object(text, "reference.json"), Reference)
-            tokens = np.array(reference.tokens, np.int32)
-            # Opened here, because np.load leaves the file of a broken archive open.
-            path = bundle.file(files["prompts.npz"])
-            with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-                arrays = {name: archive[name] for name in ("points", "point_labels", "regions")}
-        except (OSError, ValueError, OverflowError, KeyError, zipfile.BadZipFile) as error:
-            raise BundleFormatError(
-                f"reference.json or prompts.npz is unusable: {error}"
-            ) from error
-        if tokens.ndim != 2 or len(tokens) != len(reference.prompts) or not tokens.size:
-            raise BundleFormatError(
-                f"reference.json has tokens {list(tokens.shape)} for {len(reference.prompts)} texts"
-            )
-        _check_prompts(arrays, bundle.manifest, len(reference.categories))
-        labels, _ = read_label_png(bundle.file(files["labels.png"]))
-        image = load_image(bundle.file(files["image.png"]))
+        text = bundle.text(files["reference.json"], most=_MAX_BYTES)
+        reference = typed(parse_object(text, "reference.json"), Reference)
+        tokens = _tokens(reference, bundle.manifest)
+        _check_texts(reference, bundle.manifest)
+        shapes = _prompt_shapes(bundle.manifest, len(reference.categories))
+        arrays = _read_integers(bundle.file(files["prompts.npz"]), shapes)
+        paths = [bundle.file(files[name]) for name in ("labels.png", "image.png")]
+        for path in paths:
+            _require_small_png(path)
+        labels, _ = read_label_png(paths[0])
+        image = load_image(paths[1])
         if image.shape[:2] != labels.shape:
             raise BundleFormatError(
                 f"image.png has {list(image.shape[:2])} pixels, labels.png {list(labels.shape)}"
@@ -131,6 +129,9 @@ def repeat_golden(pipeline: Pipeline, golden: Golden, manifest: Manifest) -> Gol
     except EscNetError as error:
         run.failure = str(error)
         return run
+    except MemoryError as error:
+        run.failure = f"not enough memory: {error}"
+        return run
     height, width = golden.image.shape[:2]
     reduced = UpsampleArgmax(height, width, (logits.shape[1], logits.shape[2]), len(logits))
     reduced.add(0, logits)
@@ -142,15 +143,14 @@ def _encode_text(
     pipeline: Pipeline, golden: Golden, manifest: Manifest, run: GoldenRun
 ) -> npt.NDArray[np.float32]:
     """float32 [N, D], from the golden tokens: a tokenizer that differs is another check."""
-    embeddings = pipeline.encode_text(golden.tokens)
+    batches = range(0, len(golden.tokens), TEXT_BATCH)
+    embeddings = np.concatenate(
+        [pipeline.encode_text(golden.tokens[start : start + TEXT_BATCH]) for start in batches]
+    )
     run.stages["text_encoder"] = {"embeddings": sketch(embeddings)}
     pipeline.backend.release("text_encoder")
     plan = plan_texts(golden.reference.categories, manifest.constants.templates)
     known = dict(zip(golden.reference.prompts, embeddings, strict=True))
-    if not known.keys() >= set(plan.prompts) or len(plan.starts) != len(
-        golden.reference.categories
-    ):
-        raise BundleFormatError("the golden texts are not those of the golden categories")
     return assemble(plan, np.stack([known[prompt] for prompt in plan.prompts])).embeddings
 
 
@@ -186,20 +186,91 @@ def _logits(
     return np.concatenate([logits for _, logits in parts])
 
 
-def _check_prompts(
-    arrays: Mapping[str, npt.NDArray[Any]], manifest: Manifest, categories: int
-) -> None:
-    """Refuse arrays that do not fit the model, before they meet a graph."""
+def _tokens(reference: Reference, manifest: Manifest) -> npt.NDArray[np.int32]:
+    """int32 [t, l] of the texts."""
+    longest = manifest.tokenizer.context_length
+    try:
+        tokens = np.array(reference.tokens, np.int32)
+    except (ValueError, OverflowError) as error:
+        raise BundleFormatError(f"the tokens of reference.json are unusable: {error}") from error
+    if tokens.ndim != 2 or len(tokens) != len(reference.prompts) or not tokens.size:
+        raise BundleFormatError(
+            f"reference.json has tokens {list(tokens.shape)} for {len(reference.prompts)} texts"
+        )
+    if tokens.min() < 0 or tokens.shape[1] > longest:
+        raise BundleFormatError(
+            f"reference.json has texts of {tokens.shape[1]} tokens from {tokens.min()}; expected "
+            f"at most {longest} from 0"
+        )
+    return tokens
+
+
+def _check_texts(reference: Reference, manifest: Manifest) -> None:
+    """Refuse other categories than the bundle's, and texts that are not theirs."""
+    if reference.categories != manifest.golden.categories:
+        raise BundleFormatError(
+            f"reference.json has {len(reference.categories)} categories, which are not the "
+            f"{len(manifest.golden.categories)} of bundle.json"
+        )
+    plan = plan_texts(reference.categories, manifest.constants.templates)
+    if len(plan.starts) != len(reference.categories) or set(plan.prompts) != {*reference.prompts}:
+        raise BundleFormatError("the golden texts are not those of the golden categories")
+
+
+def _prompt_shapes(manifest: Manifest, categories: int) -> dict[str, tuple[int, ...]]:
     points = (manifest.model.blocks, categories, manifest.constants.ppg.regions)
-    shapes = {
+    return {
         "points": (*points, 2),
         "point_labels": points,
         "regions": (*points[:2], *manifest.model.grid),
     }
-    for name, shape in shapes.items():
-        array = arrays[name]
-        if array.shape != shape or array.dtype.kind != "i":
+
+
+def _read_integers(
+    path: Path, shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, npt.NDArray[np.integer[Any]]]:
+    """Arrays of integers of an .npz, of these shapes; others are refused before they are read."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return {
+                name: _read_array(archive, name, shape, path.name) for name, shape in shapes.items()
+            }
+    except BundleFormatError:
+        raise
+    except Exception as error:  # zipfile and NumPy raise nearly anything for damaged files
+        raise BundleFormatError(f"{path.name} is unusable: {error}") from error
+
+
+def _read_array(
+    archive: zipfile.ZipFile, name: str, shape: tuple[int, ...], file: str
+) -> npt.NDArray[np.integer[Any]]:
+    with archive.open(f"{name}.npy") as member:
+        version = np.lib.format.read_magic(member)
+        if version != (1, 0):
+            raise BundleFormatError(f"{file} has {name} in format {version}, expected (1, 0)")
+        got, by_column, dtype = np.lib.format.read_array_header_1_0(member)
+        if got != shape or dtype.kind != "i" or (by_column and len(shape) > 1):
             raise BundleFormatError(
-                f"prompts.npz has {name} {array.dtype} {list(array.shape)}, expected integers "
-                f"{list(shape)}"
+                f"{file} has {name} {dtype} {list(got)!s:.80}, expected integers {list(shape)}"
             )
+        size = math.prod(shape) * dtype.itemsize
+        data = member.read(size + 1)
+    if len(data) != size:
+        raise BundleFormatError(f"{file} has {len(data):,} bytes of {name}, expected {size:,}")
+    return np.frombuffer(data, dtype).reshape(shape)
+
+
+def _require_small_png(path: Path) -> None:
+    """Refuse what is no PNG, and one that declares more pixels than a golden image has."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(24)
+    except OSError as error:
+        raise BundleIntegrityError(f"Cannot read {path}: {error.strerror}.") from error
+    if len(head) < 24 or not head.startswith(b"\x89PNG\r\n\x1a\n"):
+        raise BundleFormatError(f"{path.name} is not a PNG")
+    width, height = struct.unpack(">II", head[16:24])
+    if width * height > _MAX_PIXELS:
+        raise BundleFormatError(
+            f"{path.name} declares {width:,} × {height:,} pixels; at most {_MAX_PIXELS:,} are read"
+        )

@@ -4,6 +4,7 @@ Reading is strict and goes in this order: JSON, schema version, keys and types, 
 safe paths, digest. Anything unexpected is a `BundleFormatError` that names the place.
 """
 
+import contextlib
 import dataclasses
 import enum
 import hashlib
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from .errors import BundleFormatError
-from .ppg import PpgConstants
+from .ppg import MAX_PIXELS, PpgConstants
 from .preprocess import Preprocessing
 from .strict_json import parse_object, typed
 
@@ -42,9 +43,17 @@ __all__ = [
 SCHEMA_VERSION = "2.0"
 DType = Literal["float32", "float16", "bfloat16", "int32", "int8", "uint8"]
 
+# Far above every real bundle, and low enough that nothing large is allocated for a made-up one.
 _MAX_DIMENSION = 2**20
-_MAX_ELEMENTS = 2**31
+_MAX_ELEMENTS = 2**28
+_MAX_IMAGE_SIZE = 4096  # px
 _MAX_FILE_BYTES = 2**40
+_MAX_SMALL_FILE_BYTES = 64 * 2**20  # what is read whole: tokenizer, golden files
+_MAX_TEMPLATES = 1024
+_MAX_GOLDEN_CATEGORIES = 512
+_AGAIN = "Copy or export the bundle again."
+# Names of devices on Windows, in every folder and with any suffix.
+_DEVICES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 
 
 class Precision(enum.StrEnum):
@@ -179,13 +188,15 @@ class Manifest:
         Raises:
             BundleFormatError: it is malformed, implausible, unsafe or of another format version.
         """
-        document = parse_object(text, "bundle.json")
+        with _advising(_AGAIN):
+            document = parse_object(text, "bundle.json")
         hint = _check_version(document)
-        if "digest" not in document:
-            raise BundleFormatError("$: missing digest.")
-        stored = document.pop("digest")
-        manifest = typed(document, cls, hint=hint)
-        _check_sizes(manifest)
+        with _advising("" if hint else _AGAIN):
+            if "digest" not in document:
+                raise BundleFormatError("$: missing digest.")
+            stored = document.pop("digest")
+            manifest = typed(document, cls, hint=hint)
+            _check_sizes(manifest)
         for reference in manifest.files():
             check_relative_path(reference.file)
         if stored != _digest(document):
@@ -218,18 +229,28 @@ class Manifest:
         yield from self.parity.files
 
 
+@contextlib.contextmanager
+def _advising(advice: str) -> Iterator[None]:
+    """Say what to do behind what is wrong."""
+    try:
+        yield
+    except BundleFormatError as error:
+        raise BundleFormatError(f"{error} {advice}".rstrip()) from error
+
+
 def check_relative_path(path: str) -> None:
     """Refuse a path that could lead out of a bundle, or that is not the same on every system.
 
     Raises:
-        BundleFormatError: absolute, with "..", a backslash, a drive, an empty part, or with control
-            or invisible characters.
+        BundleFormatError: absolute, with "..", a backslash, a drive, an empty part, the name of a
+            Windows device, or with control or invisible characters.
     """
     parts = path.split("/")
     unsafe = (
         any(part in {"", ".", ".."} for part in parts)
         or any(character in "\\:" for character in path)
         or any(unicodedata.category(character).startswith("C") for character in path)
+        or any(_DEVICES.fullmatch(part) for part in parts)
     )
     if unsafe:
         raise BundleFormatError(
@@ -280,12 +301,22 @@ def _check_sizes(manifest: Manifest) -> None:
                 f"{reference.sha256!r:.80}."
             )
         _in_range(reference.bytes, 0, _MAX_FILE_BYTES, f"size of {reference.file!r:.120}")
+    for reference in (manifest.tokenizer, *manifest.golden.files):
+        _in_range(reference.bytes, 0, _MAX_SMALL_FILE_BYTES, f"size of {reference.file!r:.120}")
     for part in (manifest.model, manifest.constants.ppg, manifest.constants.preprocessing):
         for field in dataclasses.fields(part):
             value = getattr(part, field.name)
             for number in value if isinstance(value, tuple) else (value,):
                 if type(number) is int:
                     _in_range(number, 1, _MAX_DIMENSION, field.name)
+    for size in (manifest.model.image_size, manifest.constants.preprocessing.size):
+        _in_range(size, 1, _MAX_IMAGE_SIZE, "image size")
+    _in_range(math.prod(manifest.model.grid), 1, MAX_PIXELS, "pixels of the grid")
+    _in_range(max(manifest.model.logits), 1, _MAX_IMAGE_SIZE, "logits")
+    _in_range(len(manifest.constants.templates), 1, _MAX_TEMPLATES, "number of templates")
+    _in_range(
+        len(manifest.golden.categories), 0, _MAX_GOLDEN_CATEGORIES, "number of golden categories"
+    )
     _in_range(manifest.constants.chunk, 1, _MAX_DIMENSION, "chunk")
     _in_range(manifest.constants.group, 1, _MAX_DIMENSION, "group")
     _in_range(manifest.tokenizer.context_length, 1, _MAX_DIMENSION, "context_length")

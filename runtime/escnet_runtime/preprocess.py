@@ -29,6 +29,8 @@ from escnet_runtime.images import ImageArray
 
 __all__ = ["Preprocessing", "preprocess", "resize"]
 
+_MOST_MEAN, _LEAST_STD = 10.0, 1e-3
+
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocessing:
@@ -42,10 +44,12 @@ class Preprocessing:
     def __post_init__(self) -> None:
         if self.size < 1:
             raise InputError(f"got image size {self.size}; expected at least 1 pixel")
-        if {len(self.mean), len(self.std)} != {3} or min(self.std) <= 0:  # both come from a file
+        # Both come from a file. The bounds keep pixels within what float16 holds.
+        three = {len(self.mean), len(self.std)} == {3}
+        if not three or max(map(abs, self.mean)) > _MOST_MEAN or min(self.std) < _LEAST_STD:
             raise InputError(
                 f"got mean {self.mean} and std {self.std}; expected three numbers each, those of "
-                "std above 0"
+                f"mean within ±{_MOST_MEAN:g}, those of std at least {_LEAST_STD:g}"
             )
 
 

@@ -15,6 +15,7 @@ from PIL import Image
 
 from .backends import Backend, GraphFile, create_backend
 from .bundle import Bundle
+from .contract import require_contract
 from .embedding_cache import EmbeddingCache, default_cache_directory
 from .errors import EscNetError, InputError
 from .groups import whole_groups
@@ -45,7 +46,8 @@ class Segmenter:
     :meth:`close`; both free the backend.
 
     Args:
-        bundle: the bundle's folder, or one that is open already.
+        bundle: the bundle's folder, every file of which is compared with its sha256, or one that is
+            open already.
         backend: one of :data:`escnet_runtime.backends.BACKENDS`; "auto" logs what it chose. Or a
             backend of your own for the graphs of this model; it is closed with the Segmenter.
         chunk: categories worked on at a time; bounds the memory and changes nothing: logits and
@@ -181,9 +183,10 @@ class Segmenter:
         self.close()
 
     def _made(self, backend: str) -> Backend:
+        require_contract(self.bundle.manifest)
         return create_backend(
             {
-                name: GraphFile(self.bundle.file(stage.file), stage.precision)
+                name: GraphFile(self.bundle.file(stage.file), stage.precision, stage)
                 for name, stage in self.bundle.manifest.stages.items()
             },
             backend,

@@ -1,7 +1,9 @@
 """JSON into frozen dataclasses, strictly: nothing is guessed, ignored or converted."""
 
+import collections
 import dataclasses
 import enum
+import functools
 import json
 import math
 import types
@@ -89,7 +91,7 @@ class _Reader:
 
     def _dataclass(self, value: object, kind: Any, path: str) -> Any:
         entries = _expect(value, dict, "an object", path)
-        kinds = typing.get_type_hints(kind)
+        kinds = _kinds(kind)
         names = [field.name for field in dataclasses.fields(kind)]
         for key in entries:
             if key not in names:
@@ -109,6 +111,8 @@ class _Reader:
         entries = _expect(value, list, "a list", path)
         kinds = typing.get_args(kind)
         if kinds[-1] is Ellipsis:
+            if all(type(item) is kinds[0] for item in entries):
+                return tuple(entries)  # of numbers there may be many
             kinds = (kinds[0],) * len(entries)
         if len(kinds) != len(entries):
             raise BundleFormatError(
@@ -127,6 +131,12 @@ class _Reader:
                 continue
         names = " or ".join(kind.__name__ for kind in kinds)
         raise BundleFormatError(f"{path}: expected {names}, got {_described(value)}.")
+
+
+@functools.cache
+def _kinds(kind: type) -> dict[str, Any]:
+    """Field → its type."""
+    return typing.get_type_hints(kind)
 
 
 def _scalar(value: object, kind: Any, path: str) -> Any:
@@ -161,8 +171,7 @@ def _described(value: object) -> str:
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     entries = dict(pairs)
     if len(entries) != len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
+        twice, _ = collections.Counter(key for key, _ in pairs).most_common(1)[0]
         raise ValueError(f"the key {twice!r:.80} is there twice")
     return entries
 

@@ -1,46 +1,76 @@
 """Whether a bundle is whole and computes on this device what the float32 model computed."""
 
 import importlib.metadata
+import importlib.util
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
-
-import numpy as np
+from typing import Final, Literal
 
 from .bundle import Bundle
-from .errors import BundleFormatError, BundleIntegrityError, EscNetError
-from .golden import Golden, GoldenRun, Reference, repeat_golden
+from .contract import require_contract
+from .engines import EngineFolder, survey_engines
+from .errors import BundleError, BundleFormatError, EscNetError
+from .golden import Golden
+from .golden_checks import GoldenCheck, golden_checks
 from .manifest import Manifest
-from .preprocess import preprocess
+from .nvidia import find_gpu
 from .segmenter import Segmenter
-from .sketch import sketch, sketch_distance
-from .tokenizer import Tokenizer
 
-__all__ = ["Check", "VerifyReport", "verify_bundle"]
+__all__ = ["BackendState", "Check", "Verdict", "VerifyReport", "verify_bundle"]
 
-#: Decoding and resizing are integer arithmetic: only their last roundings may differ.
-_PREPROCESSING_TOLERANCE: Final = 1e-4
 _DISTRIBUTIONS: Final = ("onnxruntime", "onnxruntime-gpu")
 _EXTRAS: Final = "escnet-runtime[onnxruntime] (or [onnxruntime-gpu])"
+_AGAIN: Final = "Copy the bundle again from where it was made; if that does not help, export it."
+_NOT_YET: Final = "present, not run: this runtime has no backend for it yet"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Check:
-    """One thing that was looked at, with a sentence for people."""
+    """One thing that was looked at, with a sentence for people.
+
+    ``reason`` and ``advice`` are for the verdict, if this is what decides it: a clause, and a
+    sentence that says what to do. ``note``: it passed, and there is something to know all the same.
+    """
 
     name: str
     passed: bool
     detail: str
+    reason: str = ""
+    advice: str = ""
+    note: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BackendState:
+    """A backend and what came of it here: "passed", "failed", or "not run" and why."""
+
+    name: str
+    state: Literal["passed", "failed", "not run"]
+    detail: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """For people who know nothing of graphs: is it fine here, why, what to do, what to know."""
+
+    fine: bool
+    sentence: str
+    why: str
+    advice: str
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VerifyReport:
-    """All checks, in the order they were made."""
+    """All checks, in the order they were made, and what they come to."""
 
     passed: bool
     checks: tuple[Check, ...]
+    verdict: Verdict
+    backends: tuple[BackendState, ...] = ()
+    engines: tuple[EngineFolder, ...] = ()
 
 
 def verify_bundle(
@@ -51,61 +81,77 @@ def verify_bundle(
 ) -> VerifyReport:
     """Check a bundle's files and repeat its golden run on this device.
 
+    Engines in it are compared with their record, this device and the libraries here; they are not
+    run. Damaged ones fail. Ones made for something else fail if there is an NVIDIA GPU that they
+    could run on and ``backend`` is "auto"; else they are a note.
+
     Args:
         path: the bundle's folder.
-        backend: one of :data:`escnet_runtime.backends.BACKENDS`.
+        backend: one of :data:`escnet_runtime.backends.BACKENDS`; "auto" is all that are here.
         progress: called with the bytes read and the bytes in total while files are checked.
 
     Raises:
         BundleError: there is no bundle at ``path`` at all.
     """
-    checks = tuple(_checks(path, backend, progress))
-    return VerifyReport(passed=all(check.passed for check in checks), checks=checks)
+    found = _Findings(backend=backend)
+    checks = tuple(_checks(path, found, progress))
+    verdict = _verdict(checks, found)
+    return VerifyReport(
+        passed=verdict.fine,
+        checks=checks,
+        verdict=verdict,
+        backends=tuple(found.backends),
+        engines=tuple(found.engines),
+    )
+
+
+@dataclass(slots=True, kw_only=True)
+class _Findings:
+    """What the checks find beside passing or failing."""
+
+    backend: str
+    manifest: Manifest | None = None
+    files: int = 0
+    backends: list[BackendState] = field(default_factory=list)
+    engines: list[EngineFolder] = field(default_factory=list)
 
 
 def _checks(
-    path: Path, backend: str, progress: Callable[[int, int], None] | None
+    path: Path, found: _Findings, progress: Callable[[int, int], None] | None
 ) -> Iterator[Check]:
     try:
-        bundle = _read(path)
+        bundle = Bundle.open(path, check="description")
+        require_contract(bundle.manifest)
     except BundleFormatError as error:
-        yield Check(name="manifest", passed=False, detail=str(error))
+        yield Check(
+            name="manifest",
+            passed=False,
+            detail=str(error),
+            reason="its description cannot be used",
+            advice=str(error),
+        )
         return
+    found.manifest = bundle.manifest
     yield _manifest_check(bundle.manifest)
     files = _files_check(bundle, progress)
+    found.files = len(list(bundle.manifest.files()))
     yield files
     yield _library_check(bundle.manifest.producer)
-    if not files.passed:
+    if files.passed:
+        yield from _run_checks(bundle, found)
+    else:
         yield _skipped("files of the bundle are damaged or missing")
-        return
-    try:
-        segmenter = Segmenter(bundle.root, backend, cache=None)
-    except EscNetError as error:
-        yield Check(name="backend", passed=False, detail=str(error))
-        yield _skipped("the backend could not be created")
-        return
-    with segmenter:
-        yield Check(name="backend", passed=True, detail=f"The graphs run on {segmenter.backend}.")
-        try:
-            golden = Golden.load(bundle)
-        except EscNetError as error:
-            yield _skipped(f"the golden files cannot be used: {error}")
-            return
-        yield from _golden_checks(segmenter, golden)
+    yield from _engine_checks(bundle, found)
 
 
 def _skipped(reason: str) -> Check:
-    return Check(name="golden_run", passed=False, detail=f"Skipped, because {reason}.")
-
-
-def _read(path: Path) -> Bundle:
-    """The bundle, whatever is wrong with its other files."""
-    try:
-        return Bundle.open(path)
-    except BundleIntegrityError:  # bundle.json itself has been read and is all right
-        root = path.resolve()
-        manifest = Manifest.from_json((root / "bundle.json").read_text(encoding="utf-8"))
-        return Bundle(root=root, manifest=manifest)
+    return Check(
+        name="golden_run",
+        passed=False,
+        detail=f"Skipped, because {reason}.",
+        reason=reason,
+        advice=_AGAIN,
+    )
 
 
 def _manifest_check(manifest: Manifest) -> Check:
@@ -121,12 +167,22 @@ def _manifest_check(manifest: Manifest) -> Check:
 
 def _files_check(bundle: Bundle, progress: Callable[[int, int], None] | None) -> Check:
     problems = bundle.check_files(progress)
-    if problems:
-        listed = "; ".join(f"{problem.file}: {problem.detail}" for problem in problems)
-        detail = f"{listed}. Copy or export the bundle again."
-    else:
-        detail = f"All {len(list(bundle.manifest.files()))} files are as they were written."
-    return Check(name="files", passed=not problems, detail=detail)
+    if not problems:
+        count = len(list(bundle.manifest.files()))
+        return Check(
+            name="files", passed=True, detail=f"All {count} files are as they were written."
+        )
+    listed = "; ".join(f"{problem.file}: {problem.detail}" for problem in problems)
+    words = {"missing": "is missing", "unsafe": "must not be used"}
+    first = problems[0]
+    more = f" (and {len(problems) - 1} more of its files)" if len(problems) > 1 else ""
+    return Check(
+        name="files",
+        passed=False,
+        detail=f"{listed}. Copy or export the bundle again.",
+        reason=f"{first.file} {words.get(first.problem, 'is damaged')}{more}",
+        advice=_AGAIN,
+    )
 
 
 def _library_check(producer: Mapping[str, str]) -> Check:
@@ -138,8 +194,14 @@ def _library_check(producer: Mapping[str, str]) -> Check:
     made_with = producer.get("onnxruntime")
     if installed is None:
         wanted = f">={made_with}" if made_with else ""
-        detail = f"ONNX Runtime is not installed; install {_EXTRAS}, with onnxruntime{wanted}."
-        return Check(name="library", passed=False, detail=detail)
+        advice = f"install {_EXTRAS}, with onnxruntime{wanted}."
+        return Check(
+            name="library",
+            passed=False,
+            detail=f"ONNX Runtime is not installed; {advice}",
+            reason="ONNX Runtime, which runs its graphs, is not installed",
+            advice=advice[0].upper() + advice[1:],
+        )
     if made_with is None:
         detail = f"ONNX Runtime {installed}; the bundle does not say what it was checked with."
         return Check(name="library", passed=True, detail=detail)
@@ -150,7 +212,13 @@ def _library_check(producer: Mapping[str, str]) -> Check:
         detail += f" It needs {least} or newer: install onnxruntime>={least}."
     elif _release(installed) != _release(made_with):
         detail += " They differ; the golden run below shows whether that matters."
-    return Check(name="library", passed=passed, detail=detail)
+    return Check(
+        name="library",
+        passed=passed,
+        detail=detail,
+        reason=f"ONNX Runtime {installed} is too old for it",
+        advice=f"Install onnxruntime>={least}.",
+    )
 
 
 def _installed_onnxruntime() -> str | None:
@@ -171,92 +239,179 @@ def _release(version: str) -> tuple[int, ...]:
     return tuple(numbers)
 
 
-def _golden_checks(segmenter: Segmenter, golden: Golden) -> Iterator[Check]:
-    manifest = segmenter.bundle.manifest
-    yield _tokenizer_check(segmenter.bundle, golden)
-    yield _preprocessing_check(manifest, golden)
-    run = repeat_golden(segmenter.pipeline, golden, manifest)
-    for stage in dict.fromkeys((*golden.reference.stages, *run.stages)):
-        yield _stage_check(stage, golden.reference, run)
-    yield Check(
-        name="prompts",
-        passed=True,
-        detail=f"Left alone, this device would choose {run.flips:,} of {run.prompts:,} prompts "
-        "otherwise than the float32 model. A few are normal: they are near-ties.",
-    )
-    yield _labels_check(golden.reference, run)
+def _run_checks(bundle: Bundle, found: _Findings) -> Iterator[Check]:
+    """The golden run on each backend; checks of a second one have its name in front."""
+    names = _backends_here() if found.backend == "auto" else [found.backend]
+    for index, name in enumerate(names):
+        failed = None
+        for check in _backend_checks(bundle, name):
+            if not check.passed and failed is None:
+                failed = check
+            prefix = f"{name}: " if index else ""
+            yield Check(
+                name=f"{prefix}{check.name}",
+                passed=check.passed,
+                detail=check.detail,
+                reason=check.reason,
+                advice=check.advice,
+            )
+        state: Literal["passed", "failed"] = "failed" if failed else "passed"
+        detail = failed.detail if failed else check.detail
+        found.backends.append(BackendState(name=name, state=state, detail=detail))
 
 
-def _tokenizer_check(bundle: Bundle, golden: Golden) -> Check:
-    reference, want = bundle.manifest.tokenizer, golden.tokens
-    prompts = golden.reference.prompts
+def _backends_here() -> list[str]:
+    """What can run the graphs: ONNX Runtime, and its CUDA provider where there is a GPU for it."""
+    names = ["onnxruntime"]
+    if importlib.util.find_spec("onnxruntime") is not None and find_gpu() is not None:
+        from onnxruntime import get_available_providers  # optional library
+
+        if "CUDAExecutionProvider" in get_available_providers():
+            names.append("onnxruntime-cuda")
+    return names
+
+
+def _backend_checks(bundle: Bundle, name: str) -> Iterator[Check]:
     try:
-        tokenizer = Tokenizer.open(bundle.file(reference.file), reference.context_length)
+        segmenter = Segmenter(bundle, name, cache=None)
     except EscNetError as error:
-        return Check(name="tokenizer", passed=False, detail=str(error))
-    got = tokenizer.encode(prompts, cleaned=True)
-    # Zeros behind the end of a text are padding.
-    width = max(got.shape[1], want.shape[1])
-    padded = [np.pad(ids, ((0, 0), (0, width - ids.shape[1]))) for ids in (got, want)]
-    wrong = np.flatnonzero((padded[0] != padded[1]).any(axis=1))
-    if wrong.size:
-        detail = (
-            f"{wrong.size} of {len(prompts)} texts become other token ids than they should, for "
-            f"instance {prompts[wrong[0]]!r}: install the versions of tokenizers and ftfy that "
-            "escnet-runtime asks for."
+        yield Check(
+            name="backend",
+            passed=False,
+            detail=str(error),
+            reason="nothing here can run its graphs",
+            advice=str(error),
         )
-    else:
-        detail = f"All {len(prompts)} texts become the token ids they should."
-    return Check(name="tokenizer", passed=not wrong.size, detail=detail)
+        yield _skipped("the backend could not be created")
+        return
+    with segmenter:
+        yield Check(name="backend", passed=True, detail=f"The graphs run on {segmenter.backend}.")
+        try:
+            golden = Golden.load(bundle)
+        except EscNetError as error:
+            yield _skipped(f"the golden files cannot be used: {error}")
+            return
+        for check in golden_checks(segmenter, golden):
+            yield _explained(check)
 
 
-def _preprocessing_check(manifest: Manifest, golden: Golden) -> Check:
-    pixels = preprocess(golden.image, manifest.constants.preprocessing)
-    distance = sketch_distance(sketch(pixels), golden.reference.preprocessed)
-    detail = f"The golden image becomes the model's input with a difference of {_share(distance)}"
+def _explained(check: GoldenCheck) -> Check:
+    """With the words for a verdict."""
+    match check.kind:
+        case "tokenizer":
+            reason = "words do not become what they should"
+            advice = "Install the versions of tokenizers and ftfy that escnet-runtime asks for."
+        case "preprocessing":
+            reason = "pictures do not become what they should"
+            advice = "Install the version of Pillow that escnet-runtime asks for."
+        case "labels":
+            reason = "the golden picture gets other labels here"
+            advice = _OTHERWISE
+        case _:
+            reason = f"the graph {check.name!r} does not compute here what it should"
+            advice = f"{_OTHERWISE} escnet-verify BUNDLE --layers --stage {check.name} shows where."
     return Check(
-        name="preprocessing",
-        passed=distance <= _PREPROCESSING_TOLERANCE,
-        detail=f"{detail}; at most {_share(_PREPROCESSING_TOLERANCE)} is allowed.",
+        name=check.name, passed=check.passed, detail=check.detail, reason=reason, advice=advice
     )
 
 
-def _stage_check(stage: str, reference: Reference, run: GoldenRun) -> Check:
-    want, got = reference.stages.get(stage, {}), run.stages.get(stage)
-    if got is None:
-        return Check(name=stage, passed=False, detail=_not_reached(run))
-    if want.keys() != got.keys():
-        detail = f"Gives {_listed(got)}, where the reference has {_listed(want)}."
-        return Check(name=stage, passed=False, detail=detail)
-    distances = {name: sketch_distance(got[name], want[name]) for name in want}
-    worst = max(distances, key=distances.__getitem__)
+_OTHERWISE: Final = (
+    "Do not rely on its masks here. Install another version of ONNX Runtime, or export the model "
+    "again at fp32."
+)
+
+
+def _engine_checks(bundle: Bundle, found: _Findings) -> Iterator[Check]:
+    try:
+        folders = survey_engines(bundle)
+    except BundleError as error:
+        yield Check(
+            name="engines",
+            passed=False,
+            detail=str(error),
+            reason="its folder of engines must not be used",
+            advice=str(error),
+        )
+        return
+    found.engines.extend(folders)
+    fitting = {folder.backend for folder in folders if folder.state == "fits"}
+    strict = found.backend == "auto" and find_gpu() is not None
+    for folder in folders:
+        wanted = strict and folder.backend not in fitting
+        yield _engine_check(folder, wanted)
+    for backend in dict.fromkeys(folder.backend for folder in folders if folder.backend):
+        detail = _NOT_YET if backend in fitting else "its engines do not run here"
+        found.backends.append(BackendState(name=backend, state="not run", detail=detail))
+
+
+def _engine_check(folder: EngineFolder, wanted: bool) -> Check:
+    """Of one folder; ``wanted`` says that this device needs engines of its backend."""
+    if folder.state == "fits":
+        detail = f"The engines fit this device; {_NOT_YET}."
+        return Check(name=folder.folder, passed=True, detail=detail)
+    if folder.state == "damaged":
+        return Check(
+            name=folder.folder,
+            passed=False,
+            detail="; ".join(folder.reasons),
+            reason=f"engines in {folder.folder} are damaged",
+            advice=_rebuild(folder),
+        )
+    reasons = "; ".join(folder.reasons)
     return Check(
-        name=stage,
-        passed=distances[worst] <= reference.stage_tolerance,
-        detail=f"Differs from the float32 model by {_share(distances[worst])} ({worst}); at most "
-        f"{_share(reference.stage_tolerance)} is allowed.",
+        name=folder.folder,
+        passed=not wanted,
+        note=not wanted,
+        detail=f"These engines do not run here: {reasons}. {_rebuild(folder)}",
+        reason=f"its engines are for something else ({folder.reasons[0]})",
+        advice=f"{_rebuild(folder)} ONNX Runtime runs the bundle without them.",
     )
 
 
-def _labels_check(reference: Reference, run: GoldenRun) -> Check:
-    if run.agreement is None:
-        return Check(name="labels", passed=False, detail=_not_reached(run))
-    return Check(
-        name="labels",
-        passed=run.agreement >= reference.pixel_agreement,
-        detail=f"{run.agreement:.2%} of the golden image's pixels get the label that the float32 "
-        f"model gives; at least {reference.pixel_agreement:.2%} are needed.",
+def _rebuild(folder: EngineFolder) -> str:
+    if folder.command is None:
+        return f"Remove {folder.folder} from the bundle; escnet-build makes engines anew."
+    here = "Rebuild them" if find_gpu() else "On a device with an NVIDIA GPU, rebuild them"
+    return f"{here}: {folder.command}"
+
+
+# --- The verdict ---------------------------------------------------------------------------------
+
+
+def _verdict(checks: tuple[Check, ...], found: _Findings) -> Verdict:
+    bad = [check for check in checks if not check.passed]
+    notes = _notes(found)
+    if bad:
+        first = bad[0]
+        return Verdict(
+            fine=False,
+            sentence=f"This bundle is not fine on this device: {first.reason or first.detail}.",
+            why=f"{len(bad)} of {len(checks)} checks failed, {first.name} first: {first.detail}",
+            advice=first.advice or "Do not rely on it on this device.",
+            notes=notes,
+        )
+    ran = [state.name for state in found.backends if state.state == "passed"]
+    return Verdict(
+        fine=True,
+        sentence="This bundle is fine on this device.",
+        why=f"All {found.files} of its files are as they were written, and on "
+        f"{' and on '.join(ran)} it computes what the float32 model computed.",
+        advice="Nothing to do: use it.",
+        notes=notes,
     )
 
 
-def _not_reached(run: GoldenRun) -> str:
-    return f"Not reached: {run.failure or 'the golden run has no such stage'}"
-
-
-def _listed(names: Iterable[str]) -> str:
-    return ", ".join(sorted(names)) or "nothing"
-
-
-def _share(value: float) -> str:
-    """A relative difference as a percentage with two digits."""
-    return f"{100 * value:.2g} %" if np.isfinite(value) else "infinity (values are not numbers)"
+def _notes(found: _Findings) -> tuple[str, ...]:
+    notes = []
+    if found.manifest is not None:
+        if not found.manifest.model.trained:
+            notes.append("Its weights are untrained: its masks mean nothing.")
+        if not found.manifest.parity.passed:
+            notes.append("It missed its accuracy budget when it was exported: see parity.html.")
+    for folder in found.engines:
+        if folder.state == "misfit":
+            reasons = "; ".join(folder.reasons)
+            notes.append(f"{folder.folder} does not run here: {reasons}. {_rebuild(folder)}")
+        elif folder.state == "fits":
+            notes.append(f"{folder.folder}: {_NOT_YET}.")
+    return tuple(notes)

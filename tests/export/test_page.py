@@ -228,6 +228,55 @@ def test_prompts_that_appear_or_vanish_are_ringed() -> None:
         assert not [tag for tag, _ in reader.tags if tag == "path"]
 
 
+def test_flips_of_a_later_block_are_drawn_and_told_in_words() -> None:
+    first, second = picture(), picture(moved=1)
+    shown = picture(
+        reference_prompts=[*first.reference_prompts, *second.reference_prompts],
+        typed_prompts=[*first.typed_prompts, *second.typed_prompts],
+    )
+    reader = Reader(parity_page(report(), [shown]))
+    assert "Prompts of block 1: 1 flipped" in reader.text
+    assert "Prompts of block 0" not in reader.text
+    x, y = second.reference_prompts[0].points[0, 0].astype(int)
+    assert f"1skycolumn {x}, row {y}column {x + 1}, row {y}" in reader.text
+    assert sum(tag == "rect" for tag, _ in reader.tags) == 2
+
+
+def test_prompts_that_appear_have_no_place_in_torch() -> None:
+    shown = picture()
+    shown.reference_prompts[0].point_labels[2, 4] = -1
+    assert "0<road>nonecolumn" in Reader(parity_page(report(), [shown])).text
+
+
+def test_many_flips_are_counted() -> None:
+    shown = picture(typed_prompts=[prompts(np.full((3, 5, 2), 5))])
+    reader = Reader(parity_page(report(), [shown]))
+    assert "Prompts of block 0: 15 flipped" in reader.text
+    assert "And 7 more." in reader.text
+
+
+def test_a_lone_different_pixel_is_ringed_and_many_are_not() -> None:
+    def rings(pixels: int) -> int:
+        shown = picture(pixels=pixels, reference_prompts=[], typed_prompts=[])
+        reader = Reader(parity_page(report(), [shown]))
+        return sum(tag == "circle" for tag, _ in reader.tags)
+
+    assert [rings(0), rings(1), rings(32 * 96)] == [0, 1, 0]
+
+
+def test_changes_of_labels_are_told_in_words() -> None:
+    text = Reader(parity_page(report(), [picture(pixels=7)])).text
+    assert "Difference: 7 of 9,216 pixels, 99.924 % equal" in text
+    assert "Pixels that differ: sky became grass (7)." in text
+    assert "Difference: none" in Reader(parity_page(report(), [picture()])).text
+
+
+def test_the_text_encoder_stands_where_it_runs() -> None:
+    stages = {name: {"relative_l2": 1e-4, "cosine": 1.0} for name in ("decoder", "text_encoder")}
+    text = Reader(parity_page(report(stages=stages), [])).text
+    assert text.index("text_encoder") < text.index("decoder")
+
+
 def test_four_pictures_at_most_and_below_a_megabyte() -> None:
     page = parity_page(report(), [picture(moved=1)] * 6)
     assert len(images(page)) == 16

@@ -202,6 +202,12 @@ def test_a_link_out_of_the_bundle_is_refused(bundle: Bundle, tmp_path: Path) -> 
             lambda r: r["engines"]["scores"]["profiles"][0]["n"].update(least=33),
             "goes from 33 over 32 to 32",
         ),
+        (
+            lambda r: r["engines"]["scores"]["profiles"][0]["n"].update(tuned=1, most=10**12),
+            "to 1000000000000, expected rising sizes from 1 to 1,048,576",
+        ),
+        (lambda r: r["engines"]["fuse"].update(file="..\\x.engine"), "Unsafe path"),
+        (lambda r: r["engines"]["fuse"].update(file="/etc/hostname"), "Unsafe path"),
         (lambda r: r.update(schema_version="2.0"), "has format '2.0', expected '1.0'"),
         (lambda r: r["fingerprint"].update(backend="other"), "expected one of tensorrt"),
         (lambda r: r["fingerprint"].pop("os"), "missing os"),

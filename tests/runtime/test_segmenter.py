@@ -29,7 +29,7 @@ from escnet_runtime import (
     VocabularyError,
 )
 from escnet_runtime.backends import BACKENDS
-from escnet_runtime.bundle import sha256_file
+from escnet_runtime.bundle import Bundle, sha256_file
 from escnet_runtime.images import ImageArray, load_image
 from escnet_runtime.manifest import Manifest
 from escnet_runtime.pipeline import Pipeline
@@ -581,11 +581,13 @@ def test_what_is_no_bundle_is_refused(tmp_path: Path) -> None:
 def test_a_graph_that_cannot_be_loaded_is_named(
     bundle_copy: Path, vocabulary: Vocabulary, picture: ImageArray
 ) -> None:
-    """Same length, so that only running it shows."""
+    """Same length, so that only its sha256 shows, or running it."""
     file = bundle_copy / "graphs" / "decoder.onnx"
     file.write_bytes(bytes(file.stat().st_size))
+    with pytest.raises(BundleError, match=r"decoder\.onnx: has sha256"):
+        Segmenter(bundle_copy)
     with (
-        Segmenter(bundle_copy) as made,
+        Segmenter(Bundle.open(bundle_copy, check="sizes")) as made,
         pytest.raises(BackendError, match=r"cannot load graph 'decoder'"),
     ):
         made(picture, vocabulary)

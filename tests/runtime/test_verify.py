@@ -13,8 +13,10 @@ import pytest
 from escnet_runtime.backends.onnxruntime import OnnxRuntimeBackend
 from escnet_runtime.bundle import sha256_file
 from escnet_runtime.commands.verify import main
+from escnet_runtime.engines import Engine, EngineRecord, Fingerprint, fingerprint_here
 from escnet_runtime.errors import BackendError, BundleError
 from escnet_runtime.manifest import FileRef, Manifest
+from escnet_runtime.nvidia import Gpu
 from escnet_runtime.verify import Check, verify_bundle
 
 Captured = pytest.CaptureFixture[str]
@@ -90,12 +92,20 @@ def test_people_get_a_list_and_a_verdict(
 ) -> None:
     assert main([str(tiny_bundle)]) == 0
     out, _ = capsys.readouterr()
-    assert out.splitlines()[-1] == "The bundle is whole and computes on this device what it should."
+    first, why, *_ = out.splitlines()
+    assert first == "This bundle is fine on this device."
+    assert "files are as they were written" in why
     change_graph(monkeypatch, "decoder", np.negative)
     assert main([str(tiny_bundle), "--quiet"]) == 1
     out, err = capsys.readouterr()
     assert "FAILED  decoder" in out
-    assert out.splitlines()[-1].startswith("Do not rely on this bundle on this device: 2 of")
+    first, advice, why, *_ = out.splitlines()
+    assert first == (
+        "This bundle is not fine on this device: the graph 'decoder' does not compute here what it "
+        "should."
+    )
+    assert advice.startswith("What to do: Do not rely on its masks here.")
+    assert why.startswith("2 of")
     assert err == ""
 
 
@@ -303,3 +313,135 @@ def test_a_stage_of_another_name_fails(bundle_copy: Path) -> None:
 
     change_reference(bundle_copy, change)
     assert failed(checks_of(bundle_copy)) == ["decoder", "esc0_merge", "esc0_fuse"]
+
+
+# --- Engines -------------------------------------------------------------------------------------
+
+FOLDER = "engines/tensorrt-rtx-sm_86"
+
+
+def add_engines(root: Path, **fingerprint: Any) -> None:
+    """Files in place of engines, made of this bundle's graphs for the device of ``on_a_gpu``."""
+    manifest = Manifest.from_json((root / "bundle.json").read_text(encoding="utf-8"))
+    place = root / FOLDER
+    place.mkdir(parents=True)
+    engines = {}
+    for name, stage in manifest.stages.items():
+        path = place / f"{name}.engine"
+        path.write_bytes(name.encode())
+        engines[name] = Engine(
+            file=path.name,
+            sha256=sha256_file(path),
+            bytes=path.stat().st_size,
+            onnx_sha256=stage.sha256,
+            profiles=(),
+            scratch_bytes=0,
+            seconds=1.0,
+        )
+    values = {
+        "backend": "tensorrt-rtx",
+        "version": "1.7.1.116",
+        "targets": ("sm_86",),
+        "driver": None,
+        "os": fingerprint_here("tensorrt-rtx", "").os,
+        **fingerprint,
+    }
+    record = EngineRecord(fingerprint=Fingerprint(**values), engines=engines)
+    (place / "engine.json").write_text(record.to_json(), encoding="utf-8")
+
+
+@pytest.fixture
+def on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A device with an sm_86 and TensorRT-RTX 1.7.1.116."""
+    gpu = Gpu(target="sm_86", driver="13.0")
+    for module in ("engines", "verify"):
+        monkeypatch.setattr(f"escnet_runtime.{module}.find_gpu", lambda: gpu)
+    monkeypatch.setattr("escnet_runtime.engines.installed_version", lambda _: "1.7.1.116")
+
+
+def test_engines_that_fit_are_said_to_be_there_and_not_run(
+    bundle_copy: Path, on_a_gpu: None, capsys: Captured
+) -> None:
+    add_engines(bundle_copy)
+    assert main([str(bundle_copy), "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    words = "present, not run: this runtime has no backend for it yet"
+    assert said["backends"] == [
+        {"name": "onnxruntime", "state": "passed", "detail": said["backends"][0]["detail"]},
+        {"name": "tensorrt-rtx", "state": "not run", "detail": words},
+    ]
+    assert [(e["folder"], e["state"]) for e in said["engines"]] == [(FOLDER, "fits")]
+    assert words in said["checks"][-1]["detail"]
+
+
+@pytest.mark.parametrize(
+    ("change", "difference"),
+    [
+        ({"targets": ("sm_120",)}, "compute capability is sm_120, here it is sm_86"),
+        ({"version": "1.6.0.5"}, "version is 1.6.0.5, here it is 1.7.1.116"),
+        ({"os": "windows-amd64"}, "os is windows-amd64, here it is"),
+        ({"driver": "13.9"}, "driver is CUDA 13.9, here it is the older CUDA 13.0"),
+    ],
+)
+def test_engines_for_something_else_are_refused_on_a_gpu(
+    bundle_copy: Path, change: dict[str, Any], difference: str, on_a_gpu: None
+) -> None:
+    add_engines(bundle_copy, **change)
+    report = verify_bundle(bundle_copy)
+    assert [check.name for check in report.checks if not check.passed] == [FOLDER]
+    command = f"escnet-build {bundle_copy} --backend tensorrt-rtx"
+    assert difference in report.verdict.sentence
+    assert f"Rebuild them: {command}" in report.verdict.advice
+    assert report.engines[0].state == "misfit"
+    assert report.engines[0].command == command
+    # Whoever runs the graphs with ONNX Runtime needs no engines.
+    assert verify_bundle(bundle_copy, "onnxruntime").passed
+
+
+def test_without_a_gpu_engines_are_a_note(
+    bundle_copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("engines", "verify"):
+        monkeypatch.setattr(f"escnet_runtime.{module}.find_gpu", lambda: None)
+    monkeypatch.setattr("escnet_runtime.engines.installed_version", lambda _: None)
+    add_engines(bundle_copy)
+    report = verify_bundle(bundle_copy)
+    assert report.passed
+    (note,) = [note for note in report.verdict.notes if FOLDER in note]
+    assert "tensorrt-rtx is not installed here" in note
+    assert "here it is no NVIDIA GPU" in note
+    assert f"escnet-build {bundle_copy} --backend tensorrt-rtx" in note
+
+
+@pytest.mark.parametrize("damage", ["flip", "truncate", "remove", "record", "path"])
+def test_damaged_engines_are_refused_everywhere(bundle_copy: Path, damage: str) -> None:
+    add_engines(bundle_copy)
+    engine, record = (bundle_copy / FOLDER / name for name in ("decoder.engine", "engine.json"))
+    if damage == "flip":
+        engine.write_bytes(b"decodeR")
+    elif damage == "truncate":
+        engine.write_bytes(b"dec")
+    elif damage == "remove":
+        engine.unlink()
+    elif damage == "record":
+        record.write_bytes(record.read_bytes()[:-9])
+    else:
+        document = json.loads(record.read_text(encoding="utf-8"))
+        document["engines"]["decoder"]["file"] = "../../../outside"
+        record.write_text(json.dumps(document), encoding="utf-8")
+    for backend in ("auto", "onnxruntime"):
+        report = verify_bundle(bundle_copy, backend)
+        assert [check.name for check in report.checks if not check.passed] == [FOLDER]
+        assert "are damaged" in report.verdict.sentence
+        assert "escnet-build" in report.verdict.advice
+
+
+def test_the_engines_of_another_device_beside_those_of_this_one_do_no_harm(
+    bundle_copy: Path, on_a_gpu: None
+) -> None:
+    add_engines(bundle_copy, targets=("sm_120",))
+    (bundle_copy / FOLDER).rename(bundle_copy / "engines/tensorrt-rtx-sm_120")
+    add_engines(bundle_copy)
+    report = verify_bundle(bundle_copy)
+    assert report.passed
+    assert {folder.state for folder in report.engines} == {"fits", "misfit"}

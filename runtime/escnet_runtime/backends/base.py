@@ -12,7 +12,7 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from ..manifest import Precision
+from ..manifest import Precision, Stage
 
 __all__ = ["Array", "Backend", "GraphFile", "Tensor"]
 
@@ -22,10 +22,15 @@ Array: TypeAlias = npt.NDArray[np.generic]
 
 @dataclass(frozen=True, slots=True)
 class GraphFile:
-    """Where a graph's ONNX lies and what precision it is typed in."""
+    """Where a graph's ONNX lies and what precision it is typed in.
+
+    ``stage`` is what the bundle says of its inputs and outputs, which the file must have; None if
+    nothing is known of them.
+    """
 
     path: Path
     precision: Precision
+    stage: Stage | None = None
 
 
 class Backend(Protocol):
