@@ -52,6 +52,8 @@ RESULTS: Final = "results.jsonl"
 #: So far apart do the seeds' training scenes begin, and so far from those of ``tiny`` itself.
 _SCENES_OF_A_SEED: Final = 1 << 24
 
+_CATEGORIES: Final = CategorySampling(per_image=16, hard=0.6, wide_every=4, wide=128)
+
 Result = Mapping[str, Any]
 
 
@@ -90,8 +92,8 @@ class Budget:
             ever chosen by this table, those stay figures of scenes that nothing was chosen by.
         count: how many of its scenes; each with all names of the set as categories.
         rates: learning rates, those of ``tiny``'s main phase.
-        categories: which an image is trained with: as in ``tiny``'s training, few, and in some images
-            nearly as many as are measured with.
+        categories: which an image is trained with: as in ``tiny``'s training, few, and in some
+            images nearly as many as are measured with.
         loss: weights of the losses, those of ``tiny``'s main phase.
     """
 
@@ -100,7 +102,7 @@ class Budget:
     scenes: str = "shapes:heldout:901"
     count: int = 48
     rates: Rates = TINY.escnet[0].rates
-    categories: CategorySampling = CategorySampling(per_image=16, hard=0.6, wide_every=4, wide=128)
+    categories: CategorySampling = _CATEGORIES
     loss: LossWeights = TINY.escnet[0].loss
 
     @property
