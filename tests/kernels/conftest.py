@@ -10,10 +10,10 @@ from tests.kernels.machines import GpuMachine, HostMachine, Machine
 
 @pytest.fixture(scope="session")
 def host_compiler(tmp_path_factory: pytest.TempPathFactory) -> HostCompiler:
-    """The C++ compiler of this machine; skips where there is none."""
-    compiler = shutil.which("g++") or shutil.which("clang++")
+    """g++, whose sanitizer calls the machine knows; skips where there is none."""
+    compiler = shutil.which("g++")
     if compiler is None:
-        pytest.skip("needs a C++ compiler, g++ or clang++, to run kernels on the CPU")
+        pytest.skip("needs g++ to run kernels on the CPU")
     return HostCompiler(compiler, tmp_path_factory.mktemp("kernels"))
 
 

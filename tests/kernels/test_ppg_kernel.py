@@ -1,5 +1,6 @@
 """The CUDA kernel of the prompt generator chooses the pixels that NumPy chooses, bit for bit."""
 
+import ctypes
 import dataclasses
 import math
 import re
@@ -13,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from escnet_runtime.errors import InputError
-from escnet_runtime.kernels import FloatType, PpgBuffers, kernel_source, ppg_launch
+from escnet_runtime.kernels import FloatType, Launch, PpgBuffers, kernel_source, ppg_launch
 from escnet_runtime.ppg import PpgConstants, Prompts, pseudo_prompts
 from tests.kernels.host import HostCompiler, KernelFaultError
 from tests.kernels.machines import (
@@ -235,6 +236,48 @@ def test_the_order_of_threads_changes_nothing(host: HostMachine) -> None:
     want = expected(scores, DEFAULT)
     for seed in range(8):
         assert_same(run(host, scores, seed=seed), want)
+
+
+def test_zeros_of_both_signs_are_equal(machine: Machine) -> None:
+    """As peaks and as the best pixels of regions."""
+    zeros = np.random.default_rng(0).choice(np.array([0.0, -0.0], np.float32), (20, 3, 5))
+    zeros[:, 0, 0] = -0.0
+    assert_same(run(machine, zeros), expected(zeros, DEFAULT))
+
+
+# One step of k-means from centroids of the test's choice.
+STEP = """
+extern "C" __global__ void step(const int* centroids, int* result, int* region_map) {
+  __shared__ Shared shared;
+  const int thread = static_cast<int>(threadIdx.x);
+  if (thread < 3) {
+    shared.centroid[thread] = {centroids[thread], centroids[3 + thread], centroids[6 + thread]};
+    shared.moved[thread] = {0, 0, 0};
+  }
+  __syncthreads();
+  region_map[thread] = cluster(shared, thread < 4, thread, 0, 3, 1);
+  if (thread < 3) {
+    result[thread] = shared.centroid[thread].count;
+    result[3 + thread] = shared.centroid[thread].sum_x;
+    result[6 + thread] = shared.centroid[thread].sum_y;
+  }
+}
+"""
+
+
+def test_a_region_that_empties_keeps_its_centroid(host_compiler: HostCompiler) -> None:
+    """Through the step itself: no map of a million random ones empties a region by its seeds."""
+    machine = HostMachine(host_compiler, SOURCE + STEP)
+    # Pixels 0 to 3 of a row; centroids at 1/2, 5/2 and 7 = 14/2, which no pixel is nearest to.
+    centroids = np.array([[2, 2, 2], [1, 5, 14], [0, 0, 0]], np.int32)
+    given, result = Guarded(machine, centroids), Guarded(machine, np.zeros_like(centroids))
+    regions = Guarded(machine, np.zeros(32, np.int32))
+    arguments = [ctypes.c_void_p(one.address) for one in (given, result, regions)]
+    machine.launch(
+        Launch(kernel="step", grid=(1, 1, 1), block=(32, 1, 1), arguments=tuple(arguments))
+    )
+    np.testing.assert_array_equal(result.read(), centroids)
+    assert regions.read().tolist() == [0, 0, 1, 1] + [-1] * 28
 
 
 # --- the active count ----------------------------------------------------------------------------

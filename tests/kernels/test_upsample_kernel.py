@@ -1,5 +1,6 @@
 """The CUDA kernel of up-sampling and argmax gives the labels of the CPU path."""
 
+import ctypes
 import dataclasses
 import math
 from itertools import pairwise
@@ -12,9 +13,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from escnet_runtime.errors import InputError
-from escnet_runtime.kernels import FloatType, UpsampleBuffers, upsample_argmax_launch
+from escnet_runtime.kernels import (
+    FloatType,
+    Launch,
+    UpsampleBuffers,
+    kernel_source,
+    upsample_argmax_launch,
+)
 from escnet_runtime.postprocess import UpsampleArgmax
-from tests.kernels.machines import FLOAT_TYPES, Array, Guarded, Machine, stored
+from tests.kernels.host import HostCompiler
+from tests.kernels.machines import FLOAT_TYPES, Array, Guarded, HostMachine, Machine, stored
 
 Floats = npt.NDArray[np.float32]
 Chunks = list[tuple[int, int]]  # (first category, number) in the order they are given
@@ -149,6 +157,35 @@ def test_categories_beyond_the_active_count_do_not_take_part(machine: Machine) -
     for active in (1, 3, 4, 7, 10, 50):
         got = run(machine, logits, (20, 13), [(0, 4), (4, 4), (8, 2)], active=active)
         assert_same(got, expected(logits[:active], (20, 13)))
+
+
+ROUND = """
+extern "C" __global__ void to_half(const float* values, unsigned short* halves) {
+  const unsigned i = blockIdx.x * 32 + threadIdx.x;
+  halves[i] = half_of_fraction(values[i]);
+}
+"""
+
+
+def test_confidences_are_rounded_to_float16_as_numpy_does(host_compiler: HostCompiler) -> None:
+    """At every float16 in (0, 1], halfway to the next, and right beside that."""
+    machine = HostMachine(host_compiler, kernel_source("escnet_upsample_argmax") + ROUND)
+    grid = np.arange(1, 0x3C00, dtype=np.uint16).view(np.float16).astype(np.float32)
+    middle = (grid + np.append(grid[1:], np.float32(1))) / np.float32(2)
+    around = [
+        grid,
+        middle,
+        np.nextafter(middle, np.float32(0)),
+        np.nextafter(middle, np.float32(1)),
+    ]
+    values = np.concatenate([*around, np.ones(4 + 32, np.float32)])
+    values = values[: len(values) // 32 * 32]
+    given = Guarded(machine, values)
+    halves = Guarded(machine, np.zeros(len(values), np.uint16))
+    arguments = (ctypes.c_void_p(given.address), ctypes.c_void_p(halves.address))
+    grid_size = (len(values) // 32, 1, 1)
+    machine.launch(Launch(kernel="to_half", grid=grid_size, block=(32, 1, 1), arguments=arguments))
+    np.testing.assert_array_equal(halves.read(), values.astype(np.float16).view(np.uint16))
 
 
 NOWHERE = UpsampleBuffers(logits=0, active=0, best=0, total=0, labels=0, confidence=0)
