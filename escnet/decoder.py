@@ -22,7 +22,7 @@ class SkipProjection(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """[b, h · w, width] → [b, skip channels, f · h, f · w]."""
-        maps = tokens.transpose(1, 2).unflatten(2, self.grid)
+        maps = tokens.to(self.up.weight.dtype).transpose(1, 2).unflatten(2, self.grid)
         out: Tensor = F.relu(self.project(self.up(maps)))
         return out
 

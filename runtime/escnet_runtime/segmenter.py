@@ -183,7 +183,7 @@ class Segmenter:
     def _made(self, backend: str) -> Backend:
         return create_backend(
             {
-                name: GraphFile(self.bundle.file(stage.file), stage.precision)
+                name: GraphFile.of(self.bundle.file(stage.file), stage)
                 for name, stage in self.bundle.manifest.stages.items()
             },
             backend,

@@ -12,7 +12,7 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from ..manifest import Precision
+from ..manifest import Precision, Stage
 
 __all__ = ["Array", "Backend", "GraphFile", "Tensor"]
 
@@ -26,6 +26,16 @@ class GraphFile:
 
     path: Path
     precision: Precision
+
+    @classmethod
+    def of(cls, path: Path, stage: Stage) -> "GraphFile":
+        """The file of a stage of a bundle.
+
+        A stage that computes in float32 among bf16 ones takes and gives bf16: what has to know how
+        to handle bf16 has to know it of this file too.
+        """
+        types = {port.dtype for port in (*stage.inputs, *stage.outputs)}
+        return cls(path, Precision.BF16 if "bfloat16" in types else stage.precision)
 
 
 class Backend(Protocol):
