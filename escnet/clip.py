@@ -71,11 +71,13 @@ def dense_features(
     x = visual.ln_pre(torch.cat([cls, x], dim=1) + positions)
     blocks: list[ResidualAttentionBlock] = list(visual.transformer.resblocks)
     skips: dict[int, Tensor] = {}
+    # Each block computes in the type of its own weights: an export may keep one of them wider.
     for index, block in enumerate(blocks[:-1]):
-        x = _block(x, block)
+        x = _block(x.to(block.ln_1.weight.dtype), block)
         if index in skip_layers:
             skips[index] = x[:, 1:]
-    x = visual.ln_post(_value_block(x[:, 1:], blocks[-1]))
+    x = _value_block(x[:, 1:].to(blocks[-1].ln_1.weight.dtype), blocks[-1])
+    x = visual.ln_post(x.to(visual.ln_post.weight.dtype))
     first, second = skip_layers
     return DenseFeatures(x @ visual.proj, (skips[first], skips[second]))
 

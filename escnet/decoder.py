@@ -46,7 +46,7 @@ class SkipProjection(nn.Module):
         assert self.up.bias is not None
         factor = self.up.kernel_size[0]
         bias = self.up.bias[:, None].expand(-1, factor**2).flatten()
-        patches = tokens @ self.up.weight.flatten(1) + bias
+        patches = tokens.to(bias.dtype) @ self.up.weight.flatten(1) + bias
         return F.pixel_shuffle(patches.transpose(1, 2).unflatten(2, self.grid), factor)
 
 

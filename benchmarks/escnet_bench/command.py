@@ -12,6 +12,7 @@ from escnet_runtime.backends import BACKENDS
 from escnet_runtime.bundle import Bundle
 from escnet_runtime.console import Console, add_common_options, command_parser, run_command
 from escnet_runtime.errors import BackendError, InputError
+from escnet_runtime.labelled import dataset_name, open_labelled
 from escnet_runtime.vocabulary import MAX_CATEGORIES, read_classes_file
 
 from .builds import METHOD as BUILDS_METHOD
@@ -25,12 +26,14 @@ from .results import Document, result_document, saving
 
 if TYPE_CHECKING:
     from .gflop import GflopRow
+    from .precision_table import PrecisionRow
 
 __all__ = ["GFLOP_CHUNK", "main"]
 
 #: Categories at a time in the bundles that escnet-export writes.
 GFLOP_CHUNK: Final = 16
 _PRESET: Final = "tiny"
+_PRECISIONS: Final = ("fp32", "fp16", "bf16", "int8+fp16", "int8+fp32")
 _PPG_METHOD: Final = (
     "wall clock of whole calls, percentiles of the repeats after 3 warm-up calls; all categories "
     "in one call; maps made from a seed"
@@ -57,6 +60,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_ppg(_subparser(benchmarks, "ppg", "time of the prompt generator on this CPU"))
     text = "compile a bundle's graphs: size, scratch, time and memory of each build (no torch)"
     _add_builds(_subparser(benchmarks, "builds", text))
+    text = "what each precision costs: mIoU, equal labels, flips, size, CPU time (needs torch)"
+    _add_precision(_subparser(benchmarks, "precision", text))
     text = "draw images with their masks and how the correlation and the prompts lead to them"
     add_gallery_options(_subparser(benchmarks, "gallery", text, result_file=False))
     return parser
@@ -140,6 +145,31 @@ def _add_builds(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_precision(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--checkpoint", type=Path, metavar="FILE", help="(default: the trained tiny that ships)"
+    )
+    parser.add_argument(
+        "--precisions",
+        nargs="+",
+        default=list(_PRECISIONS),
+        metavar="NAME",
+        help=f"int8+fp32 is int8 with the rest in float32 (default: {' '.join(_PRECISIONS)})",
+    )
+    parser.add_argument(
+        "--images",
+        default="shapes:heldout",
+        metavar="DATASET",
+        help="labelled images (default: shapes:heldout)",
+    )
+    parser.add_argument(
+        "--limit", type=int, default=24, metavar="N", help="images to use at most (default: 24)"
+    )
+    parser.add_argument(
+        "--repeats", type=int, default=5, metavar="N", help="images to time (default: 5)"
+    )
+
+
 def _add_categories(parser: argparse.ArgumentParser, default: list[int]) -> None:
     parser.add_argument(
         "--categories",
@@ -157,6 +187,11 @@ def _bench(arguments: argparse.Namespace, console: Console) -> tuple[int, Mappin
     if arguments.benchmark == "builds":
         with saving(arguments.output) as save:
             document = _builds(arguments, console)
+            save(document)
+        return 0, document
+    if arguments.benchmark == "precision":
+        with saving(arguments.output) as save:
+            document = _precision(arguments, console)
             save(document)
         return 0, document
     least, most = min(arguments.categories), max(arguments.categories)
@@ -265,6 +300,54 @@ def _builds_table(rows: Sequence[BuildRow]) -> Table:
     return table
 
 
+def _precision(arguments: argparse.Namespace, console: Console) -> Document:
+    try:
+        from escnet.weights import load_checkpoint, shipped_checkpoint
+        from escnet_export.scenes import labelled_scenes
+
+        from .precision_table import METHOD, precision_rows
+    except ModuleNotFoundError as error:
+        raise BackendError(
+            f"exporting needs {error.name}, which is not installed: install escnet-bench[torch]"
+        ) from error
+    if arguments.limit < 1:
+        raise InputError(f"--limit is {arguments.limit}, expected at least 1")
+    loaded = load_checkpoint(arguments.checkpoint or shipped_checkpoint(_PRESET))
+    scenes = labelled_scenes(open_labelled(arguments.images), arguments.limit)
+    conditions = Conditions.now(f"{METHOD}; images: {dataset_name(arguments.images)}")
+    names = arguments.precisions
+    with console.progress(f"precisions of {loaded.model.config.name}", len(names) + 1) as advance:
+        rows = precision_rows(loaded, scenes, names, repeats=arguments.repeats, step=advance)
+    console.print(_precision_table(rows), METHOD)
+    return result_document("precision", conditions.finished(), rows)
+
+
+def _precision_table(rows: Sequence["PrecisionRow"]) -> Table:
+    table = _table(
+        "Precisions",
+        "precision",
+        "mIoU",
+        "of torch",
+        "equal labels",
+        "prompts flipped",
+        "MB",
+        "s an image",
+        "kept higher",
+    )
+    for row in rows:
+        shares = ["" if value is None else f"{value:.2%}" for value in (row.miou, row.torch_miou)]
+        table.add_row(
+            row.precision,
+            *shares,
+            f"{row.pixel_agreement:.3%}",
+            f"{row.prompt_flips} of {row.prompts}",
+            f"{row.bytes / 1e6:.1f}",
+            "emulated" if row.image_seconds is None else f"{row.image_seconds:.3f}",
+            ", ".join(row.kept_higher) or "nothing",
+        )
+    return table
+
+
 def _gflop_table(rows: Sequence["GflopRow"]) -> Table:
     """GFLOP by number of categories and form; the blocks are added up."""
     first = rows[0]
@@ -349,6 +432,7 @@ def _ppg_table(rows: Sequence[PpgRow]) -> Table:
 
 def _table(title: str, *columns: str) -> Table:
     words = {"form", "graph", "text cache", "stage", "implementation", "maps"}
+    words |= {"precision", "kept higher"}
     table = Table(title=title, title_justify="left")
     for column in columns:
         table.add_column(column, justify="left" if column in words else "right")

@@ -4,13 +4,12 @@ import json
 import math
 import platform
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 import onnxruntime
 import torch
@@ -19,14 +18,13 @@ from escnet.model import EscNet
 from escnet.tokenizer import write_tokenizer
 from escnet_runtime import __version__
 from escnet_runtime.atomic import atomic_directory
-from escnet_runtime.backends import Backend, GraphFile, create_backend
 from escnet_runtime.bundle import sha256_file
+from escnet_runtime.confusion import Labels, ignore_index
 from escnet_runtime.errors import InputError
 from escnet_runtime.groups import GROUP
 from escnet_runtime.images import ImageArray
 from escnet_runtime.manifest import (
     Constants,
-    DType,
     FileRef,
     Golden,
     Manifest,
@@ -42,23 +40,17 @@ from escnet_runtime.preprocess import Preprocessing
 from escnet_runtime.tokenizer import Tokenizer
 from escnet_runtime.vocabulary import TextPlan, assemble, plan_texts
 
-from .check import CATEGORIES, GraphCheck
+from .check import CATEGORIES
 from .errors import ParityError
-from .export import GraphExporter
+from .gate import AccuracyGate, Decision, Texts, inputs_of
 from .golden import GOLDEN_FILES, write_golden
-from .graphs import Graph, Port, model_graphs
+from .graphs import Port
 from .page import ParityPicture, parity_page
-from .parity import (
-    Budget,
-    Outcome,
-    ParityReport,
-    Sample,
-    label_map,
-    measure_parity,
-    reference_sample,
-)
-from .precision import cast_model
+from .parity import Budget, Outcome, ParityReport, Sample, label_map, reference_sample
+from .plan import PrecisionPlan
+from .quantise import Calibration
 from .scenes import SceneSet, default_scenes
+from .workshop import Built, Step, Workshop
 
 __all__ = ["ExportReport", "export_bundle"]
 
@@ -71,15 +63,6 @@ _PICTURES: Final = 4
 #: Errors of a device's golden run may be this many times those of the stages measured one by one:
 #: it runs through all stages, so errors add up.
 _GOLDEN_FACTOR: Final = 2.0
-
-Step = Callable[[str], None]
-_TYPES: Final[dict[str, DType]] = {
-    "float32": "float32",
-    "int32": "int32",
-    Precision.FP32: "float32",
-    Precision.FP16: "float16",
-    Precision.BF16: "bfloat16",
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,21 +84,35 @@ def export_bundle(
     weights: str,
     trained: bool,
     images: Sequence[ImageArray] | None = None,
+    scenes: SceneSet | None = None,
     budget: Budget | None = None,
+    image_encoder: Precision | None = None,
+    rest: Precision = Precision.FP16,
+    calibration: Calibration = Calibration.ENTROPY,
+    raise_blocks: bool = True,
     allow_parity_failure: bool = False,
     check_categories: Sequence[int] = CATEGORIES,
     step: Step = lambda _: None,
 ) -> ExportReport:
     """Export ``model`` as a bundle at ``output``; nothing is there before all of it is right.
 
+    Where the precision costs more than the budget, the accuracy gate raises blocks until it holds
+    (:mod:`escnet_export.gate`); the report names them.
+
     Args:
         model: in float32.
         output: a folder that does not exist, is empty, or is a bundle, which is then replaced.
-        precision: fp32, fp16 or bf16.
+        precision: of all graphs about which nothing else is said.
         weights: where the weights come from, for people.
         trained: decides the gate, see :class:`Budget`.
-        images: for measuring parity; the package's own scenes by default.
+        images: for measuring, with the package's own categories.
+        scenes: for measuring, with categories of their own and labels, if there are any; in place
+            of ``images``. The package's own scenes are used where neither is given.
         budget: what may be lost; :meth:`Budget.default` by default.
+        image_encoder: precision of the image encoder, if it differs.
+        rest: with int8, the type of what is not quantised, fp16 or fp32.
+        calibration: with int8, how ranges follow from values on the images.
+        raise_blocks: False leaves every block at its precision, whatever the budget says.
         allow_parity_failure: write the bundle all the same, and say so in it.
         check_categories: numbers of categories to check each graph at.
         step: told of each step as it begins, for showing progress.
@@ -127,22 +124,43 @@ def export_bundle(
     """
     start = time.perf_counter()
     model = model.float().eval().requires_grad_(False)
-    budget = budget or Budget.default(precision)
-    if images is not None and not images:
+    budget = budget or Budget.default(precision, image_encoder)
+    golden = default_scenes(model.config)
+    measured = scenes or (golden if images is None else _photos(images, golden))
+    if not measured.images:
         raise InputError("there is no image to measure parity on; expected at least one")
+    plan = PrecisionPlan(base=precision, image_encoder=image_encoder, rest=rest)
     with atomic_directory(output) as folder:
-        checks = _write_graphs(model, folder, precision, check_categories, step)
-        step("tokenizer")
+        (folder / "graphs").mkdir()
         context = model.config.clip.context_length
         write_tokenizer(
             folder / "tokenizer.json",
             vocab_size=model.config.clip.vocab_size,
             context_length=context,
         )
-        scenes = default_scenes(model.config)
-        report, pictures = _measure(
-            model, folder, precision, trained, images, scenes, budget, allow_parity_failure, step
+        tokenizer = Tokenizer.open(folder / "tokenizer.json", context)
+        spec = _preprocessing(model)
+        texts = _texts(model, tokenizer, measured)
+        samples = _samples(model, measured, texts, spec, step)
+        workshop = Workshop(
+            model,
+            folder / "work",
+            check_categories,
+            step=step,
+            inputs=lambda graph: inputs_of(graph, samples, texts),
+            calibration=calibration,
         )
+        gate = AccuracyGate(
+            model, workshop, samples, texts, spec=spec, trained=trained, budget=budget, step=step
+        )
+        decision = gate.fit(plan, raise_blocks=raise_blocks)
+        report = decision.report
+        if not report.passed and not allow_parity_failure:
+            raise ParityError(_missed(report, raise_blocks))
+        decision.built = workshop.deliver(decision.built, folder / "graphs")
+        step("golden run")
+        first = samples[0] if measured is golden else None
+        _golden_run(model, folder, tokenizer, golden, first, report)
         data = {
             **report.to_dict(),
             "model": model.config.name,
@@ -151,92 +169,76 @@ def export_bundle(
             "reason": report.reason(),
         }
         (folder / "parity.json").write_text(_json(data), encoding="utf-8")
+        pictures = _pictures(samples, decision.outcomes, texts, spec)
         (folder / "parity.html").write_text(parity_page(data, pictures), encoding="utf-8")
         step("manifest")
-        manifest = _manifest(model, folder, precision, weights, trained, report, scenes)
+        manifest = _manifest(model, folder, decision, weights, trained, golden)
         (folder / "bundle.json").write_text(manifest.to_json(), encoding="utf-8")
     return ExportReport(
         bundle=output,
         precision=precision,
         seconds=time.perf_counter() - start,
         parity=report,
-        checks=checks,
+        checks={name: built.checks for name, built in decision.built.items()},
     )
 
 
-def _write_graphs(
-    model: EscNet, folder: Path, precision: Precision, categories: Sequence[int], step: Step
-) -> dict[str, dict[int, float]]:
-    (folder / "graphs").mkdir()
-    references = model_graphs(model)
-    check = GraphCheck(model.config, precision, categories=categories)
-    exporter = GraphExporter(model.config, precision)
-    found = {}
-    for graph, reference in zip(
-        model_graphs(cast_model(model, precision)), references, strict=True
-    ):
-        path = folder / "graphs" / f"{graph.name}.onnx"
-        step(f"export {graph.name}")
-        exporter.export(graph, path)
-        step(f"check {graph.name}")
-        found[graph.name] = check.check(reference, path)
-    return found
+def _photos(images: Sequence[ImageArray], scenes: SceneSet) -> SceneSet:
+    """The user's images, for the categories of ``scenes``."""
+    return SceneSet(images=tuple(images), categories=scenes.categories)
 
 
-def _measure(
-    model: EscNet,
-    folder: Path,
-    precision: Precision,
-    trained: bool,
-    images: Sequence[ImageArray] | None,
-    scenes: SceneSet,
-    budget: Budget,
-    allow_failure: bool,
-    step: Step,
-) -> tuple[ParityReport, list[ParityPicture]]:
-    """Measure parity and write the golden run; raise if the budget is missed."""
-    tokenizer = Tokenizer.open(folder / "tokenizer.json", model.config.clip.context_length)
+def _texts(model: EscNet, tokenizer: Tokenizer, scenes: SceneSet) -> Texts:
     plan = plan_texts(scenes.categories, model.config.templates)
     tokens = tokenizer.encode(plan.prompts, cleaned=True)
     with torch.inference_mode():
-        prompt_embeddings = model.encode_text(torch.from_numpy(tokens)).numpy()
-    text = assemble(plan, prompt_embeddings).embeddings
-    spec = _preprocessing(model)
-    golden = scenes.images[0]
+        embeddings = model.encode_text(torch.from_numpy(tokens)).numpy()
+    return Texts(plan=plan, tokens=tokens, embeddings=embeddings)
+
+
+def _samples(
+    model: EscNet, scenes: SceneSet, texts: Texts, spec: Preprocessing, step: Step
+) -> list[Sample]:
+    """All images through float32 torch."""
+    text = assemble(texts.plan, texts.embeddings).embeddings
     samples = []
-    if images is None:
-        images = scenes.images
-    for index, image in enumerate(images):
+    for index, image in enumerate(scenes.images):
         step(f"torch, image {index + 1}")
-        samples.append(reference_sample(model, image, text, spec))
-    backend = _backend(model, folder, precision)
-    try:
-        report, outcomes = measure_parity(
-            model,
-            backend,
-            samples,
-            precision=precision,
-            spec=spec,
-            trained=trained,
-            budget=budget,
-            progress=lambda: step("parity"),
-        )
-        # The text encoder runs once a vocabulary, not once an image.
-        encoded = backend.run("text_encoder", {"tokens": tokens})["embeddings"]
-        report.add_stage("text_encoder", backend.to_host(encoded), prompt_embeddings)
-        if not report.passed and not allow_failure:
-            raise ParityError(
-                f"{report.reason()}; nothing was written. Use a higher precision, a wider budget "
-                "(--min-pixel-agreement, --max-stage-l2), or --allow-parity-failure"
-            )
-    finally:
-        backend.close()
-    step("golden run")
-    first = samples[0] if images[0] is golden else reference_sample(model, golden, text, spec)
-    _write_golden(folder, first, plan, tokens, prompt_embeddings, report)
+        labels = _rows(scenes.labels[index], texts.plan) if scenes.labels else None
+        samples.append(reference_sample(model, image, text, spec, labels))
+    return samples
+
+
+def _rows(labels: Labels, plan: TextPlan) -> Labels:
+    """Labels as rows of the logits: a category that doubles an earlier one has no row."""
+    if len(plan.label_of) == len(plan.names):
+        return labels
+    row_of = {int(label): row for row, label in enumerate(plan.label_of)}
+    ignored = ignore_index(labels)
+    table = np.full(int(ignored) + 1, ignored, labels.dtype)
+    for label, row in row_of.items():
+        table[label] = row
+    rows: Labels = table[labels]
+    return rows
+
+
+def _missed(report: ParityReport, raise_blocks: bool) -> str:
+    kept = ", ".join(kept.block for kept in report.kept_higher)
+    done = f", with {kept} kept higher" if kept else ""
+    hint = "" if raise_blocks else "let the accuracy gate raise blocks (without --no-raise), "
+    return (
+        f"{report.reason()}{done}; nothing was written. To have a bundle, {hint}use a higher "
+        "precision, a wider budget (--min-pixel-agreement, --max-prompt-flips, --max-miou-loss, "
+        "--max-stage-l2), or --allow-parity-failure"
+    )
+
+
+def _pictures(
+    samples: Sequence[Sample], outcomes: Sequence[Outcome], texts: Texts, spec: Preprocessing
+) -> list[ParityPicture]:
+    names = tuple(texts.plan.names[label] for label in texts.plan.label_of)
     pairs = zip(samples[:_PICTURES], outcomes, strict=False)
-    names = scenes.categories
-    return report, [_picture(sample, outcome, spec, names) for sample, outcome in pairs]
+    return [_picture(sample, outcome, spec, names) for sample, outcome in pairs]
 
 
 def _picture(
@@ -254,32 +256,29 @@ def _picture(
     )
 
 
-def _backend(model: EscNet, folder: Path, precision: Precision) -> Backend:
-    files = {
-        graph.name: GraphFile(folder / "graphs" / f"{graph.name}.onnx", precision)
-        for graph in model_graphs(model)
-    }
-    return create_backend(files, "onnxruntime")
-
-
-def _write_golden(
+def _golden_run(
+    model: EscNet,
     folder: Path,
-    sample: Sample,
-    plan: TextPlan,
-    tokens: npt.NDArray[np.int32],
-    text: npt.NDArray[np.float32],
+    tokenizer: Tokenizer,
+    scenes: SceneSet,
+    sample: Sample | None,
     report: ParityReport,
 ) -> None:
+    """Write the golden run of the first of ``scenes``: ``sample``, if it was run already."""
+    texts, spec = _texts(model, tokenizer, scenes), _preprocessing(model)
+    if sample is None:
+        text = assemble(texts.plan, texts.embeddings).embeddings
+        sample = reference_sample(model, scenes.images[0], text, spec)
     (folder / "golden").mkdir()
     errors = [error.relative_l2 for error in report.stages.values()]
     worst = max(filter(math.isfinite, errors), default=0.0)  # no device can repeat a NaN
     write_golden(
         folder / "golden",
         sample,
-        categories=plan.names,
-        prompts=plan.prompts,
-        tokens=tokens,
-        text=text,
+        categories=texts.plan.names,
+        prompts=texts.plan.prompts,
+        tokens=texts.tokens,
+        text=texts.embeddings,
         stage_tolerance=max(report.budget.stage_l2, _GOLDEN_FACTOR * worst),
         pixel_agreement=min(report.budget.pixel_agreement, report.pixel_agreement) - 0.02,
     )
@@ -288,13 +287,12 @@ def _write_golden(
 def _manifest(
     model: EscNet,
     folder: Path,
-    precision: Precision,
+    decision: Decision,
     weights: str,
     trained: bool,
-    report: ParityReport,
     scenes: SceneSet,
 ) -> Manifest:
-    config = model.config
+    config, report, precision = model.config, decision.report, decision.plan.base
     tokenizer = _reference(folder, "tokenizer.json")
     return Manifest(
         model=ModelInfo(
@@ -311,7 +309,7 @@ def _manifest(
         ),
         precision=precision,
         constants=_constants(model),
-        stages={graph.name: _stage(folder, graph, precision) for graph in model_graphs(model)},
+        stages={name: _stage(folder, built) for name, built in decision.built.items()},
         tokenizer=TokenizerRef(**_fields(tokenizer), context_length=config.clip.context_length),
         golden=Golden(
             categories=scenes.categories,
@@ -330,7 +328,9 @@ def _manifest(
             "torch": torch.__version__,
             "onnx": onnx.__version__,
             "onnxruntime": onnxruntime.__version__,
-            "onnxruntime_minimum": _ORT_MINIMUM[precision],
+            "onnxruntime_minimum": max(
+                _ORT_MINIMUM[built.arithmetic] for built in decision.built.values()
+            ),
             "python": platform.python_version(),
         },
     )
@@ -362,14 +362,15 @@ def _fields(reference: FileRef) -> dict[str, Any]:
     return {"file": reference.file, "sha256": reference.sha256, "bytes": reference.bytes}
 
 
-def _stage(folder: Path, graph: Graph, precision: Precision) -> Stage:
+def _stage(folder: Path, built: Built) -> Stage:
     def spec(port: Port) -> TensorSpec:
-        kind = precision if port.kind == "graph" else port.kind
-        return TensorSpec(name=port.name, dtype=_TYPES[kind], shape=port.shape)
+        assert port.kind != "graph", "the graphs of a plan are typed"
+        return TensorSpec(name=port.name, dtype=port.kind, shape=port.shape)
 
+    graph = built.graph
     return Stage(
         **_fields(_reference(folder, f"graphs/{graph.name}.onnx")),
-        precision=precision,
+        precision=built.precision,
         inputs=tuple(spec(port) for port in graph.inputs),
         outputs=tuple(spec(port) for port in graph.outputs),
     )

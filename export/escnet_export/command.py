@@ -4,6 +4,7 @@ import argparse
 import logging
 import shlex
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,20 +24,29 @@ from escnet_engines.targets import choose_targets
 from escnet_runtime.atomic import require_replaceable
 from escnet_runtime.bundle import Bundle
 from escnet_runtime.console import Console, command_parser, run_command
+from escnet_runtime.dataset import CLASSES, IMAGES, LABELS
 from escnet_runtime.engines import fingerprint_here
 from escnet_runtime.errors import EscNetError, InputError
 from escnet_runtime.images import ImageArray, find_images, load_image
+from escnet_runtime.labelled import SHAPES, open_labelled
 from escnet_runtime.manifest import Precision
 from escnet_runtime.vocabulary import MAX_CATEGORIES
 
 from .bundle import ExportReport, export_bundle
 from .check import CATEGORIES
 from .parity import Budget
+from .quantise import Calibration
+from .ranges import worst_first
+from .scenes import SceneSet, labelled_scenes
 
 __all__ = ["main"]
 
 _LOG: Final = logging.getLogger("escnet_export")
-_PRECISIONS = (Precision.FP32, Precision.FP16, Precision.BF16)
+_PRECISIONS: Final = (Precision.FP32, Precision.FP16, Precision.BF16, Precision.INT8)
+_MIOU_LOSS: Final = Budget.default(Precision.FP32).miou_loss
+#: What tells a dataset from a folder of photos.
+_OF_A_DATASET: Final = (IMAGES, LABELS, CLASSES)
+_NEAR_SHOWN: Final = 3  # blocks
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -70,16 +80,70 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--precision", choices=[p.value for p in _PRECISIONS], default=Precision.FP16.value
     )
+    parser.add_argument(
+        "--image-encoder",
+        choices=[p.value for p in _PRECISIONS],
+        metavar="PRECISION",
+        help="precision of the image encoder, if it is to differ from the rest",
+    )
+    int8 = parser.add_argument_group("int8")
+    int8.add_argument(
+        "--rest",
+        choices=[Precision.FP16.value, Precision.FP32.value],
+        default=Precision.FP16.value,
+        help="type of what is not quantised: fp16 for GPUs (the default), fp32 is faster on a CPU",
+    )
+    int8.add_argument(
+        "--calibration",
+        choices=[method.value for method in Calibration],
+        default=Calibration.ENTROPY.value,
+        help="how the range of a tensor follows from its values on the images (default: entropy)",
+    )
     parser.add_argument("--output", type=Path, required=True, metavar="BUNDLE")
     parser.add_argument(
-        "--images", metavar="DIR", help="photos for measuring parity (default: built-in scenes)"
+        "--images",
+        metavar="DIR|DATASET",
+        help="what the budget is measured on, and int8 is calibrated on: photos; or labelled "
+        "images, a dataset folder or shapes:heldout, of which mIoU counts too (default: built-in "
+        "scenes)",
     )
     parser.add_argument(
-        "--limit", type=int, default=8, metavar="N", help="photos to use at most (default: 8)"
+        "--limit", type=int, default=8, metavar="N", help="images to use at most (default: 8)"
     )
-    budget = parser.add_argument_group("accuracy budget")
-    budget.add_argument("--min-pixel-agreement", type=float, metavar="FRACTION")
-    budget.add_argument("--max-stage-l2", type=float, metavar="X")
+    budget = parser.add_argument_group(
+        "accuracy budget",
+        "Where the precision costs more, blocks are raised until the budget holds, those first "
+        "that gain most; each is reported with its reason and its cost.",
+    )
+    budget.add_argument(
+        "--min-pixel-agreement",
+        type=float,
+        metavar="FRACTION",
+        help="of pixels that get the label float32 PyTorch gives (trained weights)",
+    )
+    budget.add_argument(
+        "--max-stage-l2",
+        type=float,
+        metavar="X",
+        help="largest relative L2 of a stage (untrained weights)",
+    )
+    budget.add_argument(
+        "--max-prompt-flips",
+        type=float,
+        metavar="FRACTION",
+        help="of prompts that may differ from float32 PyTorch's (default: any)",
+    )
+    budget.add_argument(
+        "--max-miou-loss",
+        type=float,
+        metavar="FRACTION",
+        help=f"of mIoU, where images have labels (default: {_MIOU_LOSS})",
+    )
+    budget.add_argument(
+        "--no-raise",
+        action="store_true",
+        help="leave every block at its precision; a budget that does not hold is then a failure",
+    )
     budget.add_argument(
         "--allow-parity-failure",
         action="store_true",
@@ -114,18 +178,14 @@ def _parser() -> argparse.ArgumentParser:
 def _export(arguments: argparse.Namespace, console: Console) -> tuple[int, dict[str, Any]]:
     require_replaceable(arguments.output)
     libraries = _libraries(arguments)
-    images = _images(arguments.images, arguments.limit)
-    precision = Precision(arguments.precision)
     _check_numbers(arguments)
-    default = Budget.default(precision)
-    agreement, stage = arguments.min_pixel_agreement, arguments.max_stage_l2
-    budget = Budget(
-        pixel_agreement=default.pixel_agreement if agreement is None else agreement,
-        stage_l2=default.stage_l2 if stage is None else stage,
-    )
+    images, scenes = _images(arguments.images, arguments.limit)
+    precision = Precision(arguments.precision)
+    encoder = None if arguments.image_encoder is None else Precision(arguments.image_encoder)
+    budget = _budget(arguments, Budget.default(precision, encoder))
     model, weights, trained = _model(arguments)
     graphs = 4 + 4 * model.config.blocks
-    with console.progress(f"export {model.config.name}", 2 * graphs + 10) as advance:
+    with console.progress(f"export {model.config.name}", 3 * graphs + 10) as advance:
         report = export_bundle(
             model,
             arguments.output,
@@ -133,7 +193,12 @@ def _export(arguments: argparse.Namespace, console: Console) -> tuple[int, dict[
             weights=weights,
             trained=trained,
             images=images,
+            scenes=scenes,
             budget=budget,
+            image_encoder=encoder,
+            rest=Precision(arguments.rest),
+            calibration=Calibration(arguments.calibration),
+            raise_blocks=not arguments.no_raise,
             allow_parity_failure=arguments.allow_parity_failure,
             check_categories=arguments.check_categories,
             step=advance,
@@ -185,18 +250,36 @@ def _build(
     return builds, failure
 
 
-def _images(folder: str | None, limit: int) -> list[ImageArray] | None:
-    if folder is None:
-        return None
+def _budget(arguments: argparse.Namespace, default: Budget) -> Budget:
+    """The default with what the user says."""
+    given = {
+        "pixel_agreement": arguments.min_pixel_agreement,
+        "stage_l2": arguments.max_stage_l2,
+        "prompt_flips": arguments.max_prompt_flips,
+        "miou_loss": arguments.max_miou_loss,
+    }
+    said = {name: value for name, value in given.items() if value is not None}
+    return replace(default, **said)
+
+
+def _images(where: str | None, limit: int) -> tuple[list[ImageArray] | None, SceneSet | None]:
+    """Photos, or labelled images with their own categories; neither for the built-in scenes."""
     if limit < 1:
         raise InputError(f"--limit is {limit}, expected at least 1")
-    return [load_image(path) for path in find_images([folder])[:limit]]
+    if where is None:
+        return None, None
+    if where.startswith(SHAPES) or all((Path(where) / name).exists() for name in _OF_A_DATASET):
+        return None, labelled_scenes(open_labelled(where), limit)
+    return [load_image(path) for path in find_images([where])[:limit]], None
 
 
 def _check_numbers(arguments: argparse.Namespace) -> None:
-    agreement, stage = arguments.min_pixel_agreement, arguments.max_stage_l2
-    if agreement is not None and not 0.0 <= agreement <= 1.0:
-        raise InputError(f"--min-pixel-agreement is {agreement}, expected a fraction from 0 to 1")
+    stage = arguments.max_stage_l2
+    for option in ("min_pixel_agreement", "max_prompt_flips", "max_miou_loss"):
+        value = getattr(arguments, option)
+        if value is not None and not 0.0 <= value <= 1.0:
+            name = f"--{option.replace('_', '-')}"
+            raise InputError(f"{name} is {value}, expected a fraction from 0 to 1")
     if stage is not None and not stage >= 0.0:
         raise InputError(f"--max-stage-l2 is {stage}, expected a number of at least 0")
     for number in arguments.check_categories:
@@ -233,14 +316,22 @@ def _model(arguments: argparse.Namespace) -> tuple[EscNet, str, bool]:
 def _summary(report: ExportReport) -> str:
     parity = report.parity
     verdict = "passed" if parity.passed else "MISSED, written on request"
-    return (
+    lines = [
         f"{report.bundle}: {len(report.checks)} graphs at {report.precision} in "
-        f"{report.seconds:.0f} s\n"
-        f"parity {verdict}: {parity.reason()}\n"
+        f"{report.seconds:.0f} s",
+        f"parity {verdict}: {parity.reason()}",
         f"prompts flipped: {parity.prompt_flips} of {parity.prompts}; pixels equal: "
         f"{parity.pixel_agreement:.2%} ({parity.near_ties:.2%} near-ties; without them "
-        f"{parity.agreement_without_ties:.2%})"
-    )
+        f"{parity.agreement_without_ties:.2%})",
+    ]
+    if parity.miou is not None and parity.reference_miou is not None:
+        lines.append(f"mIoU {parity.miou:.2%}; float32 torch {parity.reference_miou:.2%}")
+    lines += [f"kept higher: {kept.sentence()}" for kept in parity.kept_higher]
+    near = [trap for trap in worst_first(parity.traps) if not trap.overflows]
+    lines += [f"near the limit: {trap.block}: {trap.why()}" for trap in near[:_NEAR_SHOWN]]
+    if len(near) > _NEAR_SHOWN:
+        lines.append(f"near the limit: {len(near) - _NEAR_SHOWN} more blocks, see parity.json")
+    return "\n".join(lines)
 
 
 def _result(report: ExportReport) -> dict[str, Any]:

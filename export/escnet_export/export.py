@@ -108,7 +108,7 @@ class GraphExporter:
 
     def __init__(self, config: EscNetConfig, precision: Precision) -> None:
         self._config, self._precision = config, precision
-        self._traced: dict[str, bytes] = {}
+        self._traced: dict[tuple[object, ...], bytes] = {}
 
     def export(self, graph: Graph, path: Path) -> None:
         """Write ``graph`` to ``path``, its category axis dynamic, weights inside.
@@ -120,9 +120,10 @@ class GraphExporter:
         """
         try:
             with torch.no_grad(), _quiet():
-                if graph.kind not in self._traced:
-                    self._traced[graph.kind] = self._trace(graph)
-                model = ir.from_proto(onnx.load_model_from_string(self._traced[graph.kind]))
+                kind = _kind(graph)
+                if kind not in self._traced:
+                    self._traced[kind] = self._trace(graph)
+                model = ir.from_proto(onnx.load_model_from_string(self._traced[kind]))
                 _set_weights(model, graph.module)
                 onnxscript.optimizer.optimize_ir(model)
             onnx.save_model(ir.to_proto(model), str(path))
@@ -166,6 +167,12 @@ class GraphExporter:
                 value.const_value = ir.tensor(np.zeros((), np.float32), name=name)
         serialized: bytes = ir.to_proto(program.model).SerializeToString()
         return serialized
+
+
+def _kind(graph: Graph) -> tuple[object, ...]:
+    """What graphs have in common that differ in the values of their weights alone."""
+    ports = tuple(port.kind for port in (*graph.inputs, *graph.outputs))
+    return graph.kind, ports, tuple(tensor.dtype for tensor in _weights(graph.module).values())
 
 
 def _weights(module: nn.Module) -> dict[str, Tensor]:

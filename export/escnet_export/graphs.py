@@ -6,7 +6,7 @@ precision; what only travels from graph to graph has the graphs' own type.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -21,12 +21,14 @@ from escnet_runtime.groups import GROUP
 __all__ = ["Graph", "GraphModule", "Port", "model_graphs"]
 
 Axis = int | str
-Kind = Literal["float32", "int32", "graph"]
+Kind = Literal["float32", "float16", "bfloat16", "int32", "graph"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Port:
     """One input or output of a graph. A string in ``shape`` names a dynamic axis.
+
+    The kind "graph" is the type that the graph computes in; a typed graph says which.
 
     An output that refines an input of the same name ends in ``_out``: a graph has one namespace.
     """
@@ -37,24 +39,58 @@ class Port:
 
     def dtype(self, graph_dtype: torch.dtype) -> torch.dtype:
         """The torch type at a graph precision."""
-        fixed = {"float32": torch.float32, "int32": torch.int32}
+        fixed = {
+            "float32": torch.float32,
+            "float16": torch.float16,
+            "bfloat16": torch.bfloat16,
+            "int32": torch.int32,
+        }
         return fixed.get(self.kind, graph_dtype)
 
 
 class GraphModule(nn.Module):
-    """A module whose forward is one method of ``owner``, which it holds so weights are found."""
+    """A module whose forward is one method of ``owner``, which it holds so weights are found.
+
+    ``inputs`` and ``outputs`` are types to cast to before and after, None for none: what travels
+    between graphs may be narrower than what one of them computes in.
+    """
 
     def __init__(
-        self, owner: nn.Module, method: Callable[..., Tensor | tuple[Tensor, ...]]
+        self,
+        owner: nn.Module,
+        method: Callable[..., Tensor | tuple[Tensor, ...]],
+        inputs: Sequence[torch.dtype | None] | None = None,
+        outputs: Sequence[torch.dtype | None] | None = None,
     ) -> None:
         super().__init__()
         self.owner = owner
         self._method = method
+        self._inputs, self._outputs = inputs, outputs
+
+    def cast(
+        self,
+        inputs: Sequence[torch.dtype | None] | None,
+        outputs: Sequence[torch.dtype | None] | None,
+    ) -> "GraphModule":
+        """The same with other casts."""
+        return GraphModule(self.owner, self._method, inputs, outputs)
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """Outputs in the order of the graph's ports."""
-        result = self._method(*inputs)
-        return (result,) if isinstance(result, Tensor) else tuple(result)
+        result = self._method(*_cast(inputs, self._inputs))
+        results = (result,) if isinstance(result, Tensor) else tuple(result)
+        return _cast(results, self._outputs)
+
+
+def _cast(
+    tensors: tuple[Tensor, ...], dtypes: Sequence[torch.dtype | None] | None
+) -> tuple[Tensor, ...]:
+    if dtypes is None:
+        return tensors
+    return tuple(
+        tensor if dtype is None else tensor.to(dtype)
+        for tensor, dtype in zip(tensors, dtypes, strict=True)
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,6 +17,8 @@ from escnet_runtime.images import ImageArray
 from escnet_runtime.palette import PERIOD, palette
 from escnet_runtime.ppg import Prompts
 
+from .page_precision import precision_section
+
 __all__ = ["ParityPicture", "parity_page"]
 
 _Mask = npt.NDArray[np.bool_]
@@ -145,6 +147,7 @@ def parity_page(report: Mapping[str, Any], pictures: Sequence[ParityPicture]) ->
     parts = [
         _verdict(report),
         _compared(report),
+        precision_section(report),
         _stages(report),
         _prompts(report),
         _pixels(report),

@@ -14,6 +14,8 @@ import torch
 
 from escnet.model import EscNet
 from escnet_runtime.backends import Backend
+from escnet_runtime.backends.base import Array
+from escnet_runtime.confusion import ConfusionCounter, Labels
 from escnet_runtime.groups import GROUP
 from escnet_runtime.images import ImageArray
 from escnet_runtime.manifest import Precision
@@ -24,19 +26,26 @@ from escnet_runtime.preprocess import Preprocessing, preprocess
 from escnet_runtime.sketch import relative_l2
 
 from .check import STAGE_TOLERANCE, to_numpy
-from .graphs import model_graphs
+from .graphs import Graph, model_graphs
+from .kept import Kept
+from .plan import graph_of
 from .precision import DTYPES
+from .ranges import Trap
 from .reference import Call, RecordingBackend
 
 __all__ = [
     "Budget",
+    "Comparison",
     "Outcome",
     "ParityReport",
     "Sample",
     "StageError",
+    "compare_pipelines",
+    "feeds_of",
     "label_map",
     "measure_parity",
     "reference_sample",
+    "stage_error",
 ]
 
 #: A pixel is a near-tie where the two best logits differ by less than this share of the logits'
@@ -51,16 +60,31 @@ class Budget:
     """What a bundle may lose.
 
     ``pixel_agreement`` is the gate of trained weights; ``stage_l2``, the largest relative L2 of a
-    stage, that of untrained ones, whose near-ties make pixels meaningless.
+    stage, that of untrained ones, whose near-ties make pixels meaningless. The other two count
+    beside either: ``miou_loss`` where images have labels, as a difference of two fractions;
+    ``prompt_flips``, the largest share of prompts that may flip, where it is given.
     """
 
     pixel_agreement: float
     stage_l2: float
+    miou_loss: float = 0.01
+    prompt_flips: float | None = None
 
     @classmethod
-    def default(cls, precision: Precision) -> "Budget":
-        """99.9 % of pixels and 1e-4 at fp32; 99.5 % and 5e-3 at fp16; 98 % and 5e-2 at bf16."""
-        agreement = {Precision.FP32: 0.999, Precision.FP16: 0.995, Precision.BF16: 0.98}
+    def default(cls, precision: Precision, image_encoder: Precision | None = None) -> "Budget":
+        """By precision, pixels and stages; the coarser one's where the image encoder has another.
+
+        99.9 % and 1e-4 at fp32; 99.5 % and 5e-3 at fp16; 98 % and 5e-2 at bf16; 97 % and 0.15 at
+        int8 and fp8.
+        """
+        precision = max(precision, image_encoder or precision, key=STAGE_TOLERANCE.__getitem__)
+        agreement = {
+            Precision.FP32: 0.999,
+            Precision.FP16: 0.995,
+            Precision.BF16: 0.98,
+            Precision.INT8: 0.97,
+            Precision.FP8: 0.97,
+        }
         return cls(pixel_agreement=agreement[precision], stage_l2=STAGE_TOLERANCE[precision])
 
 
@@ -104,37 +128,117 @@ class ParityReport:
     blocks: list[dict[str, int]]
     stages: dict[str, StageError]
     budget: Budget
+    miou: float | None = None
+    reference_miou: float | None = None
     kept_in_fp32: list[str] = field(default_factory=list)
+    kept_higher: list[Kept] = field(default_factory=list)
+    traps: list[Trap] = field(default_factory=list)
 
     def add_stage(
         self, name: str, got: npt.NDArray[np.generic], want: npt.NDArray[np.generic]
     ) -> None:
         """Take one more stage into account, and its figure into the gate if that is the stages."""
-        error = self.stages.setdefault(name, StageError())
-        error.add(got, want)
-        limit = self.budget.stage_l2 if self.gate == "stages" else np.inf
-        if not (error.relative_l2 <= limit and np.isfinite(error.relative_l2)):
-            self.passed = False
+        self.stages.setdefault(name, StageError()).add(got, want)
+        self.judge()
+
+    def judge(self) -> None:
+        """Hold the figures against the budget; ``passed`` is the result."""
+        self.passed = not self.missed()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, ready for JSON."""
         return asdict(self)
 
+    @property
+    def worst_stage(self) -> str:
+        """The one farthest from float32."""
+        return max(self.stages, key=lambda name: self.stages[name].relative_l2)
+
+    @property
+    def miou_loss(self) -> float | None:
+        """What float32 torch has more of, as a fraction; None without labels."""
+        if self.miou is None or self.reference_miou is None:
+            return None
+        return self.reference_miou - self.miou
+
+    @property
+    def flipped(self) -> float:
+        """The share of prompts that flipped."""
+        return self.prompt_flips / self.prompts if self.prompts else 0.0
+
+    def damage(self) -> float:
+        """What is lost, in budgets: at most 1 in each of its parts where the budget holds."""
+        if not np.isfinite(self.stages[self.worst_stage].relative_l2):
+            return np.inf
+        budget = self.budget
+        if self.gate == "pixels":
+            total = _share(1 - self.pixel_agreement, 1 - budget.pixel_agreement)
+        else:
+            total = _share(self.stages[self.worst_stage].relative_l2, budget.stage_l2)
+        if budget.prompt_flips is not None:
+            total += _share(self.flipped, budget.prompt_flips)
+        if self.miou_loss is not None:
+            total += _share(max(self.miou_loss, 0.0), budget.miou_loss)
+        return total
+
+    def missed(self) -> list[str]:
+        """Each part of the budget that does not hold, as a clause."""
+        worst = self.stages[self.worst_stage].relative_l2
+        if not np.isfinite(worst):  # labels can agree by chance where a graph gives NaN
+            return [
+                f"graph {self.worst_stage!r} gives numbers that are not finite where float32 "
+                "torch's are"
+            ]
+        budget, missed = (
+            self.budget,
+            [f"{block} overflows: {why}" for block, why in self._overflows().items()],
+        )
+        if self.gate == "pixels" and not self.pixel_agreement >= budget.pixel_agreement:
+            missed.append(self._pixels())
+        if self.gate == "stages" and not worst <= budget.stage_l2:
+            missed.append(self._stages())
+        if budget.prompt_flips is not None and not self.flipped <= budget.prompt_flips:
+            missed.append(
+                f"{self.flipped:.2%} of prompts flipped, budget at most {budget.prompt_flips:.2%}"
+            )
+        if self.miou_loss is not None and not self.miou_loss <= budget.miou_loss:
+            missed.append(
+                f"mIoU {self.miou:.2%} where float32 torch has {self.reference_miou:.2%}, budget "
+                f"at most {budget.miou_loss:.2%} less"
+            )
+        return missed
+
+    def _overflows(self) -> dict[str, str]:
+        """Blocks that a device would compute infinities in: this machine may not show it."""
+        raised = {kept.block for kept in self.kept_higher}
+        return {
+            trap.block: trap.why()
+            for trap in reversed(self.traps)
+            if trap.overflows and not {trap.block, graph_of(trap.block)} & raised
+        }
+
     def reason(self) -> str:
         """Why it passed or not, in one sentence."""
-        worst = max(self.stages, key=lambda name: self.stages[name].relative_l2)
-        if not np.isfinite(self.stages[worst].relative_l2):
-            return f"graph {worst!r} gives numbers that are not finite where float32 torch's are"
-        if self.gate == "pixels":
-            return (
-                f"pixel agreement {self.pixel_agreement:.4%} with float32 torch, budget at least "
-                f"{self.budget.pixel_agreement:.4%}"
-            )
+        return "; ".join(self.missed()) or (
+            self._pixels() if self.gate == "pixels" else self._stages()
+        )
+
+    def _pixels(self) -> str:
+        return (
+            f"pixel agreement {self.pixel_agreement:.4%} with float32 torch, budget at least "
+            f"{self.budget.pixel_agreement:.4%}"
+        )
+
+    def _stages(self) -> str:
         return (
             f"weights are untrained, so stages are the gate: worst relative L2 "
-            f"{self.stages[worst].relative_l2:.1e} ({worst}), budget at most "
+            f"{self.stages[self.worst_stage].relative_l2:.1e} ({self.worst_stage}), budget at most "
             f"{self.budget.stage_l2:.0e}"
         )
+
+
+def _share(lost: float, allowed: float) -> float:
+    return lost / allowed if allowed > 0 else (np.inf if lost > 0 else 0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,22 +251,31 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One image through float32 torch, with every call of a graph."""
+    """One image through float32 torch, with every call of a graph.
+
+    ``labels`` [H, W] are true ones, as rows of ``text``; see :mod:`escnet_runtime.confusion` for
+    what is not labelled.
+    """
 
     image: ImageArray
     text: npt.NDArray[np.float32]
     calls: list[Call]
     outcome: Outcome
+    labels: Labels | None = None
 
 
 def reference_sample(
-    model: EscNet, image: ImageArray, text: npt.NDArray[np.float32], spec: Preprocessing
+    model: EscNet,
+    image: ImageArray,
+    text: npt.NDArray[np.float32],
+    spec: Preprocessing,
+    labels: Labels | None = None,
 ) -> Sample:
     """Run ``image`` through float32 torch, all categories in one chunk."""
     backend = RecordingBackend(model)
     pipeline = _pipeline(model, backend)
     outcome = _run(pipeline, image, text, spec)
-    return Sample(image, text, backend.calls, outcome)
+    return Sample(image, text, backend.calls, outcome, labels)
 
 
 def measure_parity(
@@ -175,52 +288,143 @@ def measure_parity(
     trained: bool,
     budget: Budget,
     progress: Callable[[], None] = lambda: None,
+    graphs: Sequence[Graph] | None = None,
+    stages: Mapping[str, StageError] | None = None,
+    text: npt.NDArray[np.float32] | None = None,
 ) -> tuple[ParityReport, list[Outcome]]:
     """Compare ``backend``, which runs the typed graphs, with ``samples`` of float32 torch.
 
     Returns the figures and what the typed graphs made of each image. ``progress`` is called after
     each image. Label maps are compared at the model's input size.
+
+    Args:
+        model: in float32.
+        backend: runs the typed graphs.
+        samples: images through float32 torch.
+        precision: of the graphs.
+        spec: how images are prepared.
+        trained: decides the gate.
+        budget: what may be lost.
+        progress: called after each image.
+        graphs: with the types of their ports; by default all are of ``precision``.
+        stages: figures of stages that are known already.
+        text: the categories' embeddings that the typed graphs get; by default those of torch.
     """
-    types = {
-        graph.name: {port.name: port.dtype(DTYPES[precision]) for port in graph.inputs}
-        for graph in model_graphs(model)
-    }
-    stages: dict[str, StageError] = {}
-    pixels = _PixelCounts()
-    flips = np.zeros(model.config.blocks, np.int64)
-    total = np.zeros(model.config.blocks, np.int64)
-    pipeline = _pipeline(model, backend)
-    outcomes: list[Outcome] = []
+    errors = dict(stages or {})
+    for graph in graphs or model_graphs(model):
+        if graph.name not in errors and any(call.graph == graph.name for call in samples[0].calls):
+            errors[graph.name] = stage_error(backend, graph, samples, DTYPES.get(precision))
+    found = compare_pipelines(model, backend, samples, spec=spec, text=text, progress=progress)
+    report = found.report(samples, trained=trained, budget=budget, stages=errors)
+    return report, found.outcomes
+
+
+def stage_error(
+    backend: Backend,
+    graph: Graph,
+    samples: Sequence[Sample],
+    dtype: torch.dtype | None = None,
+) -> StageError:
+    """One graph fed what torch fed it; ``dtype`` is that of ports of the kind "graph"."""
+    error = StageError()
+    types = {port.name: port.dtype(dtype or torch.float32) for port in graph.inputs}
     for sample in samples:
         for call in sample.calls:
-            _compare_stage(backend, call, types[call.graph], stages)
-        outcome, reference = _run(pipeline, sample.image, sample.text, spec), sample.outcome
-        outcomes.append(outcome)
+            if call.graph == graph.name:
+                outputs = backend.run(call.graph, feeds_of(call, types))
+                for name, want in call.outputs.items():
+                    error.add(backend.to_host(outputs[name]), want)
+    return error
+
+
+def feeds_of(call: Call, types: Mapping[str, torch.dtype]) -> dict[str, Array]:
+    """The inputs of a recorded call in the types that a graph takes."""
+    return {
+        name: to_numpy(torch.from_numpy(np.ascontiguousarray(array)), types[name])
+        for name, array in call.inputs.items()
+    }
+
+
+@dataclass(slots=True)
+class Comparison:
+    """What typed graphs, running freely, made of images, against float32 torch."""
+
+    pixels: "_PixelCounts"
+    flips: npt.NDArray[np.int64]
+    prompts: npt.NDArray[np.int64]
+    outcomes: list[Outcome] = field(default_factory=list)
+    counters: tuple[ConfusionCounter, ConfusionCounter] | None = None
+
+    def report(
+        self,
+        samples: Sequence[Sample],
+        *,
+        trained: bool,
+        budget: Budget,
+        stages: dict[str, StageError],
+    ) -> ParityReport:
+        """The figures, judged."""
+        typed, reference = (
+            (None, None)
+            if self.counters is None
+            else (counter.scores().miou for counter in self.counters)
+        )
+        report = ParityReport(
+            gate="pixels" if trained else "stages",
+            passed=False,
+            images=len(samples),
+            categories=len(samples[0].text),
+            pixels=self.pixels.total,
+            pixel_agreement=self.pixels.agreement,
+            near_ties=self.pixels.ties / self.pixels.total,
+            agreement_without_ties=self.pixels.agreement_without_ties,
+            prompt_flips=int(self.flips.sum()),
+            prompts=int(self.prompts.sum()),
+            blocks=[
+                {"flips": int(flips), "prompts": int(prompts)}
+                for flips, prompts in zip(self.flips, self.prompts, strict=True)
+            ],
+            stages=stages,
+            budget=budget,
+            miou=typed,
+            reference_miou=reference,
+        )
+        report.judge()
+        return report
+
+
+def compare_pipelines(
+    model: EscNet,
+    backend: Backend,
+    samples: Sequence[Sample],
+    *,
+    spec: Preprocessing,
+    text: npt.NDArray[np.float32] | None = None,
+    progress: Callable[[], None] = lambda: None,
+) -> Comparison:
+    """Run ``backend`` freely on the images of ``samples``; see :func:`measure_parity`."""
+    blocks = model.config.blocks
+    found = Comparison(_PixelCounts(), np.zeros(blocks, np.int64), np.zeros(blocks, np.int64))
+    if all(sample.labels is not None for sample in samples):
+        classes = len(samples[0].text)
+        found.counters = (ConfusionCounter(classes), ConfusionCounter(classes))
+    pipeline = _pipeline(model, backend)
+    for sample in samples:
+        embeddings = sample.text if text is None else text
+        outcome = _run(pipeline, sample.image, embeddings, spec)
+        reference = sample.outcome
+        found.outcomes.append(outcome)
         for block, (got, want) in enumerate(zip(outcome.prompts, reference.prompts, strict=True)):
-            flips[block] += _flips(got, want)
-            total[block] += want.point_labels.size
-        pixels.add(outcome.logits, reference.logits, spec.size)
+            found.flips[block] += _flips(got, want)
+            found.prompts[block] += want.point_labels.size
+        found.pixels.add(outcome.logits, reference.logits, spec.size)
+        if found.counters is not None and sample.labels is not None:
+            for counter, logits in zip(
+                found.counters, (outcome.logits, reference.logits), strict=True
+            ):
+                counter.add(label_map(logits, *sample.labels.shape), sample.labels)
         progress()
-    gate: Gate = "pixels" if trained else "stages"
-    worst = max(error.relative_l2 for error in stages.values())
-    fine = pixels.agreement >= budget.pixel_agreement if trained else worst <= budget.stage_l2
-    fine = fine and np.isfinite(worst)  # labels can agree by chance where a graph gives NaN
-    report = ParityReport(
-        gate=gate,
-        passed=bool(fine),
-        images=len(samples),
-        categories=len(samples[0].text),
-        pixels=pixels.total,
-        pixel_agreement=pixels.agreement,
-        near_ties=pixels.ties / pixels.total,
-        agreement_without_ties=pixels.agreement_without_ties,
-        prompt_flips=int(flips.sum()),
-        prompts=int(total.sum()),
-        blocks=[{"flips": int(f), "prompts": int(t)} for f, t in zip(flips, total, strict=True)],
-        stages=stages,
-        budget=budget,
-    )
-    return report, outcomes
+    return found
 
 
 def _pipeline(model: EscNet, backend: Backend) -> Pipeline:
@@ -240,19 +444,6 @@ def _run(
     parts = pipeline.logits(encoded, text, chunk=len(text), observer=observe)
     logits = np.concatenate([logits for _, logits in parts])
     return Outcome(prompts, logits)
-
-
-def _compare_stage(
-    backend: Backend, call: Call, types: dict[str, torch.dtype], stages: dict[str, StageError]
-) -> None:
-    feeds = {
-        name: to_numpy(torch.from_numpy(np.ascontiguousarray(array)), types[name])
-        for name, array in call.inputs.items()
-    }
-    outputs = backend.run(call.graph, feeds)
-    error = stages.setdefault(call.graph, StageError())
-    for name, want in call.outputs.items():
-        error.add(backend.to_host(outputs[name]), want)
 
 
 def _flips(got: Prompts, want: Prompts) -> int:

@@ -5,6 +5,8 @@ Casting and exporting always worked where rewriting an exported float32 graph di
 """
 
 import copy
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Final
 
 import torch
@@ -12,7 +14,10 @@ import torch
 from escnet.model import EscNet
 from escnet_runtime.manifest import Precision
 
-__all__ = ["DTYPES", "cast_model"]
+from .graphs import Graph, Kind, Port, model_graphs
+from .plan import PrecisionPlan, part_of, wire_types
+
+__all__ = ["DTYPES", "cast_model", "typed_graphs"]
 
 DTYPES: Final = {
     Precision.FP32: torch.float32,
@@ -20,22 +25,94 @@ DTYPES: Final = {
     Precision.BF16: torch.bfloat16,
 }
 
+_KINDS: Final[dict[Precision, Kind]] = {
+    Precision.FP32: "float32",
+    Precision.FP16: "float16",
+    Precision.BF16: "bfloat16",
+}
+
 # Angles of the positional encoding reach tens of radians: they are computed in float32.
 _ALWAYS_FP32: Final = "positional_encoding_gaussian_matrix"
 
 
-def cast_model(model: EscNet, precision: Precision) -> EscNet:
+def cast_model(
+    model: EscNet, precision: Precision, parts: Mapping[str, Precision] | None = None
+) -> EscNet:
     """A copy of ``model`` at ``precision``, in evaluation mode and without gradients.
 
     Every parameter and floating-point buffer is cast, except the frequencies of SAM's positional
     encoding. Sums over categories, scores, norms of embeddings and logits are float32 in the
     model's own code.
+
+    Args:
+        model: in float32.
+        precision: fp32, fp16 or bf16.
+        parts: parts of the image encoder that have another one, see :mod:`escnet_export.plan`.
     """
-    dtype = DTYPES[precision]
     cast = copy.deepcopy(model).eval().requires_grad_(False)
     with torch.no_grad():
-        for module in cast.modules():
+        for prefix, module in cast.named_modules():
             for name, tensor in (*module._parameters.items(), *module._buffers.items()):
-                if tensor is not None and tensor.is_floating_point() and name != _ALWAYS_FP32:
-                    tensor.data = tensor.data.to(dtype)
+                if tensor is None or not tensor.is_floating_point() or name == _ALWAYS_FP32:
+                    continue
+                own = (parts or {}).get(part_of(f"{prefix}.{name}"), precision)
+                tensor.data = tensor.data.to(DTYPES[own])
     return cast
+
+
+def typed_graphs(
+    model: EscNet, plan: PrecisionPlan, only: Iterable[str] | None = None
+) -> list[Graph]:
+    """The graphs of a float32 model as ``plan`` types them, in the order they run; ``only`` some.
+
+    int8 and fp8 are not in it: quantise and dequantise pairs are put into what these graphs become.
+    """
+    references = model_graphs(model)
+    wires = wire_types(references, plan)
+    wanted = {reference.name for reference in references} if only is None else set(only)
+    models: dict[tuple[object, ...], list[Graph]] = {}
+    typed = []
+    for index, reference in enumerate(references):
+        name = reference.name
+        if name not in wanted:
+            continue
+        own = plan.arithmetic(name)
+        parts = {part: plan.arithmetic(part) for part in plan.parts(name)}
+        key = (own, tuple(sorted(parts.items())))
+        if key not in models:
+            models[key] = model_graphs(cast_model(model, own, parts))
+        typed.append(_typed(models[key][index], own, wires, mixed=bool(parts)))
+    return typed
+
+
+def _typed(
+    graph: Graph, own: Precision, wires: Mapping[tuple[str, str], Precision], *, mixed: bool
+) -> Graph:
+    """``graph``, whose module computes in ``own``, with the types of its ports."""
+
+    def ports(listed: tuple[Port, ...]) -> tuple[Port, ...]:
+        return tuple(
+            replace(port, kind=_KINDS[wires[graph.name, port.name]])
+            if port.kind == "graph"
+            else port
+            for port in listed
+        )
+
+    def casts(listed: tuple[Port, ...], inside: bool) -> tuple[torch.dtype | None, ...]:
+        return tuple(
+            None
+            if port.kind != "graph"
+            else DTYPES[own if inside else wires[graph.name, port.name]]
+            for port in listed
+        )
+
+    travelling = [port for port in (*graph.inputs, *graph.outputs) if port.kind == "graph"]
+    alike = not mixed and all(wires[graph.name, port.name] is own for port in travelling)
+    return replace(
+        graph,
+        inputs=ports(graph.inputs),
+        outputs=ports(graph.outputs),
+        module=graph.module
+        if alike
+        else graph.module.cast(casts(graph.inputs, True), casts(graph.outputs, False)),
+    )

@@ -1,16 +1,19 @@
 """What parity and the golden run are measured on where the user names no images."""
 
+import itertools
 from dataclasses import dataclass
 from typing import Final
 
 from escnet.config import EscNetConfig
 from escnet.presets import DEFAULT_PRESET
+from escnet_runtime.confusion import Labels
+from escnet_runtime.dataset import LabelledImages
 from escnet_runtime.images import ImageArray
 from escnet_runtime.world import render_scene
 
 from .samples import SAMPLE_CATEGORIES, sample_photo
 
-__all__ = ["SceneSet", "default_scenes"]
+__all__ = ["SceneSet", "default_scenes", "labelled_scenes"]
 
 _COUNT: Final = 3
 _SIZE: Final = 384  # px a side: a photo is larger than the model's input
@@ -22,12 +25,28 @@ class SceneSet:
     """Images, uint8 [H, W, 3], and the categories they are segmented for.
 
     The first image is the golden one. ``shown`` are the categories in each image where that is
-    known, else empty.
+    known, else empty; ``labels``, indices into ``categories``, uint8 or uint16 [H, W], of each
+    image where they are known, else empty.
     """
 
     images: tuple[ImageArray, ...]
     categories: tuple[str, ...]
     shown: tuple[tuple[str, ...], ...] = ()
+    labels: tuple[Labels, ...] = ()
+
+
+def labelled_scenes(dataset: LabelledImages, limit: int) -> SceneSet:
+    """The first ``limit`` images of a dataset, with its categories.
+
+    Raises:
+        InputError: there is no image in it, or one cannot be read.
+    """
+    samples = list(itertools.islice(dataset, limit))
+    return SceneSet(
+        images=tuple(sample.image for sample in samples),
+        categories=tuple(dataset.names),
+        labels=tuple(sample.labels for sample in samples),
+    )
 
 
 def default_scenes(config: EscNetConfig) -> SceneSet:

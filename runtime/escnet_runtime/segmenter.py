@@ -186,7 +186,7 @@ class Segmenter:
         require_contract(self.bundle.manifest)
         return create_backend(
             {
-                name: GraphFile(self.bundle.file(stage.file), stage.precision, stage)
+                name: GraphFile.of(self.bundle.file(stage.file), stage)
                 for name, stage in self.bundle.manifest.stages.items()
             },
             backend,

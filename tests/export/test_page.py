@@ -37,6 +37,8 @@ def report(**changes: Any) -> dict[str, Any]:
         "stages": stages,
         "budget": {"pixel_agreement": 0.995, "stage_l2": 5e-3},
         "kept_in_fp32": [],
+        "kept_higher": [],
+        "traps": [],
         "model": "vit-b-16",
         "precision": "fp16",
         "trained": True,

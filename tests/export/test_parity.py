@@ -260,10 +260,47 @@ def test_a_stage_added_late_is_judged_too(
     assert not report.passed
 
 
+def test_prompts_that_flip_count_where_a_budget_is_given(
+    mini: EscNet, sample: Sample, spec: Preprocessing
+) -> None:
+    def mirrored(graph: str, out: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {**out, "scores_out": out["scores_out"].flip(-1)} if graph == "esc0_text" else out
+
+    report = measured(mini, sample, spec, mirrored, trained=True)
+    report.budget = dataclasses.replace(STRICT, pixel_agreement=0.0)
+    report.judge()
+    assert report.passed
+    assert 0 < report.flipped <= 0.5
+    report.budget = dataclasses.replace(report.budget, prompt_flips=report.flipped / 2)
+    report.judge()
+    assert not report.passed
+    assert "of prompts flipped, budget at most" in report.reason()
+    assert report.damage() == pytest.approx(2 + 1 - report.pixel_agreement)
+
+
+def test_labels_make_miou_count(mini: EscNet, sample: Sample, spec: Preprocessing) -> None:
+    """The labels are what float32 torch says: its mIoU is 1, that of mirrored logits is less."""
+    labels = label_map(sample.outcome.logits, 90, 120)
+    labelled = dataclasses.replace(sample, labels=labels)
+    same = measured(mini, labelled, spec, unchanged)
+    assert (same.miou, same.reference_miou, same.miou_loss) == (1.0, 1.0, 0.0)
+    assert same.passed
+    report = measured(mini, labelled, spec, larger("decoder", "logits", -1.0), trained=True)
+    report.budget = dataclasses.replace(STRICT, pixel_agreement=0.0)
+    report.judge()
+    assert report.reference_miou == 1
+    assert report.miou is not None
+    assert report.miou < 0.5
+    assert report.missed() == [report.reason()]
+    assert "mIoU" in report.reason()
+    assert measured(mini, sample, spec, unchanged).miou is None
+
+
 def test_default_budgets() -> None:
     assert Budget.default(Precision.FP32) == Budget(pixel_agreement=0.999, stage_l2=1e-4)
     assert Budget.default(Precision.FP16) == Budget(pixel_agreement=0.995, stage_l2=5e-3)
     assert Budget.default(Precision.BF16) == Budget(pixel_agreement=0.98, stage_l2=5e-2)
+    assert Budget.default(Precision.FP16, Precision.BF16) == Budget.default(Precision.BF16)
 
 
 def test_label_maps_are_of_the_size_asked_for(sample: Sample, spec: Preprocessing) -> None:

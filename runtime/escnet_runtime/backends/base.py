@@ -32,6 +32,16 @@ class GraphFile:
     precision: Precision
     stage: Stage | None = None
 
+    @classmethod
+    def of(cls, path: Path, stage: Stage) -> "GraphFile":
+        """The file of a stage of a bundle.
+
+        A stage that computes in float32 among bf16 ones takes and gives bf16: what has to know how
+        to handle bf16 has to know it of this file too.
+        """
+        types = {port.dtype for port in (*stage.inputs, *stage.outputs)}
+        return cls(path, Precision.BF16 if "bfloat16" in types else stage.precision, stage)
+
 
 class Backend(Protocol):
     """Runs graphs by name."""

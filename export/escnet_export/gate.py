@@ -1,0 +1,476 @@
+"""The accuracy gate: finds where a precision hurts, and raises those blocks until the budget holds.
+
+1. Blocks whose values leave the type's range on the images are raised at once: on a device they
+   would be infinities, whatever this machine computes.
+2. If the budget does not hold, each block's damage is measured alone: it runs at its precision, all
+   others in float32 torch. Blocks are raised in that order, one after the other, until it holds.
+   Of the image encoder, by far the largest, as few parts as do are raised.
+3. What turned out not to be needed is lowered again.
+"""
+
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from escnet.model import EscNet
+from escnet_runtime.backends import Backend
+from escnet_runtime.backends.base import Array, Tensor
+from escnet_runtime.manifest import Precision
+from escnet_runtime.preprocess import Preprocessing
+from escnet_runtime.vocabulary import TextPlan, assemble
+
+from .check import to_numpy
+from .kept import Kept
+from .parity import (
+    Budget,
+    Outcome,
+    ParityReport,
+    Sample,
+    StageError,
+    compare_pipelines,
+    feeds_of,
+    measure_parity,
+    stage_error,
+)
+from .plan import ENCODER, QUANTISED, PrecisionPlan, encoder_parts, graph_of, part_of
+from .precision import typed_graphs
+from .ranges import Trap, find_traps, worst_first
+from .reference import TorchBackend
+from .workshop import Built, Step, Workshop, open_backend
+
+__all__ = ["AccuracyGate", "Decision", "Texts", "inputs_of"]
+
+_TEXT: Final = "text_encoder"
+#: A part of the image encoder counts as needed while raising it and those before it takes away less
+#: than this share of what raising the whole encoder does.
+_RECOVERED: Final = 0.9
+#: Runs of each of two files, in turns, whose medians are compared.
+_REPEATS: Final = 7
+#: A stage nearer to float32 than this has nothing to gain.
+_EXACT: Final = 1e-6
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Texts:
+    """The categories' texts: tokens int32 [t, l], and what float32 torch makes of them, [t, D]."""
+
+    plan: TextPlan
+    tokens: npt.NDArray[np.int32]
+    embeddings: npt.NDArray[np.float32]
+
+
+@dataclass(slots=True, kw_only=True)
+class Decision:
+    """What the gate came to: the plan, its files, and what they measure."""
+
+    plan: PrecisionPlan
+    built: dict[str, Built]
+    report: ParityReport
+    outcomes: list[Outcome] = field(default_factory=list)
+
+
+class AccuracyGate:
+    """Fits a plan to a budget.
+
+    Args:
+        model: in float32.
+        workshop: makes the files.
+        samples: images through float32 torch: all figures are of these.
+        texts: of the samples' categories.
+        spec: how images are prepared.
+        trained: decides the gate, see :class:`Budget`.
+        budget: what may be lost.
+        step: told of each step as it begins.
+    """
+
+    def __init__(
+        self,
+        model: EscNet,
+        workshop: Workshop,
+        samples: Sequence[Sample],
+        texts: Texts,
+        *,
+        spec: Preprocessing,
+        trained: bool,
+        budget: Budget,
+        step: Step = lambda _: None,
+    ) -> None:
+        self._model, self._workshop, self._samples = model, workshop, samples
+        self._texts, self._spec, self._step = texts, spec, step
+        self._trained, self._budget = trained, budget
+        self._errors: dict[object, StageError] = {}
+        self._weights = _weights_by_block(model)
+
+    def fit(self, plan: PrecisionPlan, *, raise_blocks: bool = True) -> Decision:
+        """The plan that holds the budget, nearest to ``plan``; or the best there is.
+
+        With ``raise_blocks`` False, ``plan`` is measured as it is.
+        """
+        start = self._measure(plan)
+        traps = self._traps(start.built)
+        decision, reasons, damages = start, dict[str, str](), dict[str, float | None]()
+        if raise_blocks:
+            for trap in worst_first([trap for trap in traps if trap.overflows]):
+                reasons[trap.block], damages[trap.block] = trap.why(), None
+            if reasons:
+                for block in reasons:
+                    plan = plan.with_raised(block, Precision.FP32)
+                decision = self._measure(plan)
+            if not decision.report.passed:
+                decision = self._raise(decision, reasons, damages)
+        report = decision.report
+        report.traps = traps
+        report.kept_higher = self._kept(start, decision, reasons, damages)
+        report.kept_in_fp32 = [
+            kept.block for kept in report.kept_higher if kept.precision is Precision.FP32
+        ]
+        report.judge()
+        return decision
+
+    # Measuring
+
+    def _measure(self, plan: PrecisionPlan) -> Decision:
+        built = self._workshop.build(plan)
+        backend = open_backend(built)
+        try:
+            stages = {}
+            for name, one in built.items():
+                if one.path not in self._errors:
+                    self._errors[one.path] = self._stage(backend, one)
+                stages[name] = self._errors[one.path]
+            report, outcomes = measure_parity(
+                self._model,
+                backend,
+                self._samples,
+                precision=plan.base,
+                spec=self._spec,
+                trained=self._trained,
+                budget=self._budget,
+                stages=stages,
+                text=self._embeddings(backend),
+                progress=lambda: self._step("parity"),
+            )
+        finally:
+            backend.close()
+        return Decision(plan=plan, built=built, report=report, outcomes=outcomes)
+
+    def _stage(self, backend: Backend, built: Built) -> StageError:
+        if built.graph.name != _TEXT:
+            return stage_error(backend, built.graph, self._samples)
+        error = StageError()
+        error.add(self._encoded(backend), self._texts.embeddings)
+        return error
+
+    def _encoded(self, backend: Backend) -> npt.NDArray[np.float32]:
+        """Embeddings [t, D] of the texts; the encoder runs once a vocabulary, not once an image."""
+        found = backend.run(_TEXT, {"tokens": self._texts.tokens})["embeddings"]
+        return np.asarray(backend.to_host(found), np.float32)
+
+    def _embeddings(self, backend: Backend) -> npt.NDArray[np.float32] | None:
+        """The categories' embeddings as typed graphs make them; None where they are no numbers."""
+        found = self._encoded(backend)
+        backend.release(_TEXT)
+        if not np.isfinite(found).all():
+            return None  # the stage itself fails, and nothing else is to be blamed for it
+        return assemble(self._texts.plan, found).embeddings
+
+    def _traps(self, built: Mapping[str, Built]) -> list[Trap]:
+        """Of all float16 graphs on all images."""
+        traps: list[Trap] = []
+        for name, one in built.items():
+            if one.arithmetic is Precision.FP16:
+                self._step(f"ranges {name}")
+                traps += find_traps(name, one.path, inputs_of(name, self._samples, self._texts))
+        return traps
+
+    # Raising
+
+    def _raise(
+        self, decision: Decision, reasons: dict[str, str], damages: dict[str, float | None]
+    ) -> Decision:
+        """Raise blocks in order of gain until the budget holds; then lower what is not needed."""
+        order = self._ranking(decision)
+        raised: list[str] = []
+        while not decision.report.passed and order:
+            block, damage = order.pop(0)
+            better, blocks = self._raised(decision, block)
+            if better.report.damage() >= decision.report.damage() and np.isfinite(damage):
+                continue  # no gain
+            for name in blocks:
+                reasons[name] = self._why(decision, name, damage)
+                damages[name] = damage
+            decision, raised = better, [*raised, *blocks]
+            # A block may need more than one step: int8 → fp16 → fp32.
+            if decision.plan.higher(block) is not None and not decision.report.passed:
+                left = self._ranking(decision, [block])
+                order = sorted([*order, *left], key=lambda entry: -entry[1])
+        return self._lowered(decision, list(dict.fromkeys(raised))[:-1], reasons, damages)
+
+    def _lowered(
+        self,
+        decision: Decision,
+        raised: Sequence[str],
+        reasons: dict[str, str],
+        damages: dict[str, float | None],
+    ) -> Decision:
+        """``decision`` without what the budget holds without, of ``raised``, the last first."""
+        for block in reversed(raised):
+            if not decision.report.passed:
+                break
+            if block in decision.plan.raised:
+                fewer = self._measure(decision.plan.without(block))
+                if fewer.report.passed:
+                    decision = fewer
+                    del reasons[block], damages[block]
+        return decision
+
+    def _ranking(
+        self, decision: Decision, blocks: Sequence[str] | None = None
+    ) -> list[tuple[str, float]]:
+        """Graphs that can be raised and do damage, with it, the worst first."""
+        found = []
+        for name in blocks or list(decision.built):
+            error = decision.report.stages[name].relative_l2
+            if decision.plan.higher(name) is None or error <= _EXACT:
+                continue
+            found.append((name, self._damage(decision, name)))
+        floor = 1.0 if self._only_stages else 0.0
+        # Of equal damage, the stage that is farther from float32 comes first.
+        stages = decision.report.stages
+        found.sort(key=lambda entry: (-entry[1], -stages[entry[0]].relative_l2))
+        return [entry for entry in found if entry[1] > floor]
+
+    @property
+    def _only_stages(self) -> bool:
+        """Whether nothing but each stage's own error counts."""
+        labelled = all(sample.labels is not None for sample in self._samples)
+        return not (self._trained or labelled or self._budget.prompt_flips is not None)
+
+    def _damage(self, decision: Decision, name: str) -> float:
+        """What one graph costs of the budget while all others are float32 torch."""
+        error = decision.report.stages[name]
+        if not np.isfinite(error.relative_l2):
+            return np.inf
+        if self._only_stages:
+            return error.relative_l2 / self._budget.stage_l2 if self._budget.stage_l2 else np.inf
+        self._step(f"alone {name}")
+        typed = open_backend({name: decision.built[name]})
+        try:
+            text = self._embeddings(typed) if name == _TEXT else None
+            alone = _Alone(self._model, typed, decision.built[name], self._samples)
+            found = compare_pipelines(self._model, alone, self._samples, spec=self._spec, text=text)
+        finally:
+            typed.close()
+        return found.report(
+            self._samples, trained=self._trained, budget=self._budget, stages={name: error}
+        ).damage()
+
+    def _raised(self, decision: Decision, block: str) -> tuple[Decision, list[str]]:
+        """``decision`` with ``block`` raised, and what was raised: it, or parts of it."""
+        whole = self._measure(decision.plan.with_raised(block))
+        if block != ENCODER:
+            return whole, [block]
+        found = self._parts(decision, whole)
+        return found or (whole, [block])
+
+    def _parts(self, decision: Decision, whole: Decision) -> tuple[Decision, list[str]] | None:
+        """As few parts of the image encoder as do what the whole does; None if not even half do."""
+        plan = decision.plan
+        parts = [
+            part
+            for part in encoder_parts(self._model.config)
+            if plan.precision(part) is plan.precision(ENCODER)
+        ]
+        errors = {part: self._part_error(plan, part) for part in parts}
+        order = sorted(parts, key=lambda part: -errors[part])
+        count = 1
+        while count <= max(1, len(parts) // 2):
+            made = plan
+            for part in order[:count]:
+                made = made.with_raised(part)
+            found = self._measure(made)
+            if _recovers(decision.report, found.report, whole.report):
+                return found, order[:count]
+            count *= 2
+        return None
+
+    def _part_error(self, plan: PrecisionPlan, part: str) -> float:
+        """Relative L2 of the image encoder with one part as in ``plan`` and the others higher."""
+        for other in encoder_parts(self._model.config):
+            if other != part and plan.higher(other) is not None:
+                plan = plan.with_raised(other)
+        if plan.precision(ENCODER) in QUANTISED:
+            built = self._workshop.build(plan, [ENCODER])
+            backend = open_backend(built)
+            try:
+                return self._stage(backend, built[ENCODER]).relative_l2
+            finally:
+                backend.close()
+        self._step(f"alone {part}")
+        graph = typed_graphs(self._model, plan, [ENCODER])[0]
+        error = StageError()
+        for sample in self._samples:
+            call = next(call for call in sample.calls if call.graph == ENCODER)
+            with torch.inference_mode():
+                outputs = graph.module(torch.tensor(call.inputs["image"]))
+            for port, tensor in zip(graph.outputs, outputs, strict=True):
+                error.add(tensor.float().numpy(), call.outputs[port.name])
+        return error.relative_l2
+
+    # Reporting
+
+    def _why(self, decision: Decision, block: str, damage: float) -> str:
+        graph = graph_of(block)
+        precision = decision.plan.precision(block)
+        error = decision.report.stages[graph].relative_l2
+        if not np.isfinite(error):
+            return f"{graph} gives numbers that are not finite at {precision}"
+        part = "" if graph == block else f", most of it by {block}"
+        return (
+            f"alone at {precision}, {graph} costs {damage:.2g} times the budget (relative L2 "
+            f"{error:.1e}){part}"
+        )
+
+    def _kept(
+        self,
+        start: Decision,
+        decision: Decision,
+        reasons: Mapping[str, str],
+        damages: Mapping[str, float | None],
+    ) -> list[Kept]:
+        times: dict[str, float] = {}
+        kept = []
+        for block, precision in decision.plan.raised.items():
+            graph = graph_of(block)
+            before, after = start.built[graph], decision.built[graph]
+            if graph not in times:
+                self._step(f"time {graph}")
+                times[graph] = self._slower(before, after)
+            kept.append(
+                Kept(
+                    block=block,
+                    precision=precision,
+                    instead_of=start.plan.precision(block),
+                    why=reasons[block],
+                    damage=damages[block],
+                    bytes=after.path.stat().st_size - before.path.stat().st_size
+                    if block == graph
+                    else self._weights[block]
+                    * (_SIZES[precision] - _SIZES[start.plan.precision(block)]),
+                    milliseconds=times[graph],
+                    timed=graph,
+                )
+            )
+        return kept
+
+    def _slower(self, before: Built, after: Built) -> float:
+        """Milliseconds by which a run of ``after`` takes longer: both in turns, medians."""
+        pairs = []
+        for built in (before, after):
+            backend = open_backend({built.graph.name: built})
+            pairs.append((backend, self._feeds(built), list[float]()))
+        name = before.graph.name
+        try:
+            for turn in range(_REPEATS + 1):
+                for backend, feeds, seconds in pairs:
+                    begin = time.perf_counter()
+                    backend.run(name, feeds)
+                    if turn:  # the first run loads and warms up
+                        seconds.append(time.perf_counter() - begin)
+        finally:
+            for backend, _, _ in pairs:
+                backend.close()
+        first, second = (statistics.median(seconds) for _, _, seconds in pairs)
+        return 1e3 * (second - first)
+
+    def _feeds(self, built: Built) -> dict[str, Array]:
+        if built.graph.name == _TEXT:
+            return {"tokens": self._texts.tokens}
+        types = {port.name: port.dtype(torch.float32) for port in built.graph.inputs}
+        calls = self._samples[0].calls
+        return feeds_of(next(call for call in calls if call.graph == built.graph.name), types)
+
+
+def _recovers(before: ParityReport, found: ParityReport, whole: ParityReport) -> bool:
+    """Whether raising parts of the image encoder does what raising the whole of it does."""
+    if found.passed:
+        return True
+    if not np.isfinite(before.stages[ENCODER].relative_l2):
+        return bool(np.isfinite(found.stages[ENCODER].relative_l2))
+    if not np.isfinite(before.damage()):  # another graph's fault
+        return found.stages[ENCODER].relative_l2 <= found.budget.stage_l2
+    gained, possible = before.damage() - found.damage(), before.damage() - whole.damage()
+    return gained > 0 and gained >= _RECOVERED * possible
+
+
+_SIZES: Final = {
+    Precision.FP32: 4,
+    Precision.FP16: 2,
+    Precision.BF16: 2,
+    Precision.INT8: 1,
+    Precision.FP8: 1,
+}
+
+
+def inputs_of(graph: str, samples: Sequence[Sample], texts: Texts) -> list[Mapping[str, Array]]:
+    """What float32 torch fed a graph on the images, a run an entry."""
+    if graph == _TEXT:
+        return [{"tokens": texts.tokens}]
+    return [call.inputs for sample in samples for call in sample.calls if call.graph == graph]
+
+
+def _weights_by_block(model: EscNet) -> dict[str, int]:
+    """Number of weights of each part of the image encoder."""
+    names = ("block_projection.", "skip0.", "skip1.", "clip.visual.")
+    counts: dict[str, int] = {}
+    for name, tensor in model.named_parameters():
+        if name.startswith(names):
+            counts[part_of(name)] = counts.get(part_of(name), 0) + tensor.numel()
+    return counts
+
+
+class _Alone(TorchBackend):
+    """The model in float32 torch but for one graph, which is a typed file.
+
+    Whatever comes before that graph gets what it got when the samples were recorded, and so is not
+    computed again.
+    """
+
+    def __init__(
+        self, model: EscNet, typed: Backend, built: Built, samples: Sequence[Sample]
+    ) -> None:
+        super().__init__(model)
+        self._typed, self._built = typed, built
+        self._kinds = {port.name: port.dtype(torch.float32) for port in built.graph.inputs}
+        self._calls = [call for sample in samples for call in sample.calls]
+
+    def run(self, graph: str, inputs: Mapping[str, Tensor | Array]) -> dict[str, Tensor]:
+        """As the base class; of the one graph, the file's outputs widened."""
+        arrays = {name: self.to_host(value) for name, value in inputs.items()}
+        known = next(
+            (
+                call
+                for call in self._calls
+                if call.graph == graph
+                and all(np.array_equal(call.inputs[name], arrays[name]) for name in arrays)
+            ),
+            None,
+        )
+        if graph != self._built.graph.name:
+            if known is None:
+                return super().run(graph, inputs)
+            return {name: torch.tensor(value) for name, value in known.outputs.items()}
+        feeds = {
+            name: to_numpy(torch.tensor(value), self._kinds[name]) for name, value in arrays.items()
+        }
+        outputs = self._typed.run(graph, feeds)
+        return {
+            name: torch.tensor(np.asarray(self._typed.to_host(value), np.float32))
+            for name, value in outputs.items()
+        }

@@ -1,0 +1,241 @@
+"""int8 with explicit quantise and dequantise pairs, calibrated on the user's images.
+
+Each product of activations with constant weights (MatMul, Gemm, convolutions) gets one pair at its
+activations, one scale a tensor, and its weights are stored as int8, one scale an output channel;
+both symmetric, zero points 0, as TensorRT asks for. Sums, norms, softmax, GELU and products of two
+activations stay in the graph's own type, and so do biases.
+
+Ranges come from ONNX Runtime's calibrators. Its own quantiser is not used for the pairs: it chooses
+nodes by their kind, while the accuracy gate keeps blocks apart, and ours are the same for float16
+and float32 graphs.
+"""
+
+import contextlib
+import enum
+import io
+from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import NodeProto, TensorProto, helper, numpy_helper
+from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, create_calibrator
+
+from escnet_runtime.backends.base import Array
+
+from .errors import ExportError
+from .widen import nodes_by_block, widen
+
+__all__ = ["Calibration", "activation_ranges", "quantise"]
+
+_Floats = npt.NDArray[np.float32]
+
+_KINDS: Final = ("MatMul", "Gemm", "Conv", "ConvTranspose")
+_LARGEST: Final = 127
+#: Bins of the entropy calibrator's histograms, and those it compares with: ONNX Runtime's own 128
+#: of both leave it next to nothing to choose from.
+_BINS: Final = {"num_bins": 1024, "num_quantized_bins": 128}
+_PERCENTILE: Final = 99.99
+# A scale is stored in the graph's type: below, float16 has no precision left.
+_SMALLEST_SCALE: Final = 2.0**-14
+# Angles of positions reach tens of radians, and are float32 at every precision.
+_NEVER: Final = "positional_encoding"
+
+
+class Calibration(enum.StrEnum):
+    """How the range of a tensor follows from its values on images."""
+
+    ENTROPY = "entropy"
+    PERCENTILE = "percentile"
+
+
+_METHODS: Final[dict[Calibration, tuple[Any, dict[str, Any]]]] = {
+    Calibration.ENTROPY: (CalibrationMethod.Entropy, {"symmetric": True, **_BINS}),
+    Calibration.PERCENTILE: (
+        CalibrationMethod.Percentile,
+        {"symmetric": True, "percentile": _PERCENTILE},
+    ),
+}
+
+
+def activation_ranges(
+    path: Path, feeds: Iterable[Mapping[str, Array]], method: Calibration
+) -> dict[str, float]:
+    """The magnitude up to which each tensor of a graph is to be held.
+
+    The graph is run in float32, whatever its types: float16's own steps are too coarse for
+    histograms.
+
+    Args:
+        path: a graph in float16 or float32.
+        feeds: inputs in float32 (and int32), one run each.
+        method: how a range follows from values.
+
+    Raises:
+        ExportError: there is no input to calibrate on, or ONNX Runtime refuses.
+    """
+    model = onnx.shape_inference.infer_shapes(onnx.load(str(path)))
+    widen(model.graph)
+    chosen, options = _METHODS[method]
+    with TemporaryDirectory(prefix="escnet-calibrate-") as name:
+        wide, augmented = Path(name) / "wide.onnx", Path(name) / "augmented.onnx"
+        onnx.save(model, str(wide))
+        try:
+            # It prints what it does.
+            with contextlib.redirect_stdout(io.StringIO()):
+                calibrator = create_calibrator(
+                    str(wide),
+                    list(_KINDS),
+                    str(augmented),
+                    calibrate_method=chosen,
+                    extra_options=options,
+                )
+                for feed in feeds:  # one at a time: it holds all tensors of what it is given
+                    calibrator.collect_data(_Reader(feed))
+                found = calibrator.compute_data()
+        except Exception as error:  # ONNX Runtime's errors share no base below Exception
+            raise ExportError(f"{path.name} could not be calibrated: {error}") from error
+    return {
+        tensor: float(max(abs(np.asarray(bound).item()) for bound in data.range_value))
+        for tensor, data in found.items()
+    }
+
+
+class _Reader(CalibrationDataReader):  # type: ignore[misc]
+    """One run."""
+
+    def __init__(self, feed: Mapping[str, Array]) -> None:
+        self._feeds = iter([dict(feed)])
+
+    def get_next(self) -> dict[str, Array] | None:
+        """The next inputs."""
+        return next(self._feeds, None)
+
+
+def quantise(
+    graph: str, path: Path, target: Path, ranges: Mapping[str, float], keep: Collection[str] = ()
+) -> int:
+    """Write ``path`` to ``target`` with pairs at its products; returns how many products have them.
+
+    Args:
+        graph: its name.
+        path: a graph in float16 or float32.
+        target: the file to write.
+        ranges: from :func:`activation_ranges`.
+        keep: blocks that are left as they are.
+    """
+    model = onnx.load(str(path))
+    editor = _Editor(model.graph, ranges)
+    for node, block, _ in list(nodes_by_block(graph, model.graph)):
+        if block not in keep and editor.can(node):
+            editor.pair(node)
+    editor.finish()
+    onnx.checker.check_model(model, full_check=True)
+    onnx.save(model, str(target))
+    return editor.products
+
+
+class _Editor:
+    """Puts pairs into a graph, in place; each activation gets one, whoever reads it."""
+
+    def __init__(self, graph: onnx.GraphProto, ranges: Mapping[str, float]) -> None:
+        self._graph, self._ranges = graph, ranges
+        self._weights = {tensor.name: tensor for tensor in graph.initializer}
+        self._pairs: dict[str, str] = {}
+        self._before: dict[str, list[NodeProto]] = {}
+        self._stored: set[str] = set()
+        self.products = 0
+
+    def can(self, node: NodeProto) -> bool:
+        """Whether a node multiplies activations with constant weights of several channels."""
+        if node.op_type not in _KINDS or node.input[0] not in self._ranges:
+            return False
+        weight = self._weights.get(node.input[1])
+        if weight is None or weight.data_type not in (TensorProto.FLOAT, TensorProto.FLOAT16):
+            return False
+        if node.op_type in ("MatMul", "Gemm") and len(weight.dims) != 2:
+            return False
+        # The last product before scores and logits has one channel: it costs nothing, and decides.
+        return _NEVER not in weight.name and weight.dims[_axis(node)] > 1
+
+    def pair(self, node: NodeProto) -> None:
+        """Quantise the activations and the weights of a node."""
+        weight = self._weights[node.input[1]]
+        node.input[1] = self._weight(node, weight)
+        node.input[0] = self._activation(node, node.input[0], weight.data_type)
+        self.products += 1
+
+    def finish(self) -> None:
+        """Bring nodes into order and drop weights that nobody reads any more."""
+        nodes = list(self._graph.node)
+        del self._graph.node[:]
+        for node in nodes:
+            self._graph.node.extend(self._before.get(node.output[0], []))
+            self._graph.node.append(node)
+        used = {name for node in self._graph.node for name in node.input}
+        kept = [tensor for tensor in self._graph.initializer if tensor.name in used]
+        del self._graph.initializer[:]
+        self._graph.initializer.extend(kept)
+
+    def _activation(self, node: NodeProto, name: str, kind: int) -> str:
+        if name not in self._pairs:
+            scale = np.array(max(self._ranges[name] / _LARGEST, _SMALLEST_SCALE), np.float32)
+            scale_name = self._constant(f"{name}_scale", _typed(scale, kind))
+            zero = self._constant(f"{name}_zero", np.zeros((), np.int8))
+            made = [
+                helper.make_node(
+                    "QuantizeLinear", [name, scale_name, zero], [f"{name}_int8"], f"{name}_q"
+                ),
+                helper.make_node(
+                    "DequantizeLinear",
+                    [f"{name}_int8", scale_name, zero],
+                    [f"{name}_held"],
+                    f"{name}_dq",
+                ),
+            ]
+            self._before.setdefault(node.output[0], []).extend(made)
+            self._pairs[name] = f"{name}_held"
+        return self._pairs[name]
+
+    def _weight(self, node: NodeProto, weight: TensorProto) -> str:
+        axis = _axis(node)
+        held = f"{weight.name}_held_{axis}"
+        if held not in self._stored:
+            self._stored.add(held)
+            values = numpy_helper.to_array(weight).astype(np.float32)
+            others = tuple(index for index in range(values.ndim) if index != axis)
+            scale = np.abs(values).max(axis=others) / _LARGEST
+            scale = _typed(np.maximum(scale, _SMALLEST_SCALE), weight.data_type)
+            shape = [1] * values.ndim
+            shape[axis] = -1
+            steps = np.rint(values / scale.astype(np.float32).reshape(shape))
+            stored = np.clip(steps, -_LARGEST, _LARGEST).astype(np.int8)
+            inputs = [
+                self._constant(f"{held}_int8", stored),
+                self._constant(f"{held}_scale", scale),
+                self._constant(f"{held}_zero", np.zeros(len(scale), np.int8)),
+            ]
+            made = helper.make_node("DequantizeLinear", inputs, [held], f"{held}_dq", axis=axis)
+            self._before.setdefault(node.output[0], []).append(made)
+        return held
+
+    def _constant(self, name: str, values: npt.NDArray[Any]) -> str:
+        self._graph.initializer.append(numpy_helper.from_array(values, name))
+        return name
+
+
+def _axis(node: NodeProto) -> int:
+    """The axis of a node's weights that is its output channels."""
+    match node.op_type:
+        case "Conv":
+            return 0
+        case "Gemm":
+            return 0 if any(a.name == "transB" and a.i for a in node.attribute) else 1
+    return 1  # MatMul [K, N]; ConvTranspose [in, out, ...]
+
+
+def _typed(values: _Floats, kind: int) -> npt.NDArray[Any]:
+    return values.astype(np.float16 if kind == TensorProto.FLOAT16 else np.float32)
