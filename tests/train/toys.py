@@ -123,6 +123,11 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines]
 
 
+# Autograd decides at its first backward pass whether a fork is safe, by the devices that there are;
+# after an export it counts one that is none. So the first one is here, before any test.
+torch.ones((), requires_grad=True).backward()
+
+
 def start_toy(folder: Path, *options: str, rank: int = 0, **changes: Any) -> BaseProcess:
     """Train in ``folder`` in a process of its own: a copy of this one, which is there at once.
 
