@@ -25,9 +25,10 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, create_calibrator
 
 from escnet_runtime.backends.base import Array
+from escnet_runtime.backends.widen import widen
 
 from .errors import ExportError
-from .widen import nodes_by_block, widen
+from .nodes import nodes_by_block
 
 __all__ = ["Calibration", "activation_ranges", "quantise"]
 
@@ -78,7 +79,7 @@ def activation_ranges(
         ExportError: there is no input to calibrate on, or ONNX Runtime refuses.
     """
     model = onnx.shape_inference.infer_shapes(onnx.load(str(path)))
-    widen(model.graph)
+    widen(model.graph, {TensorProto.FLOAT16})
     chosen, options = _METHODS[method]
     with TemporaryDirectory(prefix="escnet-calibrate-") as name:
         wide, augmented = Path(name) / "wide.onnx", Path(name) / "augmented.onnx"

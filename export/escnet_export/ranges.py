@@ -16,9 +16,10 @@ import onnxruntime as ort
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from escnet_runtime.backends.base import Array
+from escnet_runtime.backends.widen import widen
 
+from .nodes import narrow_tensors, nodes_by_block
 from .plan import ENCODER
-from .widen import narrow_tensors, nodes_by_block, widen
 
 __all__ = ["FLOAT16_LIMIT", "NEAR", "Trap", "find_traps", "worst_first"]
 
@@ -122,7 +123,7 @@ def _places(
 
 def _with_largest(graph: onnx.GraphProto, places: Iterable[str]) -> None:
     """Widen ``graph``, in place, and give it the largest magnitudes of ``places`` as outputs."""
-    widen(graph)
+    widen(graph, {TensorProto.FLOAT16})
     del graph.output[:]
     for name in places:
         largest = f"{name}{_MAXIMUM}"
