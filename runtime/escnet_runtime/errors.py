@@ -10,7 +10,9 @@
     │       ├── BundleFormatError  its description is malformed, unsafe or from a newer format
     │       ├── BundleIntegrityError  a file is missing or is not the one that was written
     │       └── EngineMismatchError   its engines are missing or were built for something else
-    └── BackendError               a backend is missing, or failed while running a graph
+    ├── BackendError               a backend is missing, or failed while running a graph
+    └── DeviceError                the GPU, its driver or its compiler failed, or is not there
+        └── OutOfDeviceMemory      the GPU has less memory free than was asked for
 
 Messages say what was got, what was expected and what to do.
 """
@@ -20,10 +22,12 @@ __all__ = [
     "BundleError",
     "BundleFormatError",
     "BundleIntegrityError",
+    "DeviceError",
     "EngineMismatchError",
     "EscNetError",
     "ImageError",
     "InputError",
+    "OutOfDeviceMemory",
     "VocabularyError",
 ]
 
@@ -62,3 +66,11 @@ class EngineMismatchError(BundleError):
 
 class BackendError(EscNetError):
     """A backend is not installed, cannot run a graph, or failed while running one."""
+
+
+class DeviceError(EscNetError):
+    """The GPU, its driver or its compiler failed, or there is none."""
+
+
+class OutOfDeviceMemory(DeviceError):
+    """The GPU has less memory free than was asked for."""
