@@ -15,8 +15,9 @@ import numpy as np
 import onnxruntime as ort
 
 from ..errors import BackendError
-from ..manifest import Precision, Stage
+from ..manifest import Precision
 from .base import Array, GraphFile, Tensor
+from .ports import require_ports
 
 __all__ = ["OnnxRuntimeBackend"]
 
@@ -116,23 +117,8 @@ class OnnxRuntimeBackend:
                 f"({file.precision} from {file.path}): {error}"
             ) from error
         if file.stage is not None:
-            _require_ports(graph, session, file.stage)
+            require_ports(graph, session, file.stage)
         return session
-
-
-def _require_ports(graph: str, session: ort.InferenceSession, stage: Stage) -> None:
-    """Refuse a file whose inputs and outputs are not those that the bundle says it has."""
-    for what, ports, specs in (
-        ("inputs", session.get_inputs(), stage.inputs),
-        ("outputs", session.get_outputs(), stage.outputs),
-    ):
-        got = {port.name: list(port.shape) for port in ports}
-        expected = {spec.name: list(spec.shape) for spec in specs}
-        if got != expected:
-            raise BackendError(
-                f"graph {graph!r} has the {what} {got!s:.300}, its bundle says {expected}; export "
-                "the bundle again"
-            )
 
 
 def _value(value: Any) -> ort.OrtValue:
