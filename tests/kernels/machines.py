@@ -89,12 +89,15 @@ class HostMachine:
     def buffer(self, content: Bytes) -> Buffer:
         return _HostBuffer(content)
 
+    def prepare(self, kernel: str) -> None:
+        """Compile a kernel, unless that is done."""
+        if kernel not in self._kernels:
+            source = self._source or kernel_source(kernel)
+            self._kernels[kernel] = self._compiler.compile(kernel, source)
+
     def launch(self, launch: Launch, *, seed: int = 0) -> None:
-        name = launch.kernel
-        if name not in self._kernels:
-            source = self._source or kernel_source(name)
-            self._kernels[name] = self._compiler.compile(name, source)
-        self._kernels[name].launch(launch, seed=seed)
+        self.prepare(launch.kernel)
+        self._kernels[launch.kernel].launch(launch, seed=seed)
 
 
 class _GpuBuffer:
