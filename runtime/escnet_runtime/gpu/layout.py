@@ -13,6 +13,7 @@ from typing import Final, Literal
 
 from ..errors import InputError
 from ..groups import category_chunks
+from ..kernels import preprocess_plan
 from ..manifest import DType, Manifest, TensorSpec
 from ..order import PROMPTS, READS, SUMS, WRITES, Step, image_steps, refined
 from ..vocabulary import MAX_CATEGORIES
@@ -103,7 +104,7 @@ class Layout:
         size: height and width of the image in pixels.
         label_bytes: of a label.
         bytes: of the arena.
-        fixed: what stays in place between images: "active", "text", "pixels", "picture".
+        fixed: what stays in place between images: "active", "text", "picture".
     """
 
     bucket: int
@@ -201,7 +202,6 @@ class _Planner:
         model = self.manifest.model
         self._fix("active", "int32", (1,), "nothing")
         self._fix("text", "float32", (self.bucket, model.embed_dim), "categories")
-        self._fix("pixels", "uint8", (*self.size, 3), "pixels")
         self._fix("picture", "uint8", (picture,), "pixels")
         if scratch:
             self._fix("scratch", "uint8", (scratch,), "chunk")
@@ -221,6 +221,14 @@ class _Planner:
         rows = -(-self.bucket // self._group)
         weight = self._value("weight", "float32", (rows, self._group), "categories", 0)
         self.shared["weight"] = weight
+
+    def _front(self, time: int) -> None:
+        """What is made of the pixels before the encoder."""
+        spec = self.manifest.constants.preprocessing
+        between = preprocess_plan(spec, self.size).scratch_bytes
+        self._value("resized", "uint8", (between,), "pixels", time)
+        shape = (1, 3, spec.size, spec.size)
+        self.shared["image"] = self._value("image", "float32", shape, "nothing", time)
 
     def _prompts(self, time: int, step: Step) -> None:
         """All categories at once."""
@@ -246,8 +254,7 @@ class _Planner:
         where = slice(0, 1) if step.chunk is None else self.chunks[step.chunk]
         outputs = {spec.name: spec for spec in stage.outputs}
         if step.kind == "image_encoder":
-            shape = stage.inputs[0].shape
-            self.shared["image"] = self._value("image", "float32", (1, *shape[1:]), "nothing", time)
+            self._front(time)
         reads = {name: self._read(name, time, step.chunk) for name in READS[step.kind]}
         writes = {}
         for name in WRITES[step.kind]:

@@ -5,6 +5,9 @@ it. What lives inside a graph is in ONNX Runtime's own arena. Its CUDA sessions 
 into a CUDA graph of ours (error 900, and the process ends), so this backend is never captured.
 """
 
+import contextlib
+import io
+import logging
 import re
 from collections.abc import Callable, Mapping
 from typing import Final, Literal
@@ -20,6 +23,8 @@ from ..manifest import DType
 from .backend import Binding
 
 __all__ = ["OrtGraphs"]
+
+_LOG = logging.getLogger("escnet_runtime")
 
 Provider = Literal["cuda", "cpu"]
 
@@ -192,6 +197,8 @@ class OrtGraphs:
 
 def require_provider(provider: Provider) -> None:
     """Refuse a provider that the installed ONNX Runtime does not have."""
+    if provider == "cuda":
+        _load_libraries()
     available = ort.get_available_providers()
     if _PROVIDERS[provider] not in available:
         raise BackendError(
@@ -199,6 +206,15 @@ def require_provider(provider: Provider) -> None:
             f"{', '.join(available)}); install escnet-runtime[onnxruntime-gpu] in place of "
             "[onnxruntime], or choose backend='onnxruntime'"
         )
+
+
+def _load_libraries() -> None:
+    """Load CUDA and cuDNN from Python packages, where they are not on the system's path."""
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):  # it prints what it does not find
+        ort.preload_dlls()
+    if said.getvalue():
+        _LOG.debug("ONNX Runtime, looking for libraries: %s", said.getvalue().strip())
 
 
 def _failure(what: str, error: Exception) -> BackendError | OutOfDeviceMemory:
