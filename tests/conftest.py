@@ -1,11 +1,13 @@
 """What every test shares: a bundle, a device on the CPU, a cache, and GPU tests that skip."""
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
 import pytest
 
+from escnet_runtime.device import Device, open_device
 from tests.device.host_device import HostDevice
 from tests.kernels.host import HostCompiler
 from tests.kernels.machines import HostMachine
@@ -60,6 +62,13 @@ def host(host_compiler: HostCompiler) -> HostMachine:
 def host_device(request: pytest.FixtureRequest, host: HostMachine) -> HostDevice:
     """A device on the CPU, once as late as a GPU may be and once as early."""
     return HostDevice(host, lazy=request.param == "lazy")
+
+
+@pytest.fixture(scope="session")
+def cuda_device() -> Iterator[Device]:
+    """The first GPU, for tests marked ``gpu``."""
+    with open_device() as device:
+        yield device
 
 
 @pytest.fixture(autouse=True)

@@ -24,6 +24,10 @@ and nothing is allocated or compiled, and a stream that joins the capture has to
 Work that is captured stands in ``graph.log`` instead. `HostDevice.calls` is a shorthand:
 ``device.calls("upload", "synchronize")`` is the part of the log with those names.
 ``device.open`` tells what is not closed yet.
+
+A stream may be a borrowed one: its handle is that of a stream made here, or 1 or 2, CUDA's default
+streams. `HostDevice.lend` makes an array of NumPy memory of "another library", which kernels may
+use. To DLPack the memory is the CPU's, so NumPy takes a ``DeviceArray`` of this device.
 """
 
 import ctypes
@@ -46,6 +50,8 @@ from tests.kernels.machines import HostMachine
 __all__ = ["DeviceFaultError", "HostDevice", "Operation"]
 
 _ALIGNMENT = 256
+_FIRST_HANDLE = 256  # beyond CUDA's default streams
+_DEFAULT_STREAMS = (1, 2)  # cuda.h: CU_STREAM_LEGACY, CU_STREAM_PER_THREAD
 _NOISE = 0xA5  # as bytes, floats and counts: a value that no test takes for a right one
 
 
@@ -253,6 +259,7 @@ class HostDevice:
 
     name = "the CPU, as a device"
     compute_capability = (0, 0)
+    dlpack = (1, 0)
 
     def __init__(
         self, machine: HostMachine, *, lazy: bool = True, total: int = 1 << 30, seed: int = 0
@@ -260,7 +267,8 @@ class HostDevice:
         self._machine, self._lazy, self._total, self._seed = machine, lazy, total, seed
         self._prepared: set[str] = set()
         self._captures: dict[int, _Capture] = {}  # by thread
-        self._streams = 0
+        self._streams: dict[int, _HostStream] = {}
+        self._lent: list[npt.NDArray[Any]] = []
         self.lock = threading.RLock()
         self.log: list[Operation] = []
         self.open: list[_Owned] = []
@@ -270,7 +278,16 @@ class HostDevice:
         """The part of the log with these names, in order."""
         return [one for one in self.log if one.name in names]
 
+    def lend(self, array: npt.NDArray[Any]) -> int:
+        """The address of an array that another library is said to have allocated."""
+        self._lent.append(array)
+        return int(array.ctypes.data)
+
     # The protocol.
+
+    def reaches(self, address: int) -> bool:
+        with self.lock:
+            return self._is_there(address, 1)
 
     def memory(self) -> tuple[int, int]:
         with self.lock:
@@ -297,8 +314,7 @@ class HostDevice:
     def stream(self) -> _HostStream:
         with self.lock:
             self._require_open()
-            self._streams += 1
-            return _HostStream(self, self._streams)
+            return self._new_stream(_FIRST_HANDLE + len(self._streams))
 
     def event(self, *, timing: bool = False) -> _HostEvent:
         with self.lock:
@@ -357,7 +373,7 @@ class HostDevice:
             self._compile(kernels)
 
     def record(self, event: Event, stream: Stream) -> None:
-        mine, on = _mine(event, _HostEvent), _mine(stream, _HostStream)
+        mine, on = _mine(event, _HostEvent), self._stream(stream)
         with self.lock:
             mine.require_open()
             point = mine.point = _Point(stream=on, capture=on.capture)
@@ -368,7 +384,7 @@ class HostDevice:
             self.give(stream, Operation("record", on.handle), task)
 
     def wait(self, stream: Stream, event: Event) -> None:
-        on, point = _mine(stream, _HostStream), _mine(event, _HostEvent).point
+        on, point = self._stream(stream), _mine(event, _HostEvent).point
         with self.lock:
             if point and point.capture and point.capture is not on.capture:
                 if on.capture:
@@ -390,7 +406,7 @@ class HostDevice:
                 on.capture.unjoined.discard(point.stream)
 
     def capture(self, stream: Stream, work: Callable[[], Any]) -> _HostGraph:
-        on = _mine(stream, _HostStream)
+        on = self._stream(stream)
         with self.lock:
             on.require_open()
             if on.capture:
@@ -427,7 +443,7 @@ class HostDevice:
 
     def give(self, stream: Stream, operation: Operation, task: Task) -> None:
         """Give work to a stream, or to the graph that is captured from it."""
-        on = _mine(stream, _HostStream)
+        on = self._stream(stream)
         with self.lock:
             self._require_open()
             on.require_open()
@@ -464,9 +480,30 @@ class HostDevice:
     def _memories(self) -> list[_HostDeviceMemory]:
         return [one for one in self.open if isinstance(one, _HostDeviceMemory)]
 
+    def _is_there(self, address: int, size: int) -> bool:
+        lent = [(int(one.ctypes.data), one.nbytes) for one in self._lent]
+        return any(one.holds(address, size) for one in self._memories()) or any(
+            begin <= address and address + size <= begin + length for begin, length in lent
+        )
+
+    def _stream(self, stream: Stream) -> _HostStream:
+        """The stream itself; a borrowed one is known by its handle."""
+        if isinstance(stream, _HostStream):
+            return stream
+        handle = stream.handle
+        if handle in _DEFAULT_STREAMS and handle not in self._streams:
+            self.open.remove(self._new_stream(handle))
+        if handle not in self._streams:
+            raise DeviceError(f"got stream {handle:#x}; expected one that this device made")
+        return self._streams[handle]
+
+    def _new_stream(self, handle: int) -> _HostStream:
+        made = self._streams[handle] = _HostStream(self, handle)
+        return made
+
     def _bytes(self, address: int, size: int) -> npt.NDArray[np.uint8]:
         """The bytes at an address, which have to lie in one allocation that is there."""
-        if not any(one.holds(address, size) for one in self._memories()):
+        if not self._is_there(address, size):
             raise DeviceFaultError(f"{size} bytes at {address:#x} are not allocated, or were freed")
         if not size:
             return np.empty(0, np.uint8)

@@ -9,6 +9,6 @@ from tests.kernels.machines import GpuMachine, HostMachine, Machine
 def machine(request: pytest.FixtureRequest) -> Machine:
     """The CPU, and a GPU where there is one."""
     if request.param == "gpu":
-        return GpuMachine()
+        return GpuMachine(request.getfixturevalue("cuda_device"))
     found: HostMachine = request.getfixturevalue("host")
     return found
