@@ -9,6 +9,7 @@ from typing import Final
 
 from ..backends import BACKENDS, Backend, GraphFile, create_backend
 from ..bundle import Bundle
+from ..device import open_device
 from ..device.base import Device, Stream
 from ..errors import BackendError, DeviceError, EngineMismatchError
 from ..nvidia import find_gpu
@@ -80,8 +81,6 @@ def on_device(
     manifest = bundle.manifest
     with ExitStack() as owned:
         if device is None:
-            from ..device import open_device
-
             device = owned.enter_context(open_device())
         stream = owned.enter_context(device.stream())
         backend = opener(bundle, stream, chunk)
