@@ -50,6 +50,7 @@ def run(machine: Machine, case: Case) -> Array:
             active=count.address if count else 0,
         )
         machine.launch(launch, seed=case.seed)
+        assert_same(parts.read(), case.parts[start:stop])
     return sums.read()
 
 

@@ -11,26 +11,42 @@ from escnet_runtime.errors import InputError
 
 from .launch import FloatType, Launch
 from .ppg import PpgBuffers, ppg_launch
+from .preprocess import (
+    DeviceImage,
+    Layout,
+    PreprocessPlan,
+    normalise_launch,
+    preprocess_plan,
+    resize_launch,
+)
 from .sums import accumulate_launch, group_weights_launch
 from .upsample_argmax import UpsampleBuffers, upsample_argmax_launch
 
 __all__ = [
     "KERNELS",
+    "DeviceImage",
     "FloatType",
     "Launch",
+    "Layout",
     "PpgBuffers",
+    "PreprocessPlan",
     "UpsampleBuffers",
     "accumulate_launch",
     "group_weights_launch",
     "kernel_source",
+    "normalise_launch",
     "ppg_launch",
+    "preprocess_plan",
+    "resize_launch",
     "upsample_argmax_launch",
 ]
 
 KERNELS = {
     "escnet_accumulate": ("sums.cu",),
     "escnet_group_weights": ("sums.cu",),
+    "escnet_normalise": ("preprocess.cu",),
     "escnet_ppg": ("floats.cuh", "ppg.cu"),
+    "escnet_resize": ("preprocess.cu",),
     "escnet_upsample_argmax": ("floats.cuh", "upsample_argmax.cu"),
 }
 """Kernel → the files that define it, in order."""
