@@ -77,7 +77,7 @@ class _Functions:
         return features, cells, skip, np.repeat(np.repeat(skip, 2, axis=2), 2, axis=3)
 
     def correlation(self, features: Array, text: Array) -> tuple[Array, ...]:
-        scores = 0.1 * np.einsum("dyx,nd->nyx", features[0], text)
+        scores = 0.3 * np.einsum("dyx,nd->nyx", features[0], text)
         embedding = scores[:, None] + np.linspace(0, 1, 8)[:, None, None]
         return scores, embedding
 
@@ -101,7 +101,7 @@ class _Functions:
     def image(
         self, embedding: Array, guidance: Array, text: Array, weight: Array
     ) -> tuple[Array, ...]:
-        out = np.tanh(embedding + guidance) + 0.1 * text.sum(axis=1)[:, None, None, None]
+        out = embedding + 0.1 * np.tanh(embedding * guidance + text.mean(axis=1)[:, None, None, None])
         pixels = out.astype(np.float32).reshape(len(out), HEADS, 4, 16)
         k = np.moveaxis(pixels, 3, 1)
         kv = k[..., None] * k[..., None, :]

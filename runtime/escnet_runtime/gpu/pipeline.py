@@ -243,6 +243,7 @@ class DevicePipeline:
         size = plan.tables.nbytes
         with ExitStack() as owned:
             tables = owned.enter_context(self._device.allocate(size))
+            owned.callback(self._settle)  # before what failed is freed
             program = Program(
                 layout,
                 arena,
@@ -265,7 +266,7 @@ class DevicePipeline:
                 self._stream.synchronize()
                 self._tried.add(shape)
             owned.pop_all()
-        return _Ready(program, tables)
+            return _Ready(program, tables)
 
     def _reserved(self, size: int) -> tuple[int, int]:
         """The arena's address, of so many bytes at least, and by how many it has grown."""
