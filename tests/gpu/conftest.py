@@ -47,8 +47,9 @@ class Rig:
         pipeline = Pipeline(
             OnHost(self.manifest), blocks=model.blocks, ppg=constants.ppg, group=GROUP
         )
+        height, width = pixels.shape[:2]
         encoded = pipeline.encode_image(preprocess(pixels, constants.preprocessing))
-        reduced = UpsampleArgmax(*pixels.shape[:2], model.logits, len(text), threads=1)
+        reduced = UpsampleArgmax(height, width, model.logits, len(text), threads=1)
         for where, logits in pipeline.logits(encoded, text, chunk=len(text)):
             reduced.add(where.start, logits)
         return Picture(*reduced.result())

@@ -1,4 +1,4 @@
-"""A small made-up model: graphs of a few lines of NumPy, on the host and on a device's addresses."""
+"""A small made-up model: graphs of a few lines of NumPy, on the host and on a device."""
 
 import ctypes
 import dataclasses
@@ -68,7 +68,7 @@ class _Functions:
     """What each kind of graph computes; outputs in the order of the graph's ports."""
 
     def text_encoder(self, tokens: Array) -> tuple[Array, ...]:
-        return (np.repeat(tokens.sum(axis=1, keepdims=True), 6, axis=1) / 7,)
+        return (np.sin(tokens.sum(axis=1, keepdims=True) * np.arange(1, 7)),)
 
     def image_encoder(self, image: Array) -> tuple[Array, ...]:
         cells = image.reshape(1, 3, 4, 2, 4, 2).mean(axis=(3, 5))
@@ -101,7 +101,9 @@ class _Functions:
     def image(
         self, embedding: Array, guidance: Array, text: Array, weight: Array
     ) -> tuple[Array, ...]:
-        out = embedding + 0.1 * np.tanh(embedding * guidance + text.mean(axis=1)[:, None, None, None])
+        out = embedding + 0.1 * np.tanh(
+            embedding * guidance + text.mean(axis=1)[:, None, None, None]
+        )
         pixels = out.astype(np.float32).reshape(len(out), HEADS, 4, 16)
         k = np.moveaxis(pixels, 3, 1)
         kv = k[..., None] * k[..., None, :]
@@ -209,7 +211,7 @@ class MadeUpGraphs:
         return enqueue
 
     def release(self, graph: str) -> None:
-        self.loaded.remove(graph)
+        self.loaded = [name for name in self.loaded if name != graph]
 
     def unload(self) -> None:
         self.loaded.clear()
@@ -223,4 +225,5 @@ def _at(one: Binding) -> Array:
     dtype = np.dtype(_NUMPY[one.dtype])
     size = int(np.prod(one.shape)) * dtype.itemsize
     raw = np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(one.address))
-    return raw.view(dtype).reshape(one.shape)
+    array: Array = raw.view(dtype).reshape(one.shape)
+    return array

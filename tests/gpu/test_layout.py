@@ -62,9 +62,10 @@ def test_every_read_is_of_what_was_written_before(
             assert view.value.first <= time <= view.value.last, (call.step, name)
         for view in call.writes.values():
             assert view.value.first <= time <= view.value.last
-            assert view.start + view.shape[0] * (
-                view.value.bytes // view.value.shape[0]
-            ) <= view.value.bytes
+            assert (
+                view.start + view.shape[0] * (view.value.bytes // view.value.shape[0])
+                <= view.value.bytes
+            )
             ready.add(id(view.value))
 
 

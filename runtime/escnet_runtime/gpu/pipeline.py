@@ -111,6 +111,11 @@ class DevicePipeline:
         self._graph_bytes: int | None = None
         self._said_eager = False
 
+    @property
+    def backend(self) -> DeviceBackend:
+        """What runs the graphs."""
+        return self._backend
+
     def submit(self, pixels: ImageArray, text: _Floats) -> InFlight:
         """Enqueue one image and return at once.
 
@@ -141,9 +146,7 @@ class DevicePipeline:
         """
         slot, layout = flight.slot, flight.layout
         if not slot.open:
-            raise EscNetError(
-                "this Segmenter was closed while the image was on its way"
-            )
+            raise EscNetError("this Segmenter was closed while the image was on its way")
         try:
             slot.done.synchronize()
             return _picture(slot.download.array, layout)
