@@ -5,7 +5,7 @@ It works in the primary context of the GPU, the one that PyTorch, CuPy, ONNX Run
 makes that context the current one and puts back what was current before: any thread may call, and a
 caller with a context of its own keeps it.
 
-The context is held until the device and everything that was made in it is closed.
+The context is held until the device is closed and nothing refers to what was made in it.
 """
 
 import ctypes
@@ -107,7 +107,8 @@ class _Owned:
 
     def close(self) -> None:
         if self._guard.detach() is not None:
-            with self._context:
+            # Whoever drops a result while this thread captures a graph does not mean to break it.
+            with self._context, _uncaptured():
                 _call(self._free, self._thing)
 
     def __enter__(self) -> Self:
