@@ -115,7 +115,7 @@ TINY: Final = Recipe(
             rates=Rates(small=2e-4, large=1e-3, weight_decay=1e-4),
             categories=CategorySampling(per_image=32, hard=0.6, wide_every=4, wide=256),
             loss=LossWeights(correlation=0.3),
-            loop=LoopSettings(steps=500, batch=32, warmup=25, log_every=5, save_every=100),
+            loop=LoopSettings(steps=500, batch=16, warmup=25, log_every=5, save_every=100),
         ),
     ),
 )
