@@ -27,7 +27,7 @@ from PIL import Image
 from escnet_runtime.errors import ImageError, InputError
 from escnet_runtime.images import ImageArray
 
-__all__ = ["Preprocessing", "preprocess", "resize"]
+__all__ = ["Preprocessing", "level_table", "preprocess", "resize"]
 
 _MOST_MEAN, _LEAST_STD = 10.0, 1e-3
 
@@ -74,8 +74,13 @@ def preprocess(image: ImageArray, spec: Preprocessing) -> NDArray[np.float32]:
     The paper is silent; as CAT-Seg, the aspect is not kept.
     """
     pixels = resize(image, spec.size, spec.size)
-    # The 256 values a channel can take, rounded to float32 once: exact, and faster than arithmetic.
-    levels = np.arange(256)[None] / 255
-    tables = (levels - np.array(spec.mean)[:, None]) / np.array(spec.std)[:, None]
-    tables = tables.astype(np.float32)
+    tables = level_table(spec)  # faster than arithmetic
     return np.stack([tables[c][pixels[:, :, c]] for c in range(3)])[None]
+
+
+def level_table(spec: Preprocessing) -> NDArray[np.float32]:
+    """The normalised values of the 256 levels of each channel, [3,256], rounded once."""
+    levels = np.arange(256)[None] / 255
+    mean, std = np.array(spec.mean)[:, None], np.array(spec.std)[:, None]
+    table: NDArray[np.float32] = ((levels - mean) / std).astype(np.float32)
+    return table
