@@ -49,6 +49,13 @@ def _parser() -> argparse.ArgumentParser:
         "--steps", type=int, default=budget.steps, help=f"of each run (default: {budget.steps})"
     )
     parser.add_argument(
+        "--batch",
+        type=int,
+        default=budget.batch,
+        metavar="N",
+        help=f"scenes of a step (default: {budget.batch})",
+    )
+    parser.add_argument(
         "--scenes",
         type=int,
         default=budget.count,
@@ -68,7 +75,9 @@ def _ablations(arguments: argparse.Namespace, console: Console) -> tuple[int, Ma
     seeds = _seeds(arguments.seeds)
     if arguments.scenes < 1:
         raise InputError(f"--scenes is {arguments.scenes}; expected at least 1")
-    budget = dataclasses.replace(Budget(), steps=arguments.steps, count=arguments.scenes)
+    budget = dataclasses.replace(
+        Budget(), steps=arguments.steps, batch=arguments.batch, count=arguments.scenes
+    )
     output: Path = arguments.output
     try:
         for results in run_ablations(

@@ -142,7 +142,11 @@ def _escnet_stage(
         load(model)
         return SegmentationTask(
             model,
-            TrainingScenes(first=number * _SCENES_OF_A_PHASE, size=config.clip.image_size),
+            TrainingScenes(
+                first=number * _SCENES_OF_A_PHASE,
+                size=config.clip.image_size,
+                objects=phase.objects,
+            ),
             dataset("shapes:train").classes,
             rates=phase.rates,
             categories=phase.categories,

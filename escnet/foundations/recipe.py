@@ -29,9 +29,13 @@ class ClipPhase:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EscNetPhase:
-    """A part of ESC-Net's training; each goes on from the one before."""
+    """A part of ESC-Net's training; each goes on from the one before.
+
+    ``objects`` are the fewest and the most objects of a scene.
+    """
 
     name: str
+    objects: tuple[int, int] = (2, 6)
     rates: Rates
     categories: CategorySampling
     loss: LossWeights
@@ -105,6 +109,14 @@ TINY: Final = Recipe(
             loss=LossWeights(correlation=0.3),
             loop=LoopSettings(steps=420, batch=4, warmup=20, log_every=5, save_every=20),
         ),
+        EscNetPhase(
+            name="esc-net-crowd",
+            objects=(2, 10),
+            rates=Rates(small=2e-4, large=1e-3, weight_decay=1e-4),
+            categories=CategorySampling(per_image=32, hard=0.6, wide_every=4, wide=256),
+            loss=LossWeights(correlation=0.3),
+            loop=LoopSettings(steps=500, batch=16, warmup=25, log_every=5, save_every=100),
+        ),
     ),
 )
 
@@ -131,6 +143,7 @@ TWO_CORES: Final = replace(
         TINY.clip[1],
     ),
     sam=replace(TINY.sam, steps=600),
+    escnet=TINY.escnet[:2],
 )
 
 RECIPES: Final = {recipe.name: recipe for recipe in (TINY, TWO_CORES)}

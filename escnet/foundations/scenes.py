@@ -14,11 +14,12 @@ class TrainingScenes:
     Args:
         first: number of the first scene.
         size: px a side.
+        objects: fewest and most objects of a scene.
     """
 
-    def __init__(self, first: int, size: int) -> None:
+    def __init__(self, first: int, size: int, objects: tuple[int, int] = (2, 6)) -> None:
         self._first = first
-        self._scenes = dataset("shapes:train", length=1 << 30, size=size)
+        self._scenes = dataset("shapes:train", length=1 << 30, size=size, objects=objects)
 
     def __getitem__(self, index: int) -> TrainingSample:
         image, labels = self._scenes[self._first + index]

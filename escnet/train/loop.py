@@ -174,7 +174,8 @@ class _Run:
         progress.seconds += time.perf_counter() - start
         if self._due(settings.log_every):
             rate = self.optimizer.param_groups[0]["lr"]
-            metrics.write(progress.step, progress.seconds, {**values, "rate": rate})
+            figures = {**values, "rate": rate, **_memory(self.accelerator.device)}
+            metrics.write(progress.step, progress.seconds, figures)
         advance()
 
     def _optimise(self, batches: Iterator[Any]) -> dict[str, Tensor]:
@@ -294,3 +295,10 @@ class _Run:
                 "saved by %d processes and resumed by %d: a step has other samples now", before, now
             )
         self.progress = progress
+
+
+def _memory(device: torch.device) -> dict[str, float]:
+    """The most that this process's tensors have held of a GPU so far."""
+    if device.type != "cuda":
+        return {}
+    return {"peak_memory_bytes": float(torch.cuda.max_memory_allocated(device))}

@@ -55,7 +55,7 @@ def test_all_stages_give_a_checkpoint_with_its_provenance(tmp_path: Path) -> Non
     assert loaded.trained
     assert loaded.model.config.name == "tiny"
     document = json.loads((tmp_path / make.PROVENANCE).read_text(encoding="utf-8"))
-    stages = ["clip-64", "clip-128", "sam", "esc-net", "esc-net-wide"]
+    stages = ["clip-64", "clip-128", "sam", "esc-net", "esc-net-wide", "esc-net-crowd"]
     assert list(document["stages"]) == stages
     assert all(stage["figures"] for stage in document["stages"].values())
     # What one stage leaves, the next one starts from.
