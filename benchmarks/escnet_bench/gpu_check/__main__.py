@@ -99,7 +99,7 @@ def _plan(arguments: argparse.Namespace) -> CheckPlan:
 
 def _in_a_process(part: str, plan: CheckPlan, limit: float | None) -> str:
     """Run a part; what became of it, in a few words. Its file says so too."""
-    command = [sys.executable, "-m", __spec__.name, part, plan.to_json()]
+    command = [sys.executable, "-m", __package__ or "", part, plan.to_json()]
     process = subprocess.Popen(command, start_new_session=True)
     try:
         code = process.wait(timeout=limit)
@@ -127,7 +127,8 @@ def _noted(part: str, plan: CheckPlan, what: str) -> str:
 
 
 def _run_part(part: str, plan: CheckPlan) -> int:
-    logging.basicConfig(level=logging.INFO, format="  %(levelname)s %(name)s: %(message)s")
+    logging.basicConfig(format="  %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("escnet_runtime").setLevel(logging.INFO)
     report = Report.begin(part, plan)
     from .parts import RUN
 

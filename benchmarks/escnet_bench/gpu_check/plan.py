@@ -78,9 +78,10 @@ class CheckPlan:
     @classmethod
     def from_json(cls, text: str) -> "CheckPlan":
         """What :meth:`to_json` wrote."""
-        data = json.loads(text)
+        data: dict[str, Any] = json.loads(text)
         lists = ("models", "precisions", "categories", "size")
-        return cls(**{name: tuple(v) if name in lists else v for name, v in data.items()})
+        made: dict[str, Any] = {n: tuple(v) if n in lists else v for n, v in data.items()}
+        return cls(**made)
 
     def to_json(self) -> str:
         """For the process of a part."""

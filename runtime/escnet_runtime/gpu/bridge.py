@@ -105,6 +105,7 @@ class BridgedGraphs:
         arrays = [*given.values(), *taken.values()]
         offsets = np.cumsum([0, *(_aligned(array.nbytes) for array in arrays)]).tolist()
         sent = offsets[len(given)]
+        self._backend.load(graph)
         scratch = self._backend.scratch_bytes()
         with ExitStack() as owned:
             memory = owned.enter_context(device.allocate(offsets[-1] + scratch))

@@ -11,6 +11,7 @@ from ..backends import BACKENDS, Backend, GraphFile, create_backend
 from ..bundle import Bundle
 from ..device import open_device
 from ..device.base import Device, Stream
+from ..engines import Compiler, find_engines, fingerprint_here
 from ..errors import BackendError, DeviceError, EngineMismatchError
 from ..nvidia import find_gpu
 from .backend import DeviceBackend
@@ -136,7 +137,21 @@ def _opener(name: str) -> Opener:
     """What makes the backend of that name; its library is imported here."""
     if name == "onnxruntime-cuda":
         return _onnxruntime()
-    raise BackendError(f"backend {name!r} does not run graphs in this version yet")
+    return _engines("tensorrt" if name == "tensorrt" else "tensorrt-rtx")
+
+
+def _engines(backend: Compiler) -> Opener:
+    from .libraries import open_bindings
+    from .tensorrt import EngineGraphs
+
+    bindings = open_bindings(backend)
+
+    def make(bundle: Bundle, stream: Stream, chunk: int | None) -> DeviceBackend:
+        here = fingerprint_here(backend, str(bindings.__version__))
+        record, files = find_engines(bundle, here, chunk=chunk)
+        return EngineGraphs(bindings, record, files, bundle.manifest.stages, stream)
+
+    return make
 
 
 def _onnxruntime() -> Opener:

@@ -172,12 +172,12 @@ class DevicePipeline:
                 self._shrink(error, categories, size)
             else:
                 break
-        measured = self._graph_bytes is not None and not self._backend.scratch_bytes()
+        known, taken = self._backend.resident_bytes, self._graph_bytes or 0
         return memory_plan(
             layout,
             slot_bytes=IN_FLIGHT * self._slot_bytes(layout),
-            backend_bytes=max(self._graph_bytes or 0, self._backend.resident_bytes),
-            measured=measured,
+            backend_bytes=max(taken, known),
+            measured=taken >= known,
         )
 
     def profile(self, pixels: ImageArray, text: _Floats) -> dict[str, float]:

@@ -1,0 +1,32 @@
+"""TensorRT's bindings, one module each; the factory imports only the one that is asked for."""
+
+import importlib
+from typing import Any, Final
+
+from ...engines import Compiler
+from ...errors import BackendError
+
+__all__ = ["open_bindings"]
+
+_MODULES: Final[dict[Compiler, str]] = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
+
+
+def open_bindings(backend: Compiler) -> Any:
+    """The Python module of a backend's library.
+
+    Raises:
+        BackendError: it is not installed, or does not load; says what to install.
+    """
+    extra = f"escnet-engines[{backend}], which brings it"
+    try:
+        module = importlib.import_module(f".{_MODULES[backend]}", __name__)
+    except ModuleNotFoundError as error:
+        raise BackendError(
+            f"backend {backend!r} needs the Python package {error.name}, which is not installed; "
+            f"install {extra}"
+        ) from error
+    except (ImportError, OSError) as error:  # its shared libraries are missing or do not fit
+        raise BackendError(
+            f"backend {backend!r} is installed and does not load: {error}; install {extra}, anew"
+        ) from error
+    return module.BINDINGS

@@ -1,0 +1,242 @@
+"""Engines of TensorRT 10, TensorRT 11 and TensorRT-RTX, whose calls are the same here.
+
+All engines of a bundle share one scratch, which the caller owns: they run one after the other. A
+context is made for each graph and each set of shapes and never changes its shapes again, because a
+context that is part of a CUDA graph must not.
+"""
+
+import logging
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from ..device.base import Stream
+from ..engines import EngineRecord, Profile
+from ..errors import BackendError, OutOfDeviceMemory
+from ..manifest import Stage
+from .backend import Binding
+
+__all__ = ["EngineGraphs"]
+
+_LOG: Final = logging.getLogger("escnet_runtime")
+_NO_MEMORY: Final = re.compile(r"out ?of ?memory|cudaErrorMemoryAllocation", re.IGNORECASE)
+
+_Shapes = tuple[tuple[str, tuple[int, ...]], ...]
+
+
+class EngineGraphs:
+    """Runs a bundle's engines; see :class:`escnet_runtime.gpu.backend.DeviceBackend`.
+
+    Args:
+        trt: the library's bindings.
+        record: describes the engines, and has been compared with what is here.
+        files: the engine of each graph.
+        stages: the graphs, for their dynamic axes.
+        stream: what they work on.
+    """
+
+    capturable = True
+
+    def __init__(
+        self,
+        trt: Any,
+        record: EngineRecord,
+        files: Mapping[str, Path],
+        stages: Mapping[str, Stage],
+        stream: Stream,
+    ) -> None:
+        self._trt, self._record, self._files, self._stages = trt, record, dict(files), stages
+        self._stream = stream
+        self._said = _Said(trt)
+        self._runtime = trt.Runtime(self._said.logger)
+        self._engines: dict[str, Any] = {}
+        self._contexts: dict[tuple[str, _Shapes], Any] = {}
+        self._closed = False
+
+    @property
+    def name(self) -> str:
+        """See :class:`DeviceBackend`."""
+        return self._record.fingerprint.backend
+
+    @property
+    def description(self) -> str:
+        """See :class:`DeviceBackend`."""
+        names = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX"}
+        return f"{names[self.name]} {self._trt.__version__}"
+
+    @property
+    def most_rows(self) -> int:
+        """See :class:`DeviceBackend`: where the profile of a graph ends."""
+        most = [
+            max(profile["n"].most for profile in engine.profiles if "n" in profile)
+            for engine in self._record.engines.values()
+            if any("n" in profile for profile in engine.profiles)
+        ]
+        return min(most)
+
+    @property
+    def resident_bytes(self) -> int:
+        """An engine's file is its weights and code."""
+        return sum(self._record.engines[name].bytes for name in self._engines)
+
+    def stream(self) -> Stream:
+        """See :class:`DeviceBackend`."""
+        return self._stream
+
+    def scratch_bytes(self) -> int:
+        """What the neediest loaded engine takes, for any of its profiles."""
+        return max((engine.device_memory_size_v2 for engine in self._engines.values()), default=0)
+
+    def load(self, *graphs: str) -> None:
+        """See :class:`DeviceBackend`."""
+        for graph in graphs:
+            if graph not in self._engines:
+                self._engines[graph] = self._load(graph)
+
+    def bind(
+        self,
+        graph: str,
+        inputs: Mapping[str, Binding],
+        outputs: Mapping[str, Binding],
+        *,
+        scratch: int = 0,
+    ) -> Callable[[], None]:
+        """See :class:`DeviceBackend`."""
+        self.load(graph)
+        context = self._context(graph, inputs)
+        size = self._engines[graph].device_memory_size_v2
+        addresses = [(name, one.address) for name, one in {**inputs, **outputs}.items()]
+        handle = self._stream.handle
+
+        def run() -> None:
+            # Other chunks of the same shapes use the context too.
+            context.set_device_memory(scratch, size)
+            refused = [name for name, at in addresses if not context.set_tensor_address(name, at)]
+            if refused or not context.execute_async_v3(handle):
+                what = f"refuses the addresses of {', '.join(refused)}" if refused else "failed"
+                raise self._failure(f"graph {graph!r} {what} in {self.description}")
+
+        return run
+
+    def release(self, graph: str) -> None:
+        """See :class:`DeviceBackend`."""
+        for key in [key for key in self._contexts if key[0] == graph]:
+            del self._contexts[key]
+        self._engines.pop(graph, None)
+
+    def unload(self) -> None:
+        """See :class:`DeviceBackend`."""
+        self._contexts.clear()
+        self._engines.clear()
+
+    def close(self) -> None:
+        """See :class:`DeviceBackend`."""
+        self.unload()
+        self._closed = True
+
+    def _load(self, graph: str) -> Any:
+        if self._closed:
+            raise BackendError("the backend is closed; make a new Segmenter")
+        if graph not in self._files:
+            raise BackendError(
+                f"there is no engine of {graph!r}; there are {', '.join(self._files)}"
+            )
+        self._said.clear()
+        engine = self._runtime.deserialize_cuda_engine(self._files[graph].read_bytes())
+        if engine is None:
+            raise self._failure(f"{self.description} cannot load the engine of graph {graph!r}")
+        return engine
+
+    def _context(self, graph: str, inputs: Mapping[str, Binding]) -> Any:
+        """The context of a graph and of shapes."""
+        dynamic = self._dynamic(graph)
+        shapes = tuple((name, inputs[name].shape) for name in dynamic)
+        if (graph, shapes) not in self._contexts:
+            self._contexts[graph, shapes] = self._made(graph, shapes)
+        return self._contexts[graph, shapes]
+
+    def _made(self, graph: str, shapes: _Shapes) -> Any:
+        self._said.clear()
+        managed = self._trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        context = self._engines[graph].create_execution_context(managed)
+        what = f"{self.description} cannot run graph {graph!r} at {dict(shapes)}"
+        if context is None:
+            raise self._failure(what)
+        profile = self._profile(graph, shapes)
+        if profile and not context.set_optimization_profile_async(profile, self._stream.handle):
+            raise self._failure(what)
+        if not all(context.set_input_shape(name, shape) for name, shape in shapes):
+            raise self._failure(what)
+        return context
+
+    def _profile(self, graph: str, shapes: _Shapes) -> int:
+        """The profile that is tuned for the fewest categories among those that take the shapes."""
+        sizes = self._sizes(graph, shapes)
+        profiles = self._record.engines[graph].profiles
+        fitting = [
+            (_span(profile), index)
+            for index, profile in enumerate(profiles)
+            if all(
+                profile[axis].least <= size <= profile[axis].most for axis, size in sizes.items()
+            )
+        ]
+        if profiles and not fitting:
+            raise BackendError(
+                f"the engine of graph {graph!r} takes no {sizes}; its profiles end at "
+                f"{[{axis: one.most for axis, one in profile.items()} for profile in profiles]}"
+            )
+        return min(fitting, default=(0, 0))[1]
+
+    def _dynamic(self, graph: str) -> list[str]:
+        """Inputs with a dynamic axis."""
+        return [
+            spec.name
+            for spec in self._stages[graph].inputs
+            if any(isinstance(axis, str) for axis in spec.shape)
+        ]
+
+    def _sizes(self, graph: str, shapes: _Shapes) -> dict[str, int]:
+        given = dict(shapes)
+        return {
+            axis: size
+            for spec in self._stages[graph].inputs
+            if spec.name in given
+            for axis, size in zip(spec.shape, given[spec.name], strict=True)
+            if isinstance(axis, str)
+        }
+
+    def _failure(self, what: str) -> BackendError | OutOfDeviceMemory:
+        said = "; ".join(self._said.errors[:2]) or "it gives no reason"
+        kind = OutOfDeviceMemory if _NO_MEMORY.search(said) else BackendError
+        return kind(f"{what}: {said}")
+
+
+def _span(profile: Profile) -> int:
+    return sum(one.most for one in profile.values())
+
+
+class _Said:
+    """A logger of the library's class that keeps errors and passes warnings on."""
+
+    def __init__(self, trt: Any) -> None:
+        self.errors: list[str] = []
+        base: Any = trt.ILogger
+        severity = trt.ILogger.Severity
+        said = self.errors
+
+        class Log(base):  # type: ignore[misc]
+            def __init__(self) -> None:
+                base.__init__(self)
+
+            def log(self, level: Any, message: str) -> None:
+                if level in (severity.ERROR, severity.INTERNAL_ERROR):
+                    said.append(message)
+                elif level == severity.WARNING:
+                    _LOG.debug("%s", message)
+
+        self.logger = Log()
+
+    def clear(self) -> None:
+        """Forget what was said before."""
+        self.errors.clear()

@@ -1,0 +1,179 @@
+"""Engines on a made-up TensorRT: contexts, profiles, shared scratch, one CUDA graph, failures."""
+
+import inspect
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from escnet_runtime.errors import BackendError, OutOfDeviceMemory
+from escnet_runtime.gpu.libraries import open_bindings
+from escnet_runtime.gpu.pipeline import DevicePipeline
+from escnet_runtime.gpu.tensorrt import EngineGraphs
+from escnet_runtime.images import ImageArray
+from escnet_runtime.manifest import Manifest
+from tests.device.host_device import HostDevice
+from tests.engines.surface import takes
+from tests.gpu.conftest import Rig
+from tests.gpu.fake_trt import CLASSES, SCRATCH, FakeTrt, made_up_record
+from tests.gpu.made_up import MadeUpGraphs
+from tests.gpu.test_pipeline import assert_same
+from tests.kernels.machines import HostMachine
+
+Floats = npt.NDArray[np.float32]
+
+
+class Engines:
+    """A pipeline over the made-up library."""
+
+    def __init__(
+        self, manifest: Manifest, host: HostMachine, folder: Path, chunks: tuple[int, ...] = (8,)
+    ) -> None:
+        self.device = HostDevice(host)
+        self.trt = FakeTrt(manifest, self.device)
+        stream = self.device.stream()
+        self.trt.graphs = MadeUpGraphs(manifest, stream, self.device)
+        files = {name: folder / f"{name}.engine" for name in manifest.stages}
+        for name, path in files.items():
+            path.write_text(json.dumps(name), encoding="utf-8")
+        self.files = files
+        self.backend = EngineGraphs(
+            self.trt, made_up_record(manifest, chunks), files, manifest.stages, stream
+        )
+        self.pipeline = DevicePipeline(
+            self.device, self.backend, manifest, chunk=self.backend.most_rows
+        )
+        self.rig = Rig(manifest, self.device, self.trt.graphs, self.pipeline)
+
+
+@pytest.fixture
+def engines(made_up: Manifest, host: HostMachine, tmp_path: Path) -> Engines:
+    """With a profile for 8 categories."""
+    return Engines(made_up, host, tmp_path)
+
+
+@pytest.mark.parametrize("categories", [1, 5, 8, 13, 30])
+def test_pictures_are_those_of_the_pipeline_on_the_cpu(
+    categories: int, engines: Engines, image: ImageArray, text: Floats
+) -> None:
+    words = text[:categories]
+    for pixels in (image, image // 2, image[:6]):
+        assert_same(engines.rig.picture(pixels, words), engines.rig.expected(pixels, words))
+    assert engines.device.calls("capture")
+    assert engines.backend.description == "TensorRT 11.4.0"
+
+
+def test_an_image_is_one_upload_one_graph_and_one_download(
+    engines: Engines, image: ImageArray, text: Floats
+) -> None:
+    words = text[:13]
+    engines.rig.picture(image, words)
+    engines.device.log.clear()
+    engines.rig.picture(image, words)
+    names = [one.name for one in engines.device.log if one.name not in ("record", "wait")]
+    assert names == ["upload", "launch", "graph", "copy", "download", "synchronize"]
+
+
+def test_the_scratch_of_all_engines_is_one_place_of_the_arena(
+    engines: Engines, made_up: Manifest
+) -> None:
+    plan = engines.pipeline.plan(8, (11, 9))
+    [row] = [row for row in plan.rows if row.name == "scratch"]
+    assert row.bytes == SCRATCH
+    graphs = len(made_up.stages) - 1  # all but the text encoder
+    assert engines.backend.resident_bytes == 100 * graphs
+    assert plan.backend_bytes >= 100 * graphs
+
+
+def test_the_profile_with_the_least_room_is_taken(
+    made_up: Manifest, host: HostMachine, tmp_path: Path, image: ImageArray, text: Floats
+) -> None:
+    engines = Engines(made_up, host, tmp_path, chunks=(4, 16))
+    assert engines.backend.most_rows == 16
+    engines.rig.picture(image, text[:20])  # 24 rows, in chunks of 12
+    chosen = {rows: profile for graph, shapes, profile in engines.trt.ran for rows in [shapes]}
+    sizes = {dict(shapes)["text"][0]: p for shapes, p in chosen.items() if "text" in dict(shapes)}
+    assert sizes == {12: 1}
+    engines.pipeline.chunk = 4
+    engines.trt.ran.clear()
+    assert_same(engines.rig.picture(image, text[:3]), engines.rig.expected(image, text[:3]))
+    assert {profile for graph, shapes, profile in engines.trt.ran if shapes} == {0}
+
+
+def test_more_categories_than_an_engine_takes_are_refused(engines: Engines) -> None:
+    with pytest.raises(BackendError, match=r"takes no \{'n': 9\}; its profiles end at"):
+        engines.backend._profile("correlation", (("text", (9, 6)),))
+
+
+def test_an_engine_that_is_none_says_what_the_library_said(engines: Engines) -> None:
+    engines.files["decoder"].write_bytes(b"\0\0")
+    with pytest.raises(BackendError, match="'decoder': magic tag does not match"):
+        engines.pipeline.plan(8, (11, 9))
+
+
+def test_a_failing_engine_is_named_and_the_next_call_works(
+    engines: Engines, image: ImageArray, text: Floats
+) -> None:
+    engines.trt.broken["esc1_sam"] = "an illegal memory access"
+    with pytest.raises(BackendError, match=r"'esc1_sam' failed in TensorRT 11\.4\.0: an illegal"):
+        engines.rig.picture(image, text[:5])
+    engines.trt.broken.clear()
+    assert_same(engines.rig.picture(image, text[:5]), engines.rig.expected(image, text[:5]))
+
+
+def test_out_of_memory_is_told_from_other_failures(
+    engines: Engines, image: ImageArray, text: Floats
+) -> None:
+    engines.trt.broken["esc1_sam"] = "Cuda Runtime (out of memory)"
+    with pytest.raises(OutOfDeviceMemory, match="smallest chunk"):
+        engines.rig.picture(image, text[:5])
+    assert engines.pipeline.chunk == 4
+
+
+def test_closing_frees_everything(engines: Engines, image: ImageArray, text: Floats) -> None:
+    engines.rig.picture(image, text[:5])
+    engines.pipeline.close()
+    assert [one.kind for one in engines.device.open] == ["stream"]
+    with pytest.raises(BackendError, match="closed"):
+        engines.backend.load("decoder")
+
+
+def test_the_made_up_library_has_the_calls_of_the_real_one() -> None:
+    """So what the adapter calls exists, with as many arguments, in the bindings here."""
+    real = pytest.importorskip("tensorrt_rtx_bindings", reason="needs TensorRT-RTX's bindings")
+    assert open_bindings("tensorrt-rtx") is real
+    checked = 0
+    for name, ours in vars(CLASSES).items():
+        theirs = getattr(real, name)
+        for member, value in vars(ours).items():
+            if member.startswith("_"):
+                continue
+            assert hasattr(theirs, member), f"{name}.{member}"
+            if inspect.isfunction(value):
+                count = len(inspect.signature(value).parameters) - 1
+                lines = _signatures(getattr(theirs, member))
+                assert takes(lines, count), f"{name}.{member} with {count}: {lines}"
+                checked += 1
+    assert checked == 7
+    assert takes(_signatures(real.Runtime.__init__), 1)
+    assert "USER_MANAGED" in real.ExecutionContextAllocationStrategy.__members__
+    assert {"ERROR", "INTERNAL_ERROR", "WARNING"} <= real.ILogger.Severity.__members__.keys()
+
+
+def _signatures(function: Any) -> str:
+    from tests.engines.surface import _signatures as signatures
+
+    return "\n".join(signatures(function))
+
+
+def test_a_library_that_is_not_installed_names_what_to_install() -> None:
+    try:
+        import tensorrt  # noqa: F401
+    except ModuleNotFoundError:
+        with pytest.raises(BackendError, match=r"needs the Python package tensorrt.*\[tensorrt\]"):
+            open_bindings("tensorrt")
+    else:
+        pytest.skip("TensorRT is installed here")
