@@ -205,6 +205,11 @@ def run_child(started: float, imported: float) -> None:
 
 def _measured(order: _Order, spent: dict[str, float], ready: float) -> dict[str, Any]:
     with Segmenter(order.bundle, order.backend, chunk=order.chunk, cache=order.cache) as segmenter:
+        if segmenter.device_pipeline is not None:
+            raise InputError(
+                f"footprint measures the CPU, and {segmenter.backend} runs on a GPU: choose "
+                "--backend onnxruntime, or measure with make gpu-check"
+            )
         opened = time.monotonic()
         vocabulary = segmenter.vocabulary(order.names)
         embedded = time.monotonic()

@@ -177,6 +177,11 @@ def compare_layers(
     bundle = Bundle.open(path)
     other = None if reference is None else Bundle.open(reference)
     backend = "onnxruntime" if backend == "auto" else backend
+    if backend not in _PROVIDERS:
+        raise InputError(
+            f"backend {backend!r} runs engines, whose nodes cannot be looked at; expected one of "
+            f"{', '.join(_PROVIDERS)}"
+        )
     names = _chosen(bundle, stages)
     golden = Golden.load(bundle)
     limit = golden.reference.stage_tolerance if bound is None else bound

@@ -23,7 +23,7 @@ __all__ = ["BackendState", "Check", "Verdict", "VerifyReport", "verify_bundle"]
 _DISTRIBUTIONS: Final = ("onnxruntime", "onnxruntime-gpu")
 _EXTRAS: Final = "escnet-runtime[onnxruntime] (or [onnxruntime-gpu])"
 _AGAIN: Final = "Copy the bundle again from where it was made; if that does not help, export it."
-_NOT_YET: Final = "present, not run: this runtime has no backend for it yet"
+_NOT_YET: Final = "present, not run: name its backend with --backend to run it"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -27,8 +27,14 @@ def test_labels_are_those_of_the_cpu(
         Segmenter(tiny_bundle, "onnxruntime-cuda", device=device, cache=tmp_path) as segmenter,
     ):
         want = on_cpu(picture, on_cpu.vocabulary(names))
-        got = segmenter(picture, segmenter.vocabulary(names))
+        vocabulary = segmenter.vocabulary(names)
+        got = segmenter(picture, vocabulary)
+        device.log.clear()
+        segmenter(picture, vocabulary)
+        kept = ("upload", "download", "synchronize", "allocate", "allocate_host", "prepare")
+        asked = [one.name for one in device.calls(*kept)]
     assert np.unique(want.labels).size > 1
     assert (got.labels == want.labels).mean() >= 0.999
     assert np.abs(got.confidence.astype(np.float32) - want.confidence).max() < 5e-3
+    assert asked == ["upload", "download", "synchronize"]
     assert not device.open

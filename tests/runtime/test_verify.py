@@ -365,7 +365,7 @@ def test_engines_that_fit_are_said_to_be_there_and_not_run(
     add_engines(bundle_copy)
     assert main([str(bundle_copy), "--json"]) == 0
     said = json.loads(capsys.readouterr().out)
-    words = "present, not run: this runtime has no backend for it yet"
+    words = "present, not run: name its backend with --backend to run it"
     assert said["backends"] == [
         {"name": "onnxruntime", "state": "passed", "detail": said["backends"][0]["detail"]},
         {"name": "tensorrt-rtx", "state": "not run", "detail": words},

@@ -18,7 +18,16 @@ from escnet_runtime.segmenter import Segmenter
 from escnet_runtime.vocabulary import Vocabulary
 
 from .plan import CheckPlan, Report
-from .subjects import export, load_model, made_up_images, open_segmenter, torch_call, words
+from .subjects import (
+    KNOWN,
+    export,
+    load_model,
+    made_up_images,
+    open_segmenter,
+    pictures,
+    torch_call,
+    words,
+)
 
 __all__ = ["RUN"]
 
@@ -59,8 +68,8 @@ def _bundles(plan: CheckPlan, report: Report) -> None:
 
 
 def _pipeline(plan: CheckPlan, report: Report) -> None:
-    images = made_up_images(plan.size, min(plan.repeats, _COMPARED))
     for model, precision, bundle in _each_bundle(plan, report):
+        images = pictures(model, plan, min(plan.repeats, _COMPARED))
         with (
             open_segmenter(bundle, plan, "onnxruntime") as on_cpu,
             open_segmenter(bundle, plan) as on_gpu,
@@ -74,7 +83,7 @@ def _pipeline(plan: CheckPlan, report: Report) -> None:
 
 
 def _cpu_categories(model: str, plan: CheckPlan) -> list[int]:
-    if model == "tiny":
+    if model in KNOWN:  # small
         return list(plan.categories)
     return [count for count in plan.categories if count <= 58]
 
@@ -86,8 +95,8 @@ def _parity(plan: CheckPlan, report: Report) -> None:
 
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
-    images = made_up_images(plan.size, min(plan.repeats, _COMPARED))
     for model, precision, bundle in _each_bundle(plan, report):
+        images = pictures(model, plan, min(plan.repeats, _COMPARED))
         reference, _, _ = load_model(model)
         reference = reference.float().eval().requires_grad_(False).to(plan.device)
         with (

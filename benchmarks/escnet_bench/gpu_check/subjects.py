@@ -1,13 +1,15 @@
 """What is checked and what it is compared with: bundles, images, vocabularies, PyTorch."""
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import numpy.typing as npt
 
 from escnet_runtime.images import ImageArray
+from escnet_runtime.labelled import open_labelled
 from escnet_runtime.segmenter import Segmenter
 from escnet_runtime.vocabulary import Vocabulary
 
@@ -17,7 +19,19 @@ from .plan import CheckPlan
 if TYPE_CHECKING:
     from escnet.model import EscNet
 
-__all__ = ["export", "load_model", "made_up_images", "open_segmenter", "torch_call", "words"]
+__all__ = [
+    "KNOWN",
+    "export",
+    "load_model",
+    "made_up_images",
+    "open_segmenter",
+    "pictures",
+    "torch_call",
+    "words",
+]
+
+#: Model → labelled images of what it was trained for.
+KNOWN: Final = {"tiny": "shapes:heldout"}
 
 
 def made_up_images(size: tuple[int, int], count: int, seed: int = 0) -> list[ImageArray]:
@@ -76,9 +90,19 @@ def open_segmenter(bundle: Path, plan: CheckPlan, backend: str | None = None) ->
     return Segmenter(bundle, backend or plan.backend, cache=Path(plan.bundles, "embeddings"))
 
 
+def pictures(model: str, plan: CheckPlan, count: int) -> list[ImageArray]:
+    """Images that the model knows: `tiny` those of its world, others none, so any."""
+    if model in KNOWN:
+        return [one.image for one in itertools.islice(open_labelled(KNOWN[model]), count)]
+    return made_up_images(plan.size, count)
+
+
 def words(segmenter: Segmenter, categories: int) -> Vocabulary:
-    """So many generated categories, encoded."""
-    return segmenter.vocabulary(generated_names(categories))
+    """So many categories, encoded: of the model's world first, then generated ones."""
+    model = segmenter.bundle.manifest.model.name
+    known = open_labelled(KNOWN[model]).names if model in KNOWN else ()
+    names = [*known[:categories], *generated_names(max(categories - len(known), 0))]
+    return segmenter.vocabulary(names)
 
 
 def torch_call(

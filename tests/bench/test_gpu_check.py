@@ -1,0 +1,140 @@
+"""The script of a GPU's checks: its parts, its files, and what a failure or a limit leaves."""
+
+import json
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from escnet_bench.gpu_check import __main__ as command
+from escnet_bench.gpu_check import parts
+from escnet_bench.gpu_check.plan import METHODS, PARTS, CheckPlan, Report
+from escnet_bench.gpu_check.subjects import load_model, made_up_images, torch_call
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> CheckPlan:
+    """Small, on the CPU."""
+    return CheckPlan(
+        output=str(tmp_path / "results"),
+        bundles=str(tmp_path / "bundles"),
+        models=("tiny",),
+        categories=(5,),
+        backend="onnxruntime",
+        size=(24, 32),
+        repeats=1,
+        compile=False,
+        device="cpu",
+    )
+
+
+def written(plan: CheckPlan, part: str) -> Any:
+    """A part's file."""
+    return json.loads(Path(plan.output, f"gpu-check-{part}.json").read_text(encoding="utf-8"))
+
+
+def test_every_part_has_its_method_and_its_function() -> None:
+    assert set(PARTS) == set(METHODS) == set(parts.RUN)
+
+
+def test_a_plan_survives_its_way_to_a_process(plan: CheckPlan) -> None:
+    assert CheckPlan.from_json(plan.to_json()) == plan
+
+
+def test_rows_are_on_disk_as_they_come(plan: CheckPlan) -> None:
+    report = Report.begin("memory", plan)
+    assert not written(plan, "memory")["finished"]
+    report.add(categories=5, ratio=float("nan"))
+    found = written(plan, "memory")
+    assert found["rows"] == [{"categories": 5, "ratio": None}]
+    assert found["conditions"]["method"] == METHODS["memory"]
+    assert plan.bundles not in json.dumps(found)
+
+
+def test_what_fails_is_written_and_the_rest_goes_on(plan: CheckPlan) -> None:
+    report = Report.begin("parity", plan)
+    with report.attempt("first"):
+        raise ValueError("made up")
+    with report.attempt("second"):
+        report.add(categories=5)
+    found = written(plan, "parity")
+    assert found["errors"] == ["first: ValueError: made up"]
+    assert len(found["rows"]) == 1
+
+
+def test_labels_of_a_bundle_are_compared(plan: CheckPlan, tiny_bundle: Path) -> None:
+    Path(plan.bundles).mkdir()
+    plan.bundle("tiny", "fp16").symlink_to(tiny_bundle)
+    report = Report.begin("pipeline", plan)
+    parts.RUN["pipeline"](plan, report)
+    [row] = written(plan, "pipeline")["rows"]
+    assert row["categories"] == 5
+    assert row["agreement"] == row["clear_agreement"] == 1
+    assert row["logits_relative_l2"] == 0
+    assert 0 < row["clear_share"] <= 1
+
+
+def test_implementations_take_turns(
+    plan: CheckPlan, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path(plan.bundles).mkdir()
+    plan.bundle("tiny", "fp16").symlink_to(tiny_bundle)
+    monkeypatch.setattr(parts, "_WARM_UP", 0)
+    report = Report.begin("latency", plan)
+    parts.RUN["latency"](plan, report)
+    found = written(plan, "latency")
+    assert not found["errors"]
+    assert [row["implementation"] for row in found["rows"]] == ["escnet", "torch eager fp32"]
+    assert all(row["p99_ms"] >= row["p50_ms"] > 0 for row in found["rows"])
+
+
+def test_torch_runs_the_whole_model(plan: CheckPlan) -> None:
+    model, _, trained = load_model("tiny")
+    assert trained
+    call = torch_call(model, half=False, compiled=False, device="cpu")
+    [image] = made_up_images((24, 32), 1)
+    text = np.eye(7, 128, dtype=np.float32)
+    labels = call(image, text)
+    assert labels.shape == (24, 32)
+    assert labels.max() < 7
+
+
+def test_a_missing_bundle_is_an_error_of_its_part(plan: CheckPlan) -> None:
+    report = Report.begin("memory", plan)
+    parts.RUN["memory"](plan, report)
+    assert "there is no bundle tiny-fp16; run the part 'bundles'" in report.errors[0]
+
+
+def test_a_part_beyond_its_limit_keeps_what_it_has(
+    plan: CheckPlan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report = Report.begin("soak", plan)
+    report.add(images=500)
+    monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: SleepingProcess())
+    monkeypatch.setattr(os, "killpg", lambda *_: None)
+    assert command._in_a_process("soak", plan, 3) == "stopped after its 3 s"
+    found = written(plan, "soak")
+    assert found["rows"] == [{"images": 500}]
+    assert found["errors"] == ["stopped after its 3 s"]
+
+
+class SleepingProcess:
+    """One that does not end by itself."""
+
+    pid = 0
+    _asked = 0
+
+    def wait(self, timeout: float | None = None) -> int:
+        self._asked += 1
+        if self._asked == 1:
+            raise subprocess.TimeoutExpired("made up", timeout or 0)
+        return -9
+
+
+@pytest.mark.parametrize("arguments", [["--parts", "none"], ["--categories", "0"]])
+def test_wrong_arguments_are_refused(arguments: list[str]) -> None:
+    with pytest.raises(SystemExit):
+        command.main(arguments)

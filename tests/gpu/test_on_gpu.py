@@ -1,0 +1,73 @@
+"""On a real GPU, with ONNX Runtime's CUDA provider: the labels of the CPU, and no growth."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from escnet_runtime import BackendError, Segmenter
+from escnet_runtime.device import open_device
+from escnet_runtime.images import ImageArray
+
+pytestmark = pytest.mark.gpu
+
+NAMES = ["sky", "tree", "grass", "road", "house", "car"]
+
+
+@pytest.fixture(scope="module")
+def segmenter(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Segmenter]:
+    """On the first GPU."""
+    try:
+        made = Segmenter(
+            tiny_bundle, "onnxruntime-cuda", cache=tmp_path_factory.mktemp("embeddings")
+        )
+    except BackendError as error:
+        pytest.skip(f"needs ONNX Runtime's CUDA provider: {error}")
+    with made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def picture() -> ImageArray:
+    """uint8 [60, 80, 3]."""
+    y, x = np.mgrid[:60, :80]
+    areas = [255 * (y < 25), 3 * x, 200 * ((x - 40) ** 2 + (y - 40) ** 2 < 240)]
+    return np.stack(areas, axis=-1).astype(np.uint8)
+
+
+def test_labels_are_those_of_the_cpu(
+    segmenter: Segmenter, tiny_bundle: Path, picture: ImageArray
+) -> None:
+    got = segmenter(picture, segmenter.vocabulary(NAMES))
+    with Segmenter(tiny_bundle, "onnxruntime", cache=None) as on_cpu:
+        want = on_cpu(picture, on_cpu.vocabulary(NAMES))
+    # The weights are random: labels near the border of two areas are near-ties.
+    assert (got.labels == want.labels).mean() > 0.97
+    assert np.abs(got.confidence.astype(np.float32) - want.confidence).max() < 0.02
+
+
+def test_a_stream_gives_what_single_images_give(segmenter: Segmenter, picture: ImageArray) -> None:
+    vocabulary = segmenter.vocabulary(NAMES)
+    frames = [np.roll(picture, 7 * turn, axis=1) for turn in range(6)]
+    want = [segmenter(frame, vocabulary).labels for frame in frames]
+    got = [result.labels for result in segmenter.stream(frames, vocabulary)]
+    np.testing.assert_array_equal(got, want)
+
+
+def test_memory_does_not_grow(segmenter: Segmenter, picture: ImageArray) -> None:
+    vocabulary = segmenter.vocabulary(NAMES)
+    for _ in segmenter.stream([picture] * 10, vocabulary):
+        pass
+    with open_device() as device:
+        before = device.memory()[0]
+        for _ in segmenter.stream([picture] * 100, vocabulary):
+            pass
+        assert before - device.memory()[0] < 4 * 2**20
+
+
+def test_the_profile_adds_up(segmenter: Segmenter, picture: ImageArray) -> None:
+    assert segmenter.device_pipeline is not None
+    spent = segmenter.device_pipeline.profile(picture, segmenter.vocabulary(NAMES).embeddings)
+    assert spent["image_encoder"] > 0
+    assert 0 < spent["prompts"] < sum(spent.values())
