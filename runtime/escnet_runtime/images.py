@@ -33,7 +33,7 @@ _WARNING_FILTERS = threading.Lock()
 
 
 def load_image(
-    source: str | os.PathLike[str] | Image.Image | NDArray[np.uint8] | NDArray[np.uint16],
+    source: object,
 ) -> ImageArray:
     """Read an image as uint8 [H,W,3], C-contiguous, RGB.
 

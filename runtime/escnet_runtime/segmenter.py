@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, Self
+from typing import Any, Literal, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -18,9 +18,10 @@ from PIL import Image
 from .backends import Backend
 from .bundle import Bundle
 from .contract import require_contract
+from .device.arrays import is_device_array
 from .device.base import Device
 from .embedding_cache import EmbeddingCache, default_cache_directory
-from .errors import EscNetError, InputError
+from .errors import EscNetError, ImageError, InputError
 from .gpu.choose import choose_backend
 from .gpu.memory import MemoryPlan
 from .gpu.pipeline import IN_FLIGHT, DevicePipeline, InFlight
@@ -36,7 +37,25 @@ from .windows import LogitCanvas, crops, plan_windows
 
 __all__ = ["TEXT_BATCH", "ImageSource", "Segmenter", "Window"]
 
-ImageSource = str | os.PathLike[str] | Image.Image | npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
+
+class _CudaArray(Protocol):
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]: ...
+
+
+class _DlpackArray(Protocol):
+    def __dlpack_device__(self) -> tuple[Any, int]: ...
+
+
+ImageSource = (
+    str
+    | os.PathLike[str]
+    | Image.Image
+    | npt.NDArray[np.uint8]
+    | npt.NDArray[np.uint16]
+    | _CudaArray
+    | _DlpackArray
+)
 Window = Literal["none", "sliding"]
 
 _LOG = logging.getLogger("escnet_runtime")
@@ -157,7 +176,10 @@ class Segmenter:
         """Segment one image.
 
         Args:
-            image: a path, a PIL image, or a uint8 array [H, W, 3] (other modes are converted).
+            image: a path, a PIL image, or a uint8 array [H, W, 3] (other modes are converted). With
+                a backend on a GPU also an array there, uint8 [H, W, 3] or [H, W, 4] in C order
+                (the fourth channel is not read), of
+                any library that has DLPack or the CUDA array interface: nothing is uploaded then.
             vocabulary: from :meth:`vocabulary` of a Segmenter of the same model.
             window: "none" looks at the whole image once; "sliding" is the evaluation protocol,
                 four overlapping windows and the whole image, five times the work.
@@ -173,12 +195,13 @@ class Segmenter:
             BackendError: a graph failed.
         """
         self._check(vocabulary, window)
-        pixels = load_image(image)
+        loaded = self._loaded(image)
         with self._lock:
             self._check_open()
             if self._device is not None and window == "none" and observer is None:
-                flight = self._device.submit(pixels, vocabulary.embeddings)
-                return self._finish(self._device, flight, pixels, vocabulary)
+                flight = self._submitted(self._device, loaded, vocabulary)
+                return self._finish(self._device, flight, loaded, vocabulary)
+            pixels = self._on_host(loaded)
             labels, confidence = self._segment(pixels, vocabulary, window, observer)
         return self._result(pixels, vocabulary, labels, confidence)
 
@@ -259,25 +282,25 @@ class Segmenter:
     ) -> Iterator[Segmentation]:
         device = self._device
         source = iter(images)
-        waiting: deque[tuple[InFlight, ImageArray]] = deque()
+        waiting: deque[tuple[InFlight, object]] = deque()
         failure: Exception | None = None
         try:
             while True:
                 if device is not None and len(waiting) == IN_FLIGHT:
                     yield self._next(device, waiting, vocabulary)
                 try:
-                    pixels = load_image(next(source))
+                    loaded = self._loaded(next(source))
                 except StopIteration:
                     break
                 except Exception as error:  # of the source's own kind
                     failure = error
                     break
                 if device is None:
-                    yield self(pixels, vocabulary)
+                    yield self(self._on_host(loaded), vocabulary)
                     continue
                 with self._lock:
                     self._check_open()
-                    waiting.append((device.submit(pixels, vocabulary.embeddings), pixels))
+                    waiting.append((self._submitted(device, loaded, vocabulary), loaded))
             while device is not None and waiting:
                 yield self._next(device, waiting, vocabulary)
         finally:
@@ -291,22 +314,43 @@ class Segmenter:
     def _next(
         self,
         device: DevicePipeline,
-        waiting: "deque[tuple[InFlight, ImageArray]]",
+        waiting: "deque[tuple[InFlight, object]]",
         vocabulary: Vocabulary,
     ) -> Segmentation:
         with self._lock:
-            flight, pixels = waiting.popleft()
-            return self._finish(device, flight, pixels, vocabulary)
+            flight, loaded = waiting.popleft()
+            return self._finish(device, flight, loaded, vocabulary)
+
+    def _loaded(self, image: ImageSource) -> object:
+        """Pixels on the host, or the array on a device as it is."""
+        if not is_device_array(image):
+            return load_image(image)
+        if self._device is None:
+            raise ImageError(
+                f"got an array on a GPU, and this Segmenter has {self.backend}; copy it to the "
+                "host, or choose a backend on a GPU"
+            )
+        return image
+
+    def _on_host(self, loaded: object) -> ImageArray:
+        if isinstance(loaded, np.ndarray):
+            return loaded
+        assert self._device is not None
+        return load_image(self._device.taken(loaded).copy_to_host()[:, :, :3])
+
+    def _submitted(
+        self, device: DevicePipeline, loaded: object, vocabulary: Vocabulary
+    ) -> InFlight:
+        pixels = loaded if isinstance(loaded, np.ndarray) else device.taken(loaded)
+        return device.submit(pixels, vocabulary.embeddings)
 
     def _finish(
-        self,
-        device: DevicePipeline,
-        flight: InFlight,
-        pixels: ImageArray,
-        vocabulary: Vocabulary,
+        self, device: DevicePipeline, flight: InFlight, loaded: object, vocabulary: Vocabulary
     ) -> Segmentation:
         picture = device.finish(flight)
         labels = vocabulary.label_of[picture.labels]
+        pixels = loaded if isinstance(loaded, np.ndarray) else picture.image
+        assert pixels is not None
         return self._result(pixels, vocabulary, labels, picture.confidence)
 
     def _result(

@@ -10,13 +10,17 @@ import pytest
 
 from escnet_runtime import EscNetError, ImageError, InputError, Segmenter, Vocabulary
 from escnet_runtime.bundle import Bundle
+from escnet_runtime.device.arrays import DeviceArray
 from escnet_runtime.errors import BackendError, DeviceError
 from escnet_runtime.gpu import choose
 from escnet_runtime.images import ImageArray
 from escnet_runtime.manifest import Manifest
+from escnet_runtime.segmenter import ImageSource
 from tests.device.host_device import HostDevice
 from tests.gpu.made_up import MadeUpGraphs, OnHost
 from tests.kernels.machines import HostMachine
+
+Lend = Callable[[ImageArray], DeviceArray]
 
 NAMES = ["sky", "tree", "grass", "road", "house", "car"]
 
@@ -207,6 +211,81 @@ def test_a_source_that_fails_ends_a_stream_with_its_own_error(
     with pytest.raises(OSError, match="unplugged"):
         next(stream)
     segmenter(picture, vocabulary)
+
+
+# Arrays on the device
+
+
+@pytest.fixture
+def lend(device: HostDevice) -> Lend:
+    """Puts an image on the device."""
+
+    def make(pixels: ImageArray) -> DeviceArray:
+        memory = device.allocate(pixels.nbytes)
+        with device.stream() as stream, device.allocate_host(pixels.nbytes) as staging:
+            staging.array[:] = pixels.reshape(-1)
+            device.upload(memory.address, staging, pixels.nbytes, stream)
+            stream.synchronize()
+        return DeviceArray.of(device, memory, pixels.shape, np.uint8)
+
+    return make
+
+
+def test_an_array_on_the_device_is_not_uploaded(
+    segmenter: Segmenter,
+    device: HostDevice,
+    lend: Lend,
+    vocabulary: Vocabulary,
+    picture: ImageArray,
+) -> None:
+    want = segmenter(picture, vocabulary)
+    array = lend(picture)
+    device.log.clear()
+    result = segmenter(array, vocabulary)
+    assert not device.calls("upload")
+    np.testing.assert_array_equal(result.labels, want.labels)
+    np.testing.assert_array_equal(result.image, picture)
+
+
+def test_the_fourth_channel_of_an_array_is_not_read(
+    segmenter: Segmenter, lend: Lend, vocabulary: Vocabulary, picture: ImageArray
+) -> None:
+    wide = np.concatenate([picture, picture[:, :, :1]], axis=2)
+    result = segmenter(lend(wide), vocabulary)
+    np.testing.assert_array_equal(result.labels, segmenter(picture, vocabulary).labels)
+    np.testing.assert_array_equal(result.image, picture)
+
+
+def test_a_stream_takes_arrays_of_the_device_too(
+    segmenter: Segmenter, lend: Lend, vocabulary: Vocabulary, picture: ImageArray
+) -> None:
+    pixels = list(frames(picture, 3, []))
+    mixed: list[ImageSource] = [lend(pixels[0]), pixels[1], lend(pixels[2])]
+    got = [result.labels for result in segmenter.stream(mixed, vocabulary)]
+    np.testing.assert_array_equal(got, [segmenter(one, vocabulary).labels for one in pixels])
+
+
+def test_windows_of_an_array_on_the_device(
+    segmenter: Segmenter, lend: Lend, vocabulary: Vocabulary, picture: ImageArray
+) -> None:
+    got = segmenter(lend(picture), vocabulary, window="sliding")
+    want = segmenter(picture, vocabulary, window="sliding")
+    np.testing.assert_array_equal(got.labels, want.labels)
+
+
+def test_arrays_of_another_shape_are_refused(
+    segmenter: Segmenter, lend: Lend, vocabulary: Vocabulary, picture: ImageArray
+) -> None:
+    with pytest.raises(ImageError, match=r"\[12, 16, 2\] on the device; expected \[H,W,3\] RGB"):
+        segmenter(lend(np.ascontiguousarray(picture[:, :, :2])), vocabulary)
+
+
+def test_an_array_of_a_gpu_is_nothing_for_the_cpu(
+    on_cpu: Segmenter, lend: Lend, picture: ImageArray
+) -> None:
+    array = lend(picture)
+    with pytest.raises(ImageError, match="copy it to the host"):
+        on_cpu(array, on_cpu.vocabulary(NAMES))
 
 
 # Threads

@@ -215,7 +215,7 @@ def test_unusable_arrays_are_refused_with_advice(array: np.ndarray, advice: str)
 
 def test_other_things_are_refused() -> None:
     with pytest.raises(ImageError, match="got list"):
-        load_image([[1]])  # type: ignore[arg-type]
+        load_image([[1]])
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "tif", "gif", "bmp"])

@@ -4,14 +4,15 @@ import itertools
 import logging
 from collections import OrderedDict
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
+from ..device.arrays import DeviceArray, device_array
 from ..device.base import Device, DeviceMemory, Event, Graph, HostMemory
-from ..errors import DeviceError, EscNetError, OutOfDeviceMemory
+from ..errors import DeviceError, EscNetError, ImageError, OutOfDeviceMemory
 from ..groups import whole_groups
 from ..images import ImageArray
 from ..kernels import KERNELS, DeviceImage, preprocess_plan
@@ -35,10 +36,14 @@ _Floats = npt.NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Picture:
-    """Rows of the text embeddings [H,W], uint8 or uint16, and their confidence, float16 [H,W]."""
+    """Rows of the text embeddings [H,W], uint8 or uint16, and their confidence, float16 [H,W].
+
+    ``image`` is uint8 [H,W,3] where the pixels came from the device; else None.
+    """
 
     labels: npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
     confidence: npt.NDArray[np.float16]
+    image: ImageArray | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -66,6 +71,7 @@ class InFlight:
 
     slot: Slot
     layout: Layout
+    array: DeviceArray | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -116,11 +122,12 @@ class DevicePipeline:
         """What runs the graphs."""
         return self._backend
 
-    def submit(self, pixels: ImageArray, text: _Floats) -> InFlight:
+    def submit(self, pixels: ImageArray | DeviceArray, text: _Floats) -> InFlight:
         """Enqueue one image and return at once.
 
         Args:
-            pixels: uint8 [H,W,3]; not looked at afterwards.
+            pixels: uint8 [H,W,3]; not looked at afterwards. Or :meth:`taken` from the device, also
+                [H,W,4]: nothing is uploaded then, and the image is downloaded with its picture.
             text: float32 [N,D], unit norm; kept, and taken for the same as long as it is the same
                 object, so it must not change.
 
@@ -137,6 +144,25 @@ class DevicePipeline:
             except OutOfDeviceMemory as error:
                 self._shrink(error, len(text), size)
 
+    def taken(self, array: object) -> DeviceArray:
+        """An image of another library in the device's memory, ordered behind what makes it.
+
+        Args:
+            array: uint8 [H,W,3] RGB or [H,W,4] RGBA in C order, with ``__dlpack__`` or
+                ``__cuda_array_interface__``. It must not change before its result is there.
+
+        Raises:
+            ImageError: it is another shape.
+            InputError: it is another type, or somewhere else.
+        """
+        found = device_array(array, device=self._device, reader=self._stream, dtype=np.uint8)
+        shape = found.shape
+        if len(shape) != 3 or shape[2] not in (3, 4) or 0 in shape:
+            raise ImageError(
+                f"got an array {list(shape)} on the device; expected [H,W,3] RGB or [H,W,4] RGBA"
+            )
+        return found
+
     def finish(self, flight: InFlight) -> Picture:
         """Wait for an image and take its picture.
 
@@ -149,7 +175,12 @@ class DevicePipeline:
             raise EscNetError("this Segmenter was closed while the image was on its way")
         try:
             slot.done.synchronize()
-            return _picture(slot.download.array, layout)
+            picture = _picture(slot.download.array, layout)
+            if flight.array is None:
+                return picture
+            size = flight.array.nbytes
+            pixels = slot.upload.array[:size].reshape(flight.array.shape)[:, :, :3].copy()
+            return replace(picture, image=pixels)
         finally:
             self._slots.give_back(slot)
 
@@ -281,30 +312,36 @@ class DevicePipeline:
         self._arena = self._device.allocate(size)
         return self._arena.address, size - before
 
-    def _submit(self, pixels: ImageArray, ready: _Ready) -> InFlight:
+    def _submit(self, pixels: ImageArray | DeviceArray, ready: _Ready) -> InFlight:
         layout, device = ready.layout, self._device
         assert self._arena is not None
         picture = self._arena.address + layout.fixed["picture"].offset
         size = pixels.nbytes
         slot = self._slots.take(size, layout.picture_bytes)
         try:
-            slot.upload.array[:size] = np.ascontiguousarray(pixels).reshape(-1)
-            device.upload(slot.pixels.address, slot.upload, size, self._uploads)
-            device.record(slot.uploaded, self._uploads)
-            device.wait(self._stream, slot.uploaded)
-            self._run(ready, _packed(slot.pixels.address, layout.size))
+            if isinstance(pixels, DeviceArray):
+                # A copy, so that the image is the caller's again once it has been computed with.
+                device.copy(slot.pixels.address, pixels.address, size, self._stream)
+            else:
+                slot.upload.array[:size] = np.ascontiguousarray(pixels).reshape(-1)
+                device.upload(slot.pixels.address, slot.upload, size, self._uploads)
+                device.record(slot.uploaded, self._uploads)
+                device.wait(self._stream, slot.uploaded)
+            self._run(ready, _packed(slot.pixels.address, pixels.shape))
             device.copy(slot.picture.address, picture, layout.picture_bytes, self._stream)
             device.record(slot.computed, self._stream)
             device.wait(self._downloads, slot.computed)
             device.download(
                 slot.download, slot.picture.address, layout.picture_bytes, self._downloads
             )
+            if isinstance(pixels, DeviceArray):
+                device.download(slot.upload, slot.pixels.address, size, self._downloads)
             device.record(slot.done, self._downloads)
         except BaseException:
             self._settle()
             self._slots.discard(slot)
             raise
-        return InFlight(slot, layout)
+        return InFlight(slot, layout, pixels if isinstance(pixels, DeviceArray) else None)
 
     def _run(self, ready: _Ready, image: DeviceImage) -> None:
         """Everything between upload and download; captured where that can be."""
@@ -451,9 +488,15 @@ def _pixel_bytes(layout: Layout) -> int:
     return 3 * layout.size[0] * layout.size[1]
 
 
-def _packed(address: int, size: tuple[int, int]) -> DeviceImage:
-    height, width = size
-    return DeviceImage(layout="rgb", height=height, width=width, pixels=address, pitch=3 * width)
+def _packed(address: int, shape: tuple[int, ...]) -> DeviceImage:
+    height, width, channels = shape
+    return DeviceImage(
+        layout="rgb" if channels == 3 else "rgba",
+        height=height,
+        width=width,
+        pixels=address,
+        pitch=channels * width,
+    )
 
 
 def _picture(content: npt.NDArray[np.uint8], layout: Layout) -> Picture:

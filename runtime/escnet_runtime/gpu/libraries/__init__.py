@@ -17,7 +17,7 @@ def open_bindings(backend: Compiler) -> Any:
     Raises:
         BackendError: it is not installed, or does not load; says what to install.
     """
-    extra = f"escnet-engines[{backend}], which brings it"
+    extra = f"escnet-runtime[{backend}]"
     try:
         module = importlib.import_module(f".{_MODULES[backend]}", __name__)
     except ModuleNotFoundError as error:
@@ -27,6 +27,6 @@ def open_bindings(backend: Compiler) -> Any:
         ) from error
     except (ImportError, OSError) as error:  # its shared libraries are missing or do not fit
         raise BackendError(
-            f"backend {backend!r} is installed and does not load: {error}; install {extra}, anew"
+            f"backend {backend!r} is installed and does not load: {error}; install {extra} anew"
         ) from error
     return module.BINDINGS
