@@ -91,6 +91,8 @@ class VideoReader:
 class VideoWriter:
     """A video file, written frame by frame; the first one gives its size.
 
+    As a context manager it leaves no file behind an error.
+
     Args:
         path: the file; its suffix decides the container, such as ".mp4".
         rate: frames a second.
@@ -101,6 +103,8 @@ class VideoWriter:
 
     def __init__(self, path: Path, rate: Fraction) -> None:
         self._path, self._rate = path, rate
+        if not path.parent.is_dir():  # found out only with the first frame otherwise
+            raise InputError(f"cannot write the video {path}: there is no folder {path.parent}")
         try:
             self._container: OutputContainer = av.open(str(path), "w")
         except (OSError, ValueError, av.FFmpegError) as error:
@@ -116,7 +120,8 @@ class VideoWriter:
         height, width = (side - side % 2 for side in frame.shape[:2])
         if not height or not width:
             raise InputError(
-                f"got a frame of {frame.shape[1]}×{frame.shape[0]}, too small for video"
+                f"got a frame of {frame.shape[1]}×{frame.shape[0]} pixels; expected sides of at "
+                "least 2"
             )
         if self._stream is None:
             self._stream = self._begun(height, width)
@@ -145,6 +150,8 @@ class VideoWriter:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+        if error is not None:  # half a video is none
+            self._path.unlink(missing_ok=True)
 
     def _begun(self, height: int, width: int) -> VideoStream:
         for codec in _CODECS:

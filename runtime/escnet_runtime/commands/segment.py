@@ -2,7 +2,6 @@
 
 import argparse
 import logging
-import sys
 import tempfile
 import time
 from collections.abc import Iterable, Sequence
@@ -22,9 +21,7 @@ from ..pictures import is_own_picture, save_picture
 from ..result import Segmentation
 from ..segmenter import Segmenter
 from ..vocabulary import Vocabulary, parse_classes, read_classes_file
-
-if sys.platform != "win32":
-    pass
+from .segment_video import is_video, require_videos, segment_video, video_line
 
 __all__ = ["main"]
 
@@ -38,6 +35,9 @@ those do, and commas separate synonyms ("cat; sofa, couch").
 Each image gives STEM_labels.png, a palette PNG (16-bit grey above 256 categories) of indices into
 the categories, and STEM_overlay.png, the image under colours with a legend. An image that cannot be
 read does not stop the others; the exit code is then 1.
+
+A video file or a camera ("camera:0") gives STEM_overlay.mp4, every frame under its colours, and
+STEM_legend.png; it needs escnet-runtime[video]. Ctrl-C ends a camera and keeps what is written.
 """
 
 
@@ -62,7 +62,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("bundle", metavar="BUNDLE", type=Path, help="folder of the bundle")
-    add("images", metavar="IMAGE", nargs="+", help="image file, folder of images, or glob pattern")
+    add(
+        "images",
+        metavar="IMAGE",
+        nargs="+",
+        help="image file, folder of images, glob pattern, video file, or camera:N",
+    )
     classes = parser.add_mutually_exclusive_group(required=True)
     classes.add_argument("--classes", metavar="TEXT", help='categories, as "cat, sofa"')
     classes.add_argument("--classes-file", metavar="FILE", type=Path, help="file of categories")
@@ -86,6 +91,7 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         help='text around a category, such as "a photo of a {}"; several are averaged',
     )
+    add("--frames", metavar="N", type=int, help="stop a video or a camera after so many frames")
     add("--no-overlay", action="store_true", help="write the label maps alone")
     add("--no-cache", action="store_true", help="neither read nor write the cache of embeddings")
     return parser
@@ -93,7 +99,11 @@ def _parser() -> argparse.ArgumentParser:
 
 def _segment(arguments: argparse.Namespace, console: Console) -> tuple[int, dict[str, Any]]:
     names = _categories(arguments)
-    images = _find(arguments.images)
+    videos = [name for name in arguments.images if is_video(name)]
+    stills = [name for name in arguments.images if not is_video(name)]
+    if videos:
+        require_videos(videos, arguments)
+    images = _find(stills) if stills else []
     cache = None if arguments.no_cache else "default"
     with Segmenter(
         arguments.bundle, arguments.backend, chunk=arguments.chunk, cache=cache
@@ -102,20 +112,23 @@ def _segment(arguments: argparse.Namespace, console: Console) -> tuple[int, dict
         targets = _targets(images, arguments.output)
         vocabulary = segmenter.vocabulary(names, templates=arguments.template)
         entries = []
-        with console.progress("segmenting", len(images)) as advance:
+        with console.progress("segmenting", len(images) if images else None) as advance:
             for path, target in zip(images, targets, strict=True):
                 entries.append(_one(segmenter, vocabulary, path, target, arguments))
                 advance()
+        shown = [segment_video(segmenter, vocabulary, name, arguments, console) for name in videos]
         document: dict[str, Any] = {
             "backend": segmenter.backend,
             "categories": len(vocabulary.names),
             "peak_memory_bytes": peak_memory(),
             "images": entries,
         }
+        if videos:
+            document["videos"] = shown
         if segmenter.note:
             document["note"] = segmenter.note
     _show(document, arguments.output, console)
-    return int(any("error" in entry for entry in entries)), document
+    return int(any("error" in entry for entry in (*entries, *document.get("videos", ())))), document
 
 
 def _categories(arguments: argparse.Namespace) -> list[str]:
@@ -244,8 +257,11 @@ def _show(document: dict[str, Any], output: Path, console: Console) -> None:
         ]
         milliseconds = f"{entry['milliseconds']:.0f}"
         table.add_row(path, Text(", ".join(largest)), Text("\n".join(pictures)), milliseconds)
-    console.print(table)
-    if not all("error" in entry for entry in document["images"]):
+    if document["images"]:
+        console.print(table)
+    for entry in document.get("videos", ()):
+        console.print(Text(video_line(entry), "red" if "error" in entry else ""))
+    if not all("error" in entry for entry in (*document["images"], *document.get("videos", ()))):
         console.print(Text(printable(f"The pictures are in {output.resolve()}")))
     if "note" in document:
         console.print(Text(f"Note: {document['note']}.", "yellow"))

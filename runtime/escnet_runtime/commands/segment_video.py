@@ -1,0 +1,193 @@
+"""Videos and cameras for ``escnet-segment``."""
+
+import argparse
+import importlib.util
+import itertools
+import logging
+import re
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from ..console import Console, printable
+from ..errors import BackendError, EscNetError, InputError
+from ..pictures import draw_overlay, save_picture
+from ..result import Segmentation
+from ..segmenter import Segmenter
+from ..vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from ..video import VideoWriter
+
+__all__ = ["VIDEO_SUFFIXES", "is_video", "require_videos", "segment_video", "video_line"]
+
+_LOG = logging.getLogger(__name__)
+VIDEO_SUFFIXES: Final = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm"})
+_CAMERA: Final = re.compile(r"camera:\d{1,3}")
+_SHOWN: Final = 3  # categories of a video in its line
+
+
+def is_video(name: str) -> bool:
+    """Whether an input is a camera or, by its suffix, a video file."""
+    return bool(_CAMERA.fullmatch(name)) or Path(name).suffix.lower() in VIDEO_SUFFIXES
+
+
+def require_videos(videos: Sequence[str], arguments: argparse.Namespace) -> None:
+    """Refuse now what would fail after minutes.
+
+    Raises:
+        BackendError: PyAV is not installed.
+        InputError: an option does not go with videos, or two have the same name.
+    """
+    if importlib.util.find_spec("av") is None:
+        raise BackendError(
+            f"reading {videos[0]} needs PyAV, which is not installed: install escnet-runtime[video]"
+        )
+    if arguments.frames is not None and arguments.frames < 1:
+        raise InputError(f"--frames is {arguments.frames}, expected at least 1")
+    if arguments.window != "none":
+        raise InputError("--window sliding is for images; leave it out for videos")
+    stems = Counter(_stem(name).casefold() for name in videos)
+    twice = [stem for stem, count in stems.items() if count > 1]
+    if twice:
+        raise InputError(f"two videos are called {twice[0]}; give each an --output of its own")
+
+
+def segment_video(
+    segmenter: Segmenter,
+    vocabulary: Vocabulary,
+    name: str,
+    arguments: argparse.Namespace,
+    console: Console,
+) -> dict[str, Any]:
+    """Segment a video and write it under its colours; the entry of the result, also of a failure.
+
+    Args:
+        segmenter: what segments.
+        vocabulary: the categories.
+        name: a file or "camera:N".
+        arguments: of the command: ``output``, ``frames``, ``no_overlay``.
+        console: shows the frames a second.
+    """
+    stem = _stem(name)
+    overlay = None if arguments.no_overlay else arguments.output / f"{stem}_overlay.mp4"
+    legend = arguments.output / f"{stem}_legend.png"
+    try:
+        entry = _run(segmenter, vocabulary, name, overlay, arguments.frames, console)
+        if overlay is not None:
+            save_picture(entry.pop("legend"), legend)
+            entry |= {"overlay": str(overlay), "legend": str(legend)}
+    except (EscNetError, OSError, MemoryError) as error:
+        message = str(error) or "not enough memory"
+        _LOG.error("%s", message if name in message else f"{name}: {message}")
+        return {"path": name, "error": message}
+    return entry
+
+
+def video_line(entry: dict[str, Any]) -> str:
+    """A line for people."""
+    if "error" in entry:
+        return printable(f"{entry['path']}: {entry['error']}")
+    largest = list(entry["area"].items())[:_SHOWN]
+    shares = ", ".join(f"{name} {share:.1%}" for name, share in largest)
+    return printable(
+        f"{entry['path']}: {entry['frames']} frames of {entry['width']}×{entry['height']}, "
+        f"{entry['frames_per_second']:.1f} frames a second; {shares}"
+    )
+
+
+def _run(
+    segmenter: Segmenter,
+    vocabulary: Vocabulary,
+    name: str,
+    overlay: Path | None,
+    most: int | None,
+    console: Console,
+) -> dict[str, Any]:
+    from ..video import VideoReader, VideoWriter
+
+    seen = _Seen(vocabulary)
+    with ExitStack() as owned:
+        reader = owned.enter_context(VideoReader(name))
+        if overlay is not None and Path(name).resolve() == overlay.resolve():
+            raise InputError(f"{name} would be written over by its own overlay; use --output")
+        writer = None if overlay is None else owned.enter_context(VideoWriter(overlay, reader.rate))
+        total = most or reader.frames
+        advance = owned.enter_context(console.progress(Path(name).name, total))
+        results = segmenter.stream(itertools.islice(reader, most), vocabulary)
+        # A camera has no end but this one.
+        with suppress(KeyboardInterrupt), closing(results):  # type: ignore[type-var]
+            for result in seen.counted(results):
+                _write(writer, result)
+                advance(f"{seen.rate:.1f} frames a second")
+    if seen.last is None:
+        raise InputError(f"{name} has no frame")
+    return {"path": name, **seen.entry(legend=overlay is not None)}
+
+
+def _write(writer: "VideoWriter | None", result: Segmentation) -> None:
+    if writer is not None:
+        writer.write(np.asarray(result.overlay(legend=False)))
+
+
+class _Seen:
+    """What is known of the frames so far."""
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self._names = vocabulary.names
+        self._pixels = np.zeros(len(vocabulary.names), np.int64)
+        self._start = time.perf_counter()
+        self._seconds = 0.0
+        self._frames = 0
+        self.last: Segmentation | None = None
+
+    def counted(self, results: Iterator[Segmentation]) -> Iterator[Segmentation]:
+        """Pass results on and count them."""
+        for result in results:
+            self._frames += 1
+            self._seconds = time.perf_counter() - self._start
+            self._pixels += np.bincount(result.labels.ravel(), minlength=len(self._names))
+            self.last = result
+            yield result
+
+    @property
+    def rate(self) -> float:
+        """Frames a second so far, reading and writing included."""
+        return self._frames / self._seconds if self._seconds else 0.0
+
+    def entry(self, *, legend: bool) -> dict[str, Any]:
+        """Of the result; the legend as a picture."""
+        assert self.last is not None
+        height, width = self.last.labels.shape
+        order = np.argsort(-self._pixels, kind="stable")
+        share = self._pixels / self._pixels.sum()
+        area: dict[str, float] = {}
+        for index in order[self._pixels[order] > 0]:
+            name = self._names[index]
+            area[name] = area.get(name, 0.0) + float(share[index])
+        found = {
+            "width": width,
+            "height": height,
+            "frames": self._frames,
+            "frames_per_second": round(self.rate, 3),
+            "area": area,
+        }
+        if legend:
+            found["legend"] = self._legend()
+        return found
+
+    def _legend(self) -> Any:
+        """The last frame with the legend of all that was seen."""
+        assert self.last is not None
+        return draw_overlay(
+            self.last.image, self.last.labels, self._names, largest=30, note=self.last.note
+        )
+
+
+def _stem(name: str) -> str:
+    return name.replace(":", "") if _CAMERA.fullmatch(name) else Path(name).stem

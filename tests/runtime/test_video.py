@@ -1,0 +1,114 @@
+"""Videos: what is written is read, what is no video says so, and escnet-segment takes them."""
+
+import json
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from escnet_runtime.commands.segment import main
+from escnet_runtime.errors import ImageError, InputError
+from escnet_runtime.images import ImageArray, load_image
+from escnet_runtime.video import VideoReader, VideoWriter
+
+
+def frame(index: int, height: int = 48, width: int = 64) -> ImageArray:
+    """A bar that moves, uint8."""
+    pixels = np.full((height, width, 3), 40, np.uint8)
+    pixels[:, 8 * index : 8 * index + 16] = (220, 60, 30)
+    return pixels
+
+
+@pytest.fixture
+def video(tmp_path: Path) -> Path:
+    """Five frames, ten a second."""
+    path = tmp_path / "bar.mp4"
+    with VideoWriter(path, Fraction(10)) as writer:
+        for index in range(5):
+            writer.write(frame(index))
+    return path
+
+
+def test_what_is_written_is_read(video: Path) -> None:
+    with VideoReader(str(video)) as reader:
+        assert reader.rate == 10
+        assert reader.frames == 5
+        read = list(reader)
+    assert len(read) == 5
+    for index, pixels in enumerate(read):
+        assert pixels.shape == (48, 64, 3)
+        assert np.abs(pixels.astype(int) - frame(index)).mean() < 12  # it is lossy
+
+
+def test_odd_sides_lose_a_row_and_a_column(tmp_path: Path) -> None:
+    path = tmp_path / "odd.mp4"
+    with VideoWriter(path, Fraction(10)) as writer:
+        writer.write(frame(0, 49, 65))
+        with pytest.raises(InputError, match="32×48 pixels for a video of 64×48"):
+            writer.write(frame(0, 48, 32))
+        with pytest.raises(InputError, match="sides of at least 2"):
+            writer.write(frame(0, 1, 64))
+    with VideoReader(str(path)) as reader:
+        [pixels] = reader
+    assert pixels.shape == (48, 64, 3)
+
+
+def test_what_is_no_video_says_so(tmp_path: Path) -> None:
+    bad = tmp_path / "bad.mp4"
+    bad.write_bytes(b"no video")
+    for name in (bad, tmp_path / "none.mp4"):
+        with pytest.raises(ImageError, match=f"cannot open the video .*{name.name}"):
+            VideoReader(str(name))
+    with pytest.raises(ImageError, match="cannot open the camera camera:250"):
+        VideoReader("camera:250")
+    with pytest.raises(InputError, match="cannot write the video"):
+        VideoWriter(tmp_path / "none" / "out.mp4", Fraction(10))
+
+
+def test_a_video_is_segmented(
+    tiny_bundle: Path, video: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "out"
+    words = ["--classes", "sky, car, dog", "--output", str(output), "--json"]
+    assert main([str(tiny_bundle), str(video), *words, "--frames", "3"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["images"] == []
+    [entry] = document["videos"]
+    assert entry["frames"] == 3
+    assert (entry["width"], entry["height"]) == (64, 48)
+    assert entry["frames_per_second"] > 0
+    assert sum(entry["area"].values()) == pytest.approx(1)
+    with VideoReader(entry["overlay"]) as reader:
+        assert len(list(reader)) == 3
+        assert reader.rate == 10
+    assert load_image(entry["legend"]).shape[2] == 3
+
+
+def test_a_bad_video_does_not_stop_the_others(
+    tiny_bundle: Path, video: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bad = tmp_path / "bad.mp4"
+    bad.write_bytes(b"no video")
+    words = ["--classes", "sky, car", "--output", str(tmp_path / "out"), "--no-overlay"]
+    names = [str(bad), str(video)]
+    assert main([str(tiny_bundle), *names, *words, "--frames", "1", "--json"]) == 1
+    first, second = json.loads(capsys.readouterr().out)["videos"]
+    assert "cannot open the video" in first["error"]
+    assert second["frames"] == 1
+    assert "overlay" not in second
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--frames", "0"], "--frames is 0"),
+        (["--window", "sliding"], "for images"),
+        (["same/bar.MP4"], "two videos are called bar"),
+    ],
+)
+def test_what_does_not_go_with_videos_is_refused(
+    options: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(tmp_path), "bar.mp4", *options, "--classes", "sky", "--json"]) == 2
+    assert message in capsys.readouterr().err
