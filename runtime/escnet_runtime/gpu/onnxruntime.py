@@ -5,11 +5,12 @@ it. What lives inside a graph is in ONNX Runtime's own arena. Its CUDA sessions 
 into a CUDA graph of ours (error 900, and the process ends), so this backend is never captured.
 """
 
-import contextlib
-import io
+import ctypes
+import importlib.util
 import logging
 import re
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Final, Literal
 
 import numpy as np
@@ -32,6 +33,16 @@ _PROVIDERS: Final[dict[Provider, str]] = {
     "cuda": "CUDAExecutionProvider",
     "cpu": "CPUExecutionProvider",
 }
+#: What the CUDA provider needs, each behind what it needs itself.
+_LIBRARIES: Final = (
+    "libcudart",
+    "libnvJitLink",
+    "libcublasLt",
+    "libcublas",
+    "libcurand",
+    "libcufft",
+    "libcudnn",
+)
 _BFLOAT16: Final = 16  # onnx.TensorProto.BFLOAT16: NumPy has no such type
 _ELEMENT_TYPES: Final[dict[DType, object]] = {
     "float32": np.float32,
@@ -209,12 +220,18 @@ def require_provider(provider: Provider) -> None:
 
 
 def _load_libraries() -> None:
-    """Load CUDA and cuDNN from Python packages, where they are not on the system's path."""
-    said = io.StringIO()
-    with contextlib.redirect_stdout(said):  # it prints what it does not find
-        ort.preload_dlls()
-    if said.getvalue():
-        _LOG.debug("ONNX Runtime, looking for libraries: %s", said.getvalue().strip())
+    """Load CUDA and cuDNN from Python packages, wherever on the path these are.
+
+    ONNX Runtime looks beside itself alone; once a library is loaded, it finds it by its name.
+    """
+    found = importlib.util.find_spec("nvidia")
+    for folder in (found.submodule_search_locations or []) if found else []:
+        for name in _LIBRARIES:
+            for library in sorted(Path(folder).glob(f"*/lib/{name}.so.*")):
+                try:
+                    ctypes.CDLL(str(library))
+                except OSError as error:
+                    _LOG.debug("%s does not load: %s", library.name, error)
 
 
 def _failure(what: str, error: Exception) -> BackendError | OutOfDeviceMemory:

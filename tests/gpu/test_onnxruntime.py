@@ -1,0 +1,166 @@
+"""ONNX Runtime on given addresses: what goes wrong, and what is said then."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from escnet_runtime.backends import GraphFile
+from escnet_runtime.errors import BackendError, OutOfDeviceMemory
+from escnet_runtime.gpu import onnxruntime as module
+from escnet_runtime.gpu.backend import Binding
+from escnet_runtime.gpu.onnxruntime import OrtGraphs, require_provider
+from escnet_runtime.manifest import Precision, Stage, TensorSpec
+from tests.device.host_device import HostDevice
+from tests.kernels.machines import HostMachine
+
+
+def write_graph(path: Path) -> Stage:
+    """y = x + x for float16 [n, 3]; its description."""
+    kind = TensorProto.FLOAT16
+    model = helper.make_model(
+        helper.make_graph(
+            [helper.make_node("Add", ["x", "x"], ["y"])],
+            "double",
+            [helper.make_tensor_value_info("x", kind, ["n", 3])],
+            [helper.make_tensor_value_info("y", kind, ["n", 3])],
+        ),
+        opset_imports=[helper.make_opsetid("", 20)],
+        ir_version=10,
+    )
+    onnx.save(model, path)
+    return Stage(
+        file=path.name,
+        sha256="0" * 64,
+        bytes=path.stat().st_size,
+        precision=Precision.FP16,
+        inputs=(TensorSpec(name="x", dtype="float16", shape=("n", 3)),),
+        outputs=(TensorSpec(name="y", dtype="float16", shape=("n", 3)),),
+    )
+
+
+@pytest.fixture
+def graphs(tmp_path: Path, host: HostMachine) -> Iterator[OrtGraphs]:
+    """One graph, "double"."""
+    stage = write_graph(tmp_path / "double.onnx")
+    file = GraphFile.of(tmp_path / "double.onnx", stage)
+    device = HostDevice(host)
+    with device.stream() as stream:
+        made = OrtGraphs({"double": file}, stream, provider="cpu")
+        yield made
+        made.close()
+
+
+def binding(array: np.ndarray, shape: tuple[int, ...] | None = None) -> Binding:
+    """An array of this process."""
+    return Binding(array.ctypes.data, "float16", shape or array.shape)
+
+
+def test_a_bound_graph_runs_again_and_again_on_what_is_there(graphs: OrtGraphs) -> None:
+    x, y = np.ones((5, 3), np.float16), np.zeros((5, 3), np.float16)
+    run = graphs.bind("double", {"x": binding(x)}, {"y": binding(y)})
+    assert not y.any()
+    run()
+    np.testing.assert_array_equal(y, 2 * x)
+    x[:] = 7
+    run()
+    np.testing.assert_array_equal(y, 2 * x)
+
+
+def test_weights_are_what_is_known_of_its_memory(graphs: OrtGraphs, tmp_path: Path) -> None:
+    assert graphs.resident_bytes == 0
+    graphs.load("double")
+    assert graphs.resident_bytes == (tmp_path / "double.onnx").stat().st_size
+    graphs.release("double")
+    assert graphs.resident_bytes == 0
+
+
+def test_wrong_bindings_name_the_graph(graphs: OrtGraphs) -> None:
+    x = np.ones((5, 3), np.float16)
+    with pytest.raises(BackendError, match="graph 'double'"):
+        graphs.bind("double", {"z": binding(x)}, {"y": binding(x)})()
+    with pytest.raises(BackendError, match="graph 'double' failed"):
+        graphs.bind("double", {"x": binding(x, (3, 5))}, {"y": binding(x)})()
+
+
+def test_unknown_graphs_and_closed_backends_say_so(graphs: OrtGraphs) -> None:
+    with pytest.raises(BackendError, match="no graph 'triple'; there are double"):
+        graphs.load("triple")
+    graphs.close()
+    with pytest.raises(BackendError, match="closed"):
+        graphs.load("double")
+
+
+def test_a_file_that_is_another_graph_is_refused(tmp_path: Path, host: HostMachine) -> None:
+    write_graph(tmp_path / "double.onnx")
+    other = Stage(
+        file="double.onnx",
+        sha256="0" * 64,
+        bytes=1,
+        precision=Precision.FP16,
+        inputs=(TensorSpec(name="x", dtype="float16", shape=("n", 4)),),
+        outputs=(TensorSpec(name="y", dtype="float16", shape=("n", 4)),),
+    )
+    with HostDevice(host).stream() as stream:
+        file = GraphFile.of(tmp_path / "double.onnx", other)
+        graphs = OrtGraphs({"double": file}, stream, provider="cpu")
+        with pytest.raises(BackendError, match="export the bundle again"):
+            graphs.load("double")
+
+
+@pytest.mark.parametrize(
+    ("said", "kind"),
+    [
+        ("Failed to allocate memory for requested buffer of size 123", OutOfDeviceMemory),
+        ("CUDA failure 2: out of memory ; GPU=0", OutOfDeviceMemory),
+        ("Available memory of 5 is smaller than requested bytes of 9", OutOfDeviceMemory),
+        ("CUBLAS failure 3: CUBLAS_STATUS_ALLOC_FAILED", OutOfDeviceMemory),
+        ("Non-zero status code returned while running Add node", BackendError),
+    ],
+)
+def test_out_of_memory_is_told_from_other_failures(
+    said: str, kind: type[Exception], graphs: OrtGraphs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Session:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(real, name)
+
+        def run_with_iobinding(self, *_: Any) -> None:
+            raise RuntimeError(said)
+
+    real = graphs._session("double")
+    monkeypatch.setitem(graphs._sessions, "double", Session())
+    x = np.ones((5, 3), np.float16)
+    run = graphs.bind("double", {"x": binding(x)}, {"y": binding(x)})
+    with pytest.raises(kind, match="graph 'double' failed in ONNX Runtime"):
+        run()
+
+
+def test_cuda_asks_for_our_stream_and_no_wait(
+    tmp_path: Path, host: HostMachine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its options are the provider's own words; what they do is for a GPU to show."""
+    monkeypatch.setattr(module, "require_provider", lambda provider: None)
+    with HostDevice(host).stream() as stream:
+        graphs = OrtGraphs({}, stream)
+        found = graphs._provider_with_options()
+        assert isinstance(found, tuple)
+        name, options = found
+        assert name == "CUDAExecutionProvider"
+        assert options["user_compute_stream"] == str(stream.handle)
+        entry = graphs._options.get_run_config_entry("disable_synchronize_execution_providers")
+        assert entry == "1"
+        assert not graphs.capturable
+
+
+def test_a_provider_that_is_not_there_names_what_to_install() -> None:
+    import onnxruntime
+
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        pytest.skip("this ONNX Runtime has the CUDA provider")
+    with pytest.raises(BackendError, match=r"has no CUDAExecutionProvider.*onnxruntime-gpu"):
+        require_provider("cuda")
