@@ -74,6 +74,13 @@ def test_the_arena_is_hardly_larger_than_what_lives_at_once(manifest: Manifest) 
     assert layout.bytes < 1.05 * most_alive(layout)
 
 
+def test_a_vocabulary_lies_in_front_whatever_the_size_of_images(manifest: Manifest) -> None:
+    for size in ((10, 10), (2000, 3000)):
+        layout = make_layout(manifest, 20, size, 16)
+        assert layout.fixed["active"].offset == 0
+        assert layout.fixed["text"].offset == 256
+
+
 def test_only_what_must_grows_with_the_categories(manifest: Manifest) -> None:
     few, many = (make_layout(manifest, count, (64, 64), 16) for count in (64, 640))
     names = {value.name for value in many.values if value.grows == "categories"}

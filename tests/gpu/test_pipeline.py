@@ -114,6 +114,18 @@ def test_another_vocabulary_waits_for_nothing_after_the_upload(
     rig.pipeline.finish(flight)
 
 
+def test_a_vocabulary_is_sent_once_for_images_of_any_size(
+    rig: Rig, image: ImageArray, text: Floats
+) -> None:
+    words = text[:8]
+    for pixels in (image, image[:7]):
+        rig.picture(pixels, words)
+    rig.device.log.clear()
+    for pixels in (image, image[:7], image):
+        rig.picture(pixels, words)
+    assert len(rig.device.calls("upload")) == 3  # the images
+
+
 def test_the_next_image_is_on_its_way_before_the_first_is_done(
     rig: Rig, image: ImageArray, text: Floats
 ) -> None:

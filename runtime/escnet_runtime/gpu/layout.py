@@ -18,7 +18,16 @@ from ..manifest import DType, Manifest, TensorSpec
 from ..order import PROMPTS, READS, SUMS, WRITES, Step, image_steps, refined
 from ..vocabulary import MAX_CATEGORIES
 
-__all__ = ["ITEM_BYTES", "Call", "Layout", "Value", "View", "bucket_of", "make_layout"]
+__all__ = [
+    "ITEM_BYTES",
+    "VOCABULARY",
+    "Call",
+    "Layout",
+    "Value",
+    "View",
+    "bucket_of",
+    "make_layout",
+]
 
 ITEM_BYTES: Final[dict[DType, int]] = {
     "float32": 4,
@@ -28,6 +37,8 @@ ITEM_BYTES: Final[dict[DType, int]] = {
     "int8": 1,
     "uint8": 1,
 }
+#: What a vocabulary sends: in front of the arena, in this order and without a gap.
+VOCABULARY: Final = ("active", "text")
 _ALIGNMENT: Final = 256  # what every library asks of an address
 _LEAST_STEP: Final = 8  # rows that matrix units work on at once
 _MOST_CATEGORIES: Final = MAX_CATEGORIES + 1  # of a 16-bit label map; a multiple of every step
@@ -356,15 +367,23 @@ def _aligned(size: int) -> int:
 
 
 def _place(values: tuple[Value, ...]) -> int:
-    """Give each value the lowest free place, the largest first; returns the bytes of the arena."""
+    """Give each value the lowest free place, the largest first; returns the bytes of the arena.
+
+    The vocabulary lies in front of all: it stays where it is when the size of images changes.
+    """
     placed: list[Value] = []  # by offset
     total = 0
-    for value in sorted(values, key=lambda one: (-one.bytes, one.first)):
+    for value in sorted(values, key=_turn):
         value.offset = _gap(_neighbours(placed, value), _aligned(value.bytes))
         total = max(total, value.offset + _aligned(value.bytes))
         placed.append(value)
         placed.sort(key=lambda one: one.offset)
     return total
+
+
+def _turn(value: Value) -> tuple[int, int, int]:
+    front = VOCABULARY.index(value.name) if value.name in VOCABULARY else len(VOCABULARY)
+    return front, -value.bytes, value.first
 
 
 def _neighbours(placed: list[Value], value: Value) -> Iterator[Value]:

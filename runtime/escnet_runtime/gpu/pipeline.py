@@ -4,14 +4,14 @@ import itertools
 import logging
 from collections import OrderedDict
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
 from ..device.arrays import DeviceArray, device_array
-from ..device.base import Device, DeviceMemory, Event, Graph, HostMemory
+from ..device.base import Device, DeviceMemory, Graph, HostMemory
 from ..errors import DeviceError, EscNetError, ImageError, OutOfDeviceMemory
 from ..groups import whole_groups
 from ..images import ImageArray
@@ -74,17 +74,6 @@ class InFlight:
     array: DeviceArray | None = None
 
 
-@dataclass(slots=True, eq=False)
-class _Text:
-    """A vocabulary's embeddings on their way to the arena, and which they are."""
-
-    embeddings: _Floats
-    layout: Layout
-    staging: HostMemory
-    sent: Event
-    owned: ExitStack = field(default_factory=ExitStack)
-
-
 class DevicePipeline:
     """Runs a model's graphs on a device.
 
@@ -112,7 +101,10 @@ class DevicePipeline:
         self._slots = self._owned.enter_context(SlotPool(device))
         self._arena: DeviceMemory | None = None
         self._programs: OrderedDict[tuple[int, tuple[int, int]], _Ready] = OrderedDict()
-        self._text: _Text | None = None
+        # The embeddings that lie in the arena, and the bucket that they are padded to.
+        self._text: tuple[_Floats, int] | None = None
+        self._staging: HostMemory | None = None
+        self._sent = self._owned.enter_context(device.event())
         self._tried: set[tuple[int, int]] = set()  # bucket and chunk of what has run
         self._graph_bytes: int | None = None
         self._said_eager = False
@@ -239,6 +231,8 @@ class DevicePipeline:
         """Wait for what is under way and free everything."""
         self._settle()
         self._forget()
+        if self._staging is not None:
+            self._staging.close()
         self._owned.close()
         self._backend.close()
 
@@ -293,7 +287,7 @@ class DevicePipeline:
                 self._stream.synchronize()
             shape = (layout.bucket, layout.chunk)
             if shape not in self._tried:
-                self._released_text()
+                self._text = None
                 self._device.prepare(*KERNELS)
                 self._device.fill(arena, 0, layout.bytes, self._stream)
                 program.enqueue()
@@ -371,33 +365,29 @@ class DevicePipeline:
 
     def _send_text(self, text: _Floats, layout: Layout) -> None:
         """Put a vocabulary into the arena, unless it is there."""
-        there = self._text
-        if there is not None and there.embeddings is text and there.layout is layout:
+        if self._text is not None and self._text[0] is text and self._text[1] == layout.bucket:
             return
-        self._released_text()
         assert self._arena is not None
-        rows, count = layout.fixed["text"], len(text)
+        begin = layout.fixed["text"].offset  # behind their number
         # Padding repeats real categories: a graph sees nothing that it would not see anyway.
-        padded = text[np.arange(layout.bucket) % count]
-        with ExitStack() as owned:
-            staging = owned.enter_context(self._device.allocate_host(4 + padded.nbytes))
-            sent = owned.enter_context(self._device.event())
-            staging.array[: padded.nbytes] = np.ascontiguousarray(padded).reshape(-1).view(np.uint8)
-            number = owned.enter_context(self._device.allocate_host(4))
-            number.array[:] = np.array([count], np.int32).view(np.uint8)
-            active = layout.fixed["active"]
-            at = self._arena.address
-            self._device.upload(at + rows.offset, staging, padded.nbytes, self._stream)
-            self._device.upload(at + active.offset, number, 4, self._stream)
-            self._device.record(sent, self._stream)
-            self._text = _Text(text, layout, staging, sent, owned.pop_all())
+        padded = text[np.arange(layout.bucket) % len(text)]
+        self._text = None
+        staging = self._staging_of(begin + padded.nbytes)
+        staging.array[:4] = np.array([len(text)], np.int32).view(np.uint8)
+        staging.array[begin : begin + padded.nbytes] = padded.reshape(-1).view(np.uint8)
+        self._device.upload(self._arena.address, staging, begin + padded.nbytes, self._stream)
+        self._device.record(self._sent, self._stream)
+        self._text = text, layout.bucket
 
-    def _released_text(self) -> None:
-        """Free what the last vocabulary was sent from, once it has arrived."""
-        if self._text is not None:
-            text, self._text = self._text, None
-            text.sent.synchronize()
-            text.owned.close()
+    def _staging_of(self, size: int) -> HostMemory:
+        """Where a vocabulary is sent from, once the last one has gone."""
+        self._sent.synchronize()
+        if self._staging is None or len(self._staging.array) < size:
+            if self._staging is not None:
+                self._staging.close()
+                self._staging = None
+            self._staging = self._device.allocate_host(size)
+        return self._staging
 
     def _shrink(self, error: OutOfDeviceMemory, categories: int, size: tuple[int, int]) -> None:
         """Free everything and make the chunk smaller; raises where it is the smallest."""
@@ -472,7 +462,7 @@ class DevicePipeline:
     def _drop_arena(self) -> None:
         while self._programs:
             self._programs.popitem()[1].close()
-        self._released_text()
+        self._text = None
         if self._arena is not None:
             self._arena.close()
             self._arena = None
