@@ -1,10 +1,16 @@
-"""What every test shares: an exported bundle, a cache of its own, and GPU tests that skip."""
+"""What every test shares: a bundle, a device on the CPU, a cache, and GPU tests that skip."""
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
 import pytest
+
+from escnet_runtime.device import Device, open_device
+from tests.device.host_device import HostDevice
+from tests.kernels.host import HostCompiler
+from tests.kernels.machines import HostMachine
 
 # How long an example takes says more of what else the machine does than of the code.
 hypothesis.settings.register_profile("no-deadline", deadline=None)
@@ -35,6 +41,34 @@ def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def bundle_copy(tiny_bundle: Path, tmp_path: Path) -> Path:
     """A copy of the bundle that a test may damage."""
     return Path(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
+
+
+@pytest.fixture(scope="session")
+def host_compiler(tmp_path_factory: pytest.TempPathFactory) -> HostCompiler:
+    """g++, whose sanitizer calls the machine knows; skips where there is none."""
+    compiler = shutil.which("g++")
+    if compiler is None:
+        pytest.skip("needs g++ to run kernels on the CPU")
+    return HostCompiler(compiler, tmp_path_factory.mktemp("kernels"))
+
+
+@pytest.fixture(scope="session")
+def host(host_compiler: HostCompiler) -> HostMachine:
+    """The CPU, thread by thread."""
+    return HostMachine(host_compiler)
+
+
+@pytest.fixture(params=["lazy", "eager"])
+def host_device(request: pytest.FixtureRequest, host: HostMachine) -> HostDevice:
+    """A device on the CPU, once as late as a GPU may be and once as early."""
+    return HostDevice(host, lazy=request.param == "lazy")
+
+
+@pytest.fixture(scope="session")
+def cuda_device() -> Iterator[Device]:
+    """The first GPU, for tests marked ``gpu``."""
+    with open_device() as device:
+        yield device
 
 
 @pytest.fixture(autouse=True)

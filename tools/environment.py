@@ -33,9 +33,9 @@ from tools.workspace import DISTRIBUTIONS, third_party
 
 __all__ = ["EnvironmentBuildError", "activated", "cache_folder", "checkout_environment"]
 
-# Not tested here. The first installs over onnxruntime's files, the second fetches its libraries
-# from an index of NVIDIA's own.
-NOT_INSTALLED = frozenset({"onnxruntime-gpu", "tensorrt"})
+# Not tested here. The first installs over onnxruntime's files, the second is built by nvcc, the
+# third fetches its libraries from an index of NVIDIA's own.
+NOT_INSTALLED = frozenset({"onnxruntime-gpu", "pycuda", "tensorrt"})
 NEEDED_BYTES = 8 * 10**9
 LOG_TAIL_LINES = 25
 

@@ -5,11 +5,22 @@ import sys
 from dataclasses import dataclass
 from typing import Any, Final
 
-__all__ = ["Gpu", "find_gpu"]
+from .errors import DeviceError
+
+__all__ = ["Gpu", "find_gpu", "require_gpu"]
 
 _LIBRARY: Final = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
 # cuda.h: CUdevice_attribute.
 _MAJOR, _MINOR = 75, 76
+_HIDDEN: Final = "see what nvidia-smi shows, and whether CUDA_VISIBLE_DEVICES hides the GPU"
+# cuda.h: CUresult, those that a user can do something about.
+_REASONS: Final = {
+    34: "the library is CUDA's stub: install the driver itself",
+    100: f"no GPU; {_HIDDEN}",
+    802: "the system is not ready yet: its fabric manager may not run",
+    803: "the driver's library and kernel module differ: restart after an update",
+    804: "this driver's compatibility package does not support this GPU",
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,20 +39,42 @@ class Gpu:
 def find_gpu() -> Gpu | None:
     """Ask the driver; None if there is no driver or no GPU."""
     try:
+        return require_gpu()
+    except DeviceError:
+        return None
+
+
+def require_gpu() -> Gpu:
+    """Ask the driver.
+
+    Raises:
+        DeviceError: what of it is missing, and what to do.
+    """
+    try:
         cuda = ctypes.CDLL(_LIBRARY)
-    except OSError:
-        return None
+    except OSError as error:
+        raise DeviceError(
+            f"got no NVIDIA driver ({_LIBRARY} cannot be loaded); install the driver, or in a "
+            "container start it with its GPUs (docker run --gpus all)"
+        ) from error
     version = _integer(cuda.cuDriverGetVersion)
-    if version is None or cuda.cuInit(0) != 0:
-        return None
+    status = cuda.cuInit(0)
+    if version is None or status != 0:
+        raise DeviceError(
+            f"got an NVIDIA driver that does not start (cuInit returns {status}, {_reason(status)})"
+        )
     device = _integer(cuda.cuDeviceGet, 0)
     if device is None:
-        return None
+        raise DeviceError(f"got an NVIDIA driver that shows no GPU; {_HIDDEN}")
     major = _integer(cuda.cuDeviceGetAttribute, _MAJOR, device)
     minor = _integer(cuda.cuDeviceGetAttribute, _MINOR, device)
     if major is None or minor is None:
-        return None
+        raise DeviceError("got a GPU whose compute capability the driver does not tell")
     return Gpu(target=f"sm_{major}{minor}", driver=f"{version // 1000}.{version % 1000 // 10}")
+
+
+def _reason(status: int) -> str:
+    return _REASONS.get(status, "see CUresult in NVIDIA's documentation")
 
 
 def _integer(function: Any, *arguments: int) -> int | None:

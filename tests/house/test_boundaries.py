@@ -31,7 +31,7 @@ ALLOWED = {
 }
 WITHOUT_TORCH = ["escnet_runtime", "escnet_engines"]
 # Libraries of extras an edge device may leave out; each is imported by one module of its own.
-OPTIONAL_AT_THE_EDGE = ["onnx", "polygraphy"]
+OPTIONAL_AT_THE_EDGE = ["cuda", "onnx", "polygraphy"]
 # Compilers that the development environment does not have; each has a module of its own too.
 NOT_INSTALLED_HERE = ["tensorrt"]
 

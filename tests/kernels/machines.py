@@ -1,12 +1,12 @@
 """Where a kernel runs in a test: on the CPU thread by thread, or on a GPU."""
 
-import ctypes
-from functools import cache
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from escnet_runtime.device.arrays import DeviceArray
+from escnet_runtime.device.base import Device
 from escnet_runtime.kernels import FloatType, Launch, kernel_source
 from tests.kernels.host import HostCompiler, HostKernel
 
@@ -89,80 +89,45 @@ class HostMachine:
     def buffer(self, content: Bytes) -> Buffer:
         return _HostBuffer(content)
 
+    def prepare(self, kernel: str) -> None:
+        """Compile a kernel, unless that is done."""
+        if kernel not in self._kernels:
+            source = self._source or kernel_source(kernel)
+            self._kernels[kernel] = self._compiler.compile(kernel, source)
+
     def launch(self, launch: Launch, *, seed: int = 0) -> None:
-        name = launch.kernel
-        if name not in self._kernels:
-            source = self._source or kernel_source(name)
-            self._kernels[name] = self._compiler.compile(name, source)
-        self._kernels[name].launch(launch, seed=seed)
+        self.prepare(launch.kernel)
+        self._kernels[launch.kernel].launch(launch, seed=seed)
 
 
 class _GpuBuffer:
-    def __init__(self, content: Bytes) -> None:
-        import torch
-
-        self._tensor = torch.from_numpy(content.copy()).cuda()
-        self.address = self._tensor.data_ptr()
+    def __init__(self, device: Device, content: Bytes) -> None:
+        self._device = device
+        memory = device.allocate(content.nbytes)
+        self._array = DeviceArray.of(device, memory, content.shape, np.uint8)
+        self.address = memory.address
+        with device.allocate_host(content.nbytes) as host, device.stream() as stream:
+            host.array[:] = content
+            device.upload(memory.address, host, content.nbytes, stream)
+            stream.synchronize()
 
     def read(self) -> Bytes:
-        content: Bytes = self._tensor.cpu().numpy()
-        return content
+        return self._array.copy_to_host()
 
 
 class GpuMachine:
-    """The current device of PyTorch, which lends its memory and its stream."""
+    """The first GPU, by the device layer."""
+
+    def __init__(self, device: Device) -> None:
+        self.device = device
 
     def buffer(self, content: Bytes) -> Buffer:
-        return _GpuBuffer(content)
+        return _GpuBuffer(self.device, content)
 
     def launch(self, launch: Launch, *, seed: int = 0) -> None:
-        import torch
-
-        self.enqueue(launch)
-        torch.cuda.synchronize()
-
-    def enqueue(self, launch: Launch) -> None:
-        """Launch on PyTorch's current stream, without waiting."""
-        import torch
-
-        function = _function(launch.kernel)  # loads the driver's library
-        from cuda.bindings import driver
-
-        stream = torch.cuda.current_stream().cuda_stream
-        parameters = launch.addresses()
-        _checked(
-            driver.cuLaunchKernel(
-                function,
-                *launch.grid,
-                *launch.block,
-                0,
-                stream,
-                ctypes.addressof(parameters),
-                0,
-            )
-        )
-
-
-@cache
-def _function(kernel: str) -> Any:
-    """The kernel, compiled by NVRTC for the current device."""
-    import torch
-    from cuda.bindings import driver
-
-    from tests.kernels.nvrtc import compile_cubin
-
-    major, minor = torch.cuda.get_device_capability()
-    torch.cuda.current_stream()  # makes the primary context current
-    cubin = compile_cubin(kernel_source(kernel), f"sm_{major}{minor}")
-    module = _checked(driver.cuModuleLoadData(cubin))
-    return _checked(driver.cuModuleGetFunction(module, kernel.encode()))
-
-
-def _checked(answer: tuple[Any, ...]) -> Any:
-    """The value of a call of the driver; fails on an error."""
-    status, *values = answer
-    assert int(status) == 0, f"the driver answers {status}"
-    return values[0] if values else None
+        with self.device.stream() as stream:
+            self.device.launch(launch, stream)
+            stream.synchronize()
 
 
 def stored(scores: Floats, float_type: FloatType) -> tuple[Array, Floats]:

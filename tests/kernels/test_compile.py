@@ -10,7 +10,6 @@ import pytest
 
 from escnet_runtime.errors import InputError
 from escnet_runtime.kernels import KERNELS, kernel_source
-from tests.kernels.nvrtc import compile_cubin, find_nvrtc
 
 OLDEST, NEWEST = 75, 121
 
@@ -63,15 +62,6 @@ def test_nvcc_compiles_for_every_gpu_without_spills(tmp_path: Path) -> None:
     assert len(frames) == len(compiled)
     assert set(frames) == {("0", "0", "0")}, done.stderr
     assert (tmp_path / "kernels.fatbin").stat().st_size > 0
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("kernel", KERNELS)
-def test_nvrtc_compiles_without_a_toolkit(kernel: str) -> None:
-    """With no folder of headers, as on a device."""
-    if not find_nvrtc():
-        pytest.skip("needs NVRTC and cuda-bindings, which come with PyTorch for CUDA")
-    assert compile_cubin(kernel_source(kernel), "sm_86").startswith(b"\x7fELF")
 
 
 @pytest.mark.parametrize("kernel", KERNELS)

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from escnet_runtime.device import Device
 from escnet_runtime.errors import InputError
 from escnet_runtime.kernels import FloatType, Launch, PpgBuffers, kernel_source, ppg_launch
 from escnet_runtime.ppg import PpgConstants, Prompts, pseudo_prompts
@@ -291,25 +292,24 @@ def test_one_launch_serves_every_vocabulary_up_to_its_bucket(machine: Machine) -
 
 
 @pytest.mark.gpu
-def test_a_captured_graph_reads_the_count_when_it_runs() -> None:
-    import torch
-
-    machine = GpuMachine()
-    scores = blobs(64, 24, 24)
+def test_a_captured_graph_reads_the_count_when_it_runs(cuda_device: Device) -> None:
+    machine, scores = GpuMachine(cuda_device), blobs(64, 24, 24)
     buffers = Buffers(machine, scores, DEFAULT.regions, active=64)
-    launch = ppg_launch(buffers.addresses(), (64, 24, 24), "float32", DEFAULT)
-    machine.launch(launch)  # compiles and loads outside the capture
-    count = torch.tensor([64], dtype=torch.int32, device="cuda")
-    addresses = dataclasses.replace(buffers.addresses(), active=count.data_ptr())
-    launch = ppg_launch(addresses, (64, 24, 24), "float32", DEFAULT)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        machine.enqueue(launch)
-    for active in (64, 19, 1, 0, 33):
-        count.fill_(active)
-        graph.replay()
-        torch.cuda.synchronize()
-        assert_same(buffers.prompts(), expected(scores, DEFAULT, active))
+    cuda_device.prepare("escnet_ppg")
+    with (
+        cuda_device.stream() as stream,
+        cuda_device.allocate(4) as count,
+        cuda_device.allocate_host(4) as given,
+    ):
+        addresses = dataclasses.replace(buffers.addresses(), active=count.address)
+        launch = ppg_launch(addresses, (64, 24, 24), "float32", DEFAULT)
+        with cuda_device.capture(stream, lambda: cuda_device.launch(launch, stream)) as graph:
+            for active in (64, 19, 1, 0, 33):
+                given.array.view(np.int32)[0] = active
+                cuda_device.upload(count.address, given, 4, stream)
+                graph.launch(stream)
+                stream.synchronize()
+                assert_same(buffers.prompts(), expected(scores, DEFAULT, active))
 
 
 # --- barriers ------------------------------------------------------------------------------------

@@ -95,6 +95,13 @@ class Device(Owned, Protocol):
     @property
     def compute_capability(self) -> tuple[int, int]: ...
 
+    @property
+    def dlpack(self) -> tuple[int, int]:
+        """Type and number of the device as DLPack has them: (2, n) is CUDA's device n."""
+
+    def reaches(self, address: int) -> bool:
+        """Whether a kernel may use this address, which another library allocated."""
+
     def memory(self) -> tuple[int, int]:
         """Bytes that are free, and bytes in all."""
 

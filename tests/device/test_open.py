@@ -1,0 +1,87 @@
+"""Without a GPU, a driver or cuda-bindings, opening a device says what is missing."""
+
+import ctypes
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from escnet_runtime.device import open_device
+from escnet_runtime.errors import DeviceError
+from escnet_runtime.nvidia import find_gpu
+
+
+class Driver:
+    """The driver's library, which starts with a status and shows a number of GPUs."""
+
+    def __init__(self, status: int = 0, gpus: int = 1) -> None:
+        self._status, self._gpus = status, gpus
+
+    def cuDriverGetVersion(self, out: Any) -> int:
+        return _write(out, 13000)
+
+    def cuInit(self, flags: int) -> int:
+        return self._status
+
+    def cuDeviceGet(self, out: Any, ordinal: int) -> int:
+        return _write(out, 0) if ordinal < self._gpus else 101
+
+    def cuDeviceGetAttribute(self, out: Any, attribute: int, device: int) -> int:
+        return _write(out, {75: 9, 76: 0}[attribute])
+
+
+def _write(out: Any, value: int) -> int:
+    ctypes.cast(out, ctypes.POINTER(ctypes.c_int))[0] = value
+    return 0
+
+
+@pytest.mark.parametrize(
+    ("driver", "message"),
+    [
+        (Driver(status=100), r"\(cuInit returns 100, no GPU; .*CUDA_VISIBLE_DEVICES"),
+        (Driver(status=34), "CUDA's stub: install the driver itself"),
+        (Driver(status=803), "restart after an update"),
+        (Driver(status=999), "cuInit returns 999, see CUresult"),
+        (Driver(gpus=0), "driver that shows no GPU; see what nvidia-smi shows"),
+    ],
+)
+def test_a_driver_without_a_gpu_says_why(
+    driver: Driver, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: driver)
+    with pytest.raises(DeviceError, match=message):
+        open_device()
+    assert find_gpu() is None
+
+
+def test_without_a_driver_there_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> None:
+        raise OSError(f"{name}: cannot open shared object file")
+
+    monkeypatch.setattr(ctypes, "CDLL", missing)
+    with pytest.raises(DeviceError, match=r"got no NVIDIA driver \(.*; install the driver"):
+        open_device()
+
+
+def test_without_cuda_bindings_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: Driver())
+    monkeypatch.setitem(sys.modules, "cuda", None)
+    monkeypatch.setitem(sys.modules, "cuda.bindings", None)
+    monkeypatch.delitem(sys.modules, "escnet_runtime.device.cuda", raising=False)
+    with pytest.raises(DeviceError, match=r"a GPU \(sm_90\) and no cuda.*escnet-runtime\[cuda\]"):
+        open_device()
+
+
+def test_looking_for_a_device_ends() -> None:
+    """Whatever this machine has; libraries of CUDA may hang without a driver."""
+    program = (
+        "from escnet_runtime.device import open_device\n"
+        "from escnet_runtime.errors import DeviceError\n"
+        "for _ in range(2):\n"
+        "    try:\n"
+        "        open_device().close()\n"
+        "    except DeviceError as error:\n"
+        "        print(error)\n"
+    )
+    subprocess.run([sys.executable, "-c", program], timeout=60, check=True)
