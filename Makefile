@@ -8,10 +8,10 @@ RUN := $(PYTHON) tools/run.py
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo tiny ablations test lint types format check clean
+.PHONY: help demo tiny ablations gpu-check test lint types format check clean
 
 help:  ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' $(MAKEFILE_LIST) | expand -t 16
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1	/p' $(MAKEFILE_LIST) | expand -t 16
 
 demo:  ## segment a picture: checkpoint, export, bundle, result
 	@$(RUN) python tools/demo.py $(ARGS)
@@ -21,6 +21,9 @@ tiny:  ## train the default model from its seed (minutes on a GPU, two hours on 
 
 ablations:  ## the paper's ablations on the foundations of tiny (four hours on two cores; resumes)
 	@$(RUN) python -m escnet.ablations --foundations benchmarks/foundations --output benchmarks/results/ablations $(ARGS)
+
+gpu-check:  ## all that only a GPU can tell: tests, parity, memory, latency, a soak (docs/gpu.md)
+	@$(RUN) python -m escnet_bench.gpu_check $(ARGS)
 
 test:  ## run the tests
 	@$(RUN) python -m pytest -q $(ARGS)

@@ -24,6 +24,7 @@ if sys.platform != "win32":
 __all__ = ["BundleConditions", "Conditions"]
 
 _PACKAGES: Final = (
+    "cuda-bindings",
     "escnet",
     "escnet-bench",
     "escnet-runtime",

@@ -1,10 +1,11 @@
-"""The order of the graphs for one image, chunk by chunk of categories.
+"""One image through the graphs on the CPU, chunk by chunk of categories.
 
-What joins categories is a sum, formed in fixed groups (:mod:`escnet_runtime.groups`) and added up
-between chunks, so the result does not depend on the chunk. Between the graphs run the prompt
-generator (:mod:`escnet_runtime.ppg`) and the sums.
+The order is that of :mod:`escnet_runtime.order`. What joins categories is a sum, formed in fixed
+groups (:mod:`escnet_runtime.groups`) and added up between chunks, so the result does not depend on
+the chunk. Between the graphs run the prompt generator (:mod:`escnet_runtime.ppg`) and the sums.
 """
 
+import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ import numpy.typing as npt
 
 from .backends.base import Array, Backend, Tensor
 from .groups import GroupSums, category_chunks, group_weights
+from .order import PROMPTS, READS, SUMS, WRITES, Step, image_steps, refined
 from .ppg import PpgConstants, Prompts, pseudo_prompts
 
 __all__ = ["EncodedImage", "Observer", "Pipeline", "PromptSource", "StageClock"]
@@ -50,17 +52,39 @@ class EncodedImage:
 
 
 @dataclass(slots=True)
-class _State:
-    """What is known of one chunk of categories between graphs.
+class _Part:
+    """One chunk of categories between graphs.
 
     ``rows`` are the categories that the graphs are given: those of ``where``, and padding.
+    ``held`` is what it has of its own, by name.
     """
 
     where: slice
     rows: npt.NDArray[np.intp]
-    text: _Floats
-    weight: _Floats
-    embedding: Tensor
+    held: dict[str, Tensor | Array]
+
+
+@dataclass(slots=True)
+class _Run:
+    """One image under way: what all categories share, and each chunk's own."""
+
+    shared: dict[str, Tensor | Array]
+    parts: list[_Part]
+    scores: _Floats
+    prompts: Prompts | None = None
+    sums: GroupSums = field(default_factory=GroupSums)
+
+    def read(self, name: str, part: _Part | None) -> Tensor | Array:
+        """What a graph's input ``name`` is given."""
+        if part is not None:
+            if name in PROMPTS:
+                prompts: Array = getattr(self.prompts, name)[part.rows]
+                return prompts
+            if name == "scores":
+                return self.scores[part.rows]
+            if name in part.held:
+                return part.held[name]
+        return self.shared[name]
 
 
 class Pipeline:
@@ -107,122 +131,73 @@ class Pipeline:
             observer: sees every stage's outputs.
             prompts: replaces the prompt generator: (block, scores) → prompts.
         """
-        states, scores = self._correlate(encoded, text, chunk, observer)
-        features = encoded.block_features
-        for block in range(self.blocks):
-            features = self._block(block, features, states, scores, observer, prompts)
-        for state in states:
-            out = self._run(
-                "decoder",
-                {"embedding": state.embedding, "skip0": encoded.skip0, "skip1": encoded.skip1},
-            )
-            state.embedding = None  # its memory is not needed any more
-            if observer:
-                observer("decoder", state.where, out)
-            yield state.where, self._own_rows(state, out["logits"])
+        run = self._started(encoded, text, chunk)
+        steps = image_steps(self.blocks, len(run.parts))
+        for step in itertools.islice(steps, 1, None):  # the first is the encoder, which has run
+            if step.kind == "prompts":
+                self._prompt(step, run, observer, prompts)
+                continue
+            part = None if step.chunk is None else run.parts[step.chunk]
+            out = self._step(step, run, part, observer)
+            if part is not None and step.kind == "decoder":
+                part.held.clear()  # its memory is not needed any more
+                yield part.where, self._own_rows(part, out["logits"])
 
-    def _correlate(
-        self, encoded: EncodedImage, text: _Floats, chunk: int, observer: Observer | None
-    ) -> tuple[list[_State], _Floats]:
-        """The chunks, and the scores of all categories, float32 [N, h, w]."""
-        states, scores = [], []
+    def _started(self, encoded: EncodedImage, text: _Floats, chunk: int) -> _Run:
+        parts = []
         for where in category_chunks(len(text), chunk, self.group):
             rows = _rows(where, len(text))
-            part = text[rows]
-            out = self._run("correlation", {"features": encoded.features, "text": part})
-            if observer:
-                observer("correlation", where, out)
             weight = group_weights(where.stop - where.start, len(text), self.group)
-            states.append(_State(where, rows, part, weight, out["embedding"]))
-            scores.append(self._own_rows(states[-1], out["scores"]))
-        return states, np.concatenate(scores)
+            parts.append(_Part(where, rows, {"text": text[rows], "weight": weight}))
+        shared = {name: getattr(encoded, name) for name in WRITES["image_encoder"]}
+        return _Run(shared, parts, np.empty((0, 0, 0), np.float32))
 
-    def _block(
-        self,
-        block: int,
-        features: Tensor,
-        states: list[_State],
-        scores: _Floats,
-        observer: Observer | None,
-        source: PromptSource | None,
-    ) -> Tensor:
-        """Run one ESC block; ``scores`` are refined in place. Returns the new block features."""
+    def _prompt(
+        self, step: Step, run: _Run, observer: Observer | None, source: PromptSource | None
+    ) -> None:
         start = time.perf_counter()
         # All categories at once: a call of the generator has a fixed cost.
-        prompts = source(block, scores) if source else pseudo_prompts(scores, self.ppg)
+        assert step.block is not None
+        prompts = source(step.block, run.scores) if source else pseudo_prompts(run.scores, self.ppg)
+        run.prompts = prompts
         self.clock.add("prompts", start)
         if observer:
-            observer(f"esc{block}_prompts", slice(0, len(scores)), {"prompts": prompts})
-        enhanced = GroupSums()
-        for state in states:
-            inputs = {
-                "block_features": features,
-                "points": prompts.points[state.rows],
-                "point_labels": prompts.point_labels[state.rows],
-                "regions": prompts.regions[state.rows],
-                "probabilities": prompts.probabilities[state.rows],
-                "weight": state.weight,
-            }
-            self._add(enhanced, f"esc{block}_sam", inputs, state.where, observer)
-        out = self._run(
-            f"esc{block}_fuse",
-            {"block_features": features, "enhanced_mean": enhanced["enhanced_sum"][None]},
-        )
-        if observer:
-            observer(f"esc{block}_fuse", slice(0, 1), out)
-        self._refine(block, out["guidance"], states, scores, observer)
-        return out["block_features_out"]
+            observer(step.stage, slice(0, len(run.scores)), {"prompts": prompts})
 
-    def _refine(
-        self,
-        block: int,
-        guidance: Tensor,
-        states: list[_State],
-        scores: _Floats,
-        observer: Observer | None,
-    ) -> None:
-        sums = GroupSums()
-        for state in states:
-            inputs = {
-                "embedding": state.embedding,
-                "guidance": guidance,
-                "text": state.text,
-                "weight": state.weight,
-            }
-            out = self._add(sums, f"esc{block}_image", inputs, state.where, observer)
-            state.embedding = out["embedding_out"]
-        for state in states:
-            inputs = {
-                "embedding": state.embedding,
-                "text": state.text,
-                "scores": scores[state.rows],
-                "kv_mean": sums["kv_sum"],
-                "k_mean": sums["k_sum"],
-            }
-            out = self._run(f"esc{block}_text", inputs)
-            if observer:
-                observer(f"esc{block}_text", state.where, out)
-            state.embedding = out["embedding_out"]
-            scores[state.where] = self._own_rows(state, out["scores_out"])
-
-    def _add(
-        self,
-        sums: GroupSums,
-        graph: str,
-        inputs: Mapping[str, Tensor | Array],
-        where: slice,
-        observer: Observer | None,
+    def _step(
+        self, step: Step, run: _Run, part: _Part | None, observer: Observer | None
     ) -> dict[str, Tensor]:
-        """Run ``graph`` and add its ``*_sum`` outputs up."""
-        out = self._run(graph, inputs)
+        """Run a graph and keep what it gives."""
+        inputs = {name: run.read(name, part) for name in READS[step.kind]}
+        out = self._run(step.stage, inputs)
         if observer:
-            observer(graph, where, out)
-        start = time.perf_counter()
-        for name, tensor in out.items():
-            if name.endswith("_sum"):
-                sums.add(name, self._floats(tensor))
-        self.clock.add("sums", start)
+            observer(step.stage, slice(0, 1) if part is None else part.where, out)
+        for name in WRITES[step.kind]:
+            if name in SUMS:
+                self._add(step, name, run, out[name])
+            elif part is None:
+                run.shared[refined(name)] = out[name]
+            elif refined(name) == "scores":
+                self._keep_scores(run, part, out[name])
+            else:
+                part.held[refined(name)] = out[name]
         return out
+
+    def _add(self, step: Step, name: str, run: _Run, groups: Tensor) -> None:
+        """Add the sums of a chunk's groups to those of the chunks before."""
+        start = time.perf_counter()
+        if step.chunk == 0:
+            run.sums.pop(name, None)
+        run.sums.add(name, self._floats(groups))
+        mean = run.sums[name]
+        run.shared[SUMS[name]] = mean[None] if name == "enhanced_sum" else mean
+        self.clock.add("sums", start)
+
+    def _keep_scores(self, run: _Run, part: _Part, scores: Tensor) -> None:
+        own = self._own_rows(part, scores)
+        if not run.scores.size:
+            run.scores = np.empty((run.parts[-1].where.stop, *own.shape[1:]), np.float32)
+        run.scores[part.where] = own
 
     def _run(self, graph: str, inputs: Mapping[str, Tensor | Array]) -> dict[str, Tensor]:
         start = time.perf_counter()
@@ -233,9 +208,9 @@ class Pipeline:
     def _floats(self, tensor: Tensor) -> _Floats:
         return np.asarray(self.backend.to_host(tensor), np.float32)
 
-    def _own_rows(self, state: _State, tensor: Tensor) -> _Floats:
+    def _own_rows(self, part: _Part, tensor: Tensor) -> _Floats:
         """``tensor`` without the rows of padding."""
-        return self._floats(tensor)[: state.where.stop - state.where.start]
+        return self._floats(tensor)[: part.where.stop - part.where.start]
 
 
 def _rows(where: slice, categories: int) -> npt.NDArray[np.intp]:

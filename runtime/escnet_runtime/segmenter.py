@@ -4,7 +4,9 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
@@ -13,11 +15,15 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from .backends import Backend, GraphFile, create_backend
+from .backends import Backend
 from .bundle import Bundle
 from .contract import require_contract
+from .device.base import Device
 from .embedding_cache import EmbeddingCache, default_cache_directory
 from .errors import EscNetError, InputError
+from .gpu.choose import choose_backend
+from .gpu.memory import MemoryPlan
+from .gpu.pipeline import IN_FLIGHT, DevicePipeline, InFlight
 from .groups import whole_groups
 from .images import ImageArray, load_image
 from .pipeline import Observer, Pipeline
@@ -48,18 +54,23 @@ class Segmenter:
     Args:
         bundle: the bundle's folder, every file of which is compared with its sha256, or one that is
             open already.
-        backend: one of :data:`escnet_runtime.backends.BACKENDS`; "auto" logs what it chose. Or a
-            backend of your own for the graphs of this model; it is closed with the Segmenter.
-        chunk: categories worked on at a time; bounds the memory and changes nothing: logits and
-            labels are the same to the last bit. Rounded up to whole groups of the bundle (16
-            categories), which is what the attribute ``chunk`` then says. The bundle's own value
-            by default.
+        backend: one of :data:`escnet_runtime.backends.BACKENDS`; "auto" takes the fastest that is
+            here and logs what and why. Or a backend of your own for the graphs of this model, on
+            the CPU; it is closed with the Segmenter.
+        device: the GPU of a backend that needs one; it stays yours. The first visible one by
+            default.
+        chunk: categories worked on at a time; bounds the memory and changes nothing: on the CPU,
+            logits and labels are the same to the last bit. Rounded up to whole groups of the bundle
+            (16 categories), which is what the attribute ``chunk`` then says. By default the
+            bundle's own value on the CPU, and what fills a GPU on one; there it is made smaller,
+            with a warning, where memory does not suffice.
         cache: folder of the cache of text embeddings; None for none. By default
             ``$ESCNET_CACHE`` or the user's cache folder.
 
     Raises:
         BundleError: the bundle cannot be used.
         BackendError: the backend is not here.
+        DeviceError: there is no GPU, or it cannot be used.
     """
 
     def __init__(
@@ -67,15 +78,19 @@ class Segmenter:
         bundle: str | os.PathLike[str] | Bundle,
         backend: str | Backend = "auto",
         *,
+        device: Device | None = None,
         chunk: int | None = None,
         cache: str | os.PathLike[str] | Literal["default"] | None = "default",
     ) -> None:
         self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(Path(bundle))
         manifest = self.bundle.manifest
         constants = manifest.constants
-        chunk = _positive("chunk", constants.chunk if chunk is None else chunk)
-        self.chunk = whole_groups(chunk, constants.group)
-        self._backend = self._made(backend) if isinstance(backend, str) else backend
+        if chunk is not None:
+            _positive("chunk", chunk)
+        self._chunk = whole_groups(chunk or constants.chunk, constants.group)
+        self._owned = ExitStack()
+        self._device: DevicePipeline | None = None
+        self._backend = self._made(backend, device, chunk) if isinstance(backend, str) else backend
         self.pipeline = Pipeline(
             self._backend,
             blocks=manifest.model.blocks,
@@ -87,6 +102,11 @@ class Segmenter:
         self._cache = self._open_cache(cache)
         self._lock = threading.RLock()
         self._closed = False
+
+    @property
+    def chunk(self) -> int:
+        """Categories worked on at a time."""
+        return self._chunk if self._device is None else self._device.chunk
 
     @property
     def backend(self) -> str:
@@ -156,20 +176,65 @@ class Segmenter:
         pixels = load_image(image)
         with self._lock:
             self._check_open()
+            if self._device is not None and window == "none" and observer is None:
+                flight = self._device.submit(pixels, vocabulary.embeddings)
+                return self._finish(self._device, flight, pixels, vocabulary)
             labels, confidence = self._segment(pixels, vocabulary, window, observer)
-        return Segmentation(
-            labels=labels,
-            confidence=confidence,
-            names=vocabulary.names,
-            image=pixels,
-            note=self.note,
-        )
+        return self._result(pixels, vocabulary, labels, confidence)
+
+    def stream(
+        self, images: Iterable[ImageSource], vocabulary: Vocabulary
+    ) -> Iterator[Segmentation]:
+        """Segment images as they come, such as the frames of a video; results in their order.
+
+        On a GPU two images are on their way at once: while one computes, the next is uploaded and
+        the one before downloaded. An image is asked for only when one of the two is done, so a slow
+        consumer slows the source and nothing piles up; a result comes at most one image late. On
+        the CPU it is one image after the other. Other calls of this Segmenter may come between.
+
+        Closing the iterator early waits for what is on its way and leaves the Segmenter usable;
+        so does an image that cannot be read, whose error comes after the results before it.
+
+        Args:
+            images: as for :meth:`__call__`.
+            vocabulary: as for :meth:`__call__`.
+
+        Raises:
+            ImageError: an image cannot be read.
+            BackendError: a graph failed.
+        """
+        self._check(vocabulary, "none")
+        return self._streamed(images, vocabulary)
+
+    def plan(self, categories: int, size: tuple[int, int]) -> MemoryPlan:
+        """What images of ``size`` = (height, width) need on the GPU; ``print(plan.table())``.
+
+        The memory is taken now, so that the first image does not have to.
+
+        Raises:
+            InputError: this Segmenter runs on the CPU, or a number is out of range.
+            OutOfDeviceMemory: it does not fit; says what would.
+        """
+        with self._lock:
+            self._check_open()
+            if self._device is None:
+                raise InputError(
+                    f"memory is planned on a GPU, this Segmenter has {self.backend}; choose "
+                    "another backend"
+                )
+            return self._device.plan(categories, size)
+
+    @property
+    def device_pipeline(self) -> DevicePipeline | None:
+        """What runs images on a GPU; None on the CPU. Its calls are not serialised."""
+        return self._device
 
     def close(self) -> None:
         """Free everything. Calling it twice is fine; using the Segmenter afterwards is an error."""
         with self._lock:
             self._closed = True
             self._backend.close()
+            self._owned.close()
 
     def __enter__(self) -> Self:
         return self
@@ -182,14 +247,82 @@ class Segmenter:
     ) -> None:
         self.close()
 
-    def _made(self, backend: str) -> Backend:
+    def _made(self, name: str, device: Device | None, chunk: int | None) -> Backend:
         require_contract(self.bundle.manifest)
-        return create_backend(
-            {
-                name: GraphFile.of(self.bundle.file(stage.file), stage)
-                for name, stage in self.bundle.manifest.stages.items()
-            },
-            backend,
+        chosen = choose_backend(self.bundle, name, device=device, chunk=chunk)
+        self._owned.callback(chosen.close)
+        self._device = chosen.device
+        return chosen.backend
+
+    def _streamed(
+        self, images: Iterable[ImageSource], vocabulary: Vocabulary
+    ) -> Iterator[Segmentation]:
+        device = self._device
+        source = iter(images)
+        waiting: deque[tuple[InFlight, ImageArray]] = deque()
+        failure: Exception | None = None
+        try:
+            while True:
+                if device is not None and len(waiting) == IN_FLIGHT:
+                    yield self._next(device, waiting, vocabulary)
+                try:
+                    pixels = load_image(next(source))
+                except StopIteration:
+                    break
+                except Exception as error:  # of the source's own kind
+                    failure = error
+                    break
+                if device is None:
+                    yield self(pixels, vocabulary)
+                    continue
+                with self._lock:
+                    self._check_open()
+                    waiting.append((device.submit(pixels, vocabulary.embeddings), pixels))
+            while device is not None and waiting:
+                yield self._next(device, waiting, vocabulary)
+        finally:
+            with self._lock:
+                for flight, _ in waiting:
+                    if device is not None:
+                        device.drop(flight)
+        if failure is not None:
+            raise failure
+
+    def _next(
+        self,
+        device: DevicePipeline,
+        waiting: "deque[tuple[InFlight, ImageArray]]",
+        vocabulary: Vocabulary,
+    ) -> Segmentation:
+        with self._lock:
+            flight, pixels = waiting.popleft()
+            return self._finish(device, flight, pixels, vocabulary)
+
+    def _finish(
+        self,
+        device: DevicePipeline,
+        flight: InFlight,
+        pixels: ImageArray,
+        vocabulary: Vocabulary,
+    ) -> Segmentation:
+        picture = device.finish(flight)
+        labels = vocabulary.label_of[picture.labels]
+        return self._result(pixels, vocabulary, labels, picture.confidence)
+
+    def _result(
+        self,
+        pixels: ImageArray,
+        vocabulary: Vocabulary,
+        labels: npt.NDArray[np.uint16],
+        confidence: npt.NDArray[np.float16],
+    ) -> Segmentation:
+        narrow = len(vocabulary.names) <= 256
+        return Segmentation(
+            labels=labels.astype(np.uint8) if narrow else labels,
+            confidence=confidence,
+            names=vocabulary.names,
+            image=pixels,
+            note=self.note,
         )
 
     def _segment(
@@ -198,7 +331,8 @@ class Segmenter:
         vocabulary: Vocabulary,
         window: Window,
         observer: Observer | None,
-    ) -> tuple[npt.NDArray[np.uint8] | npt.NDArray[np.uint16], npt.NDArray[np.float16]]:
+    ) -> tuple[npt.NDArray[np.uint16], npt.NDArray[np.float16]]:
+        """Labels, indices into the names, and confidence, stage by stage on the host."""
         count = len(vocabulary.embeddings)
         cells = self.bundle.manifest.model.logits
         height, width = pixels.shape[:2]
@@ -218,10 +352,7 @@ class Segmenter:
                 where = slice(start, min(start + self.chunk, count))
                 self._reduce(reduced, where, canvas.chunk(where))
         labels, confidence = reduced.result()
-        indices = vocabulary.label_of[labels]  # rows of unique categories → the names given
-        if len(vocabulary.names) <= 256:
-            return indices.astype(np.uint8), confidence
-        return indices, confidence
+        return vocabulary.label_of[labels], confidence  # rows of unique categories → names given
 
     def image_logits(
         self, pixels: ImageArray, vocabulary: Vocabulary, observer: Observer | None = None

@@ -1,7 +1,6 @@
 """Backends, one module each; the factory imports only the one that is asked for."""
 
 import importlib.util
-import logging
 from collections.abc import Mapping
 
 from ..errors import BackendError
@@ -9,31 +8,27 @@ from .base import Backend, GraphFile
 
 __all__ = ["BACKENDS", "Backend", "GraphFile", "create_backend"]
 
-BACKENDS = ("auto", "onnxruntime", "onnxruntime-cuda")
+BACKENDS = ("auto", "onnxruntime", "onnxruntime-cuda", "tensorrt", "tensorrt-rtx")
 
-_LOG = logging.getLogger("escnet_runtime")
+#: Those of :data:`BACKENDS` that need no GPU.
+_HERE = ("auto", "onnxruntime")
 
 
-def create_backend(graphs: Mapping[str, GraphFile], name: str = "auto") -> Backend:
-    """The backend called ``name`` for ``graphs``; ``"auto"`` logs what it chose and why.
+def create_backend(graphs: Mapping[str, GraphFile], name: str = "onnxruntime") -> Backend:
+    """A backend on the CPU for ``graphs``; what runs on a GPU is in :mod:`escnet_runtime.gpu`.
 
     Raises:
-        BackendError: the name is unknown, or the library or device it needs is not here.
+        BackendError: the name is unknown or needs a GPU, or the library is not here.
     """
-    if name not in BACKENDS:
-        raise BackendError(f"backend {name!r} is unknown; expected one of {', '.join(BACKENDS)}")
+    if name not in _HERE:
+        raise BackendError(
+            f"backend {name!r} is none that runs on the CPU; expected one of {', '.join(_HERE)}"
+        )
     if importlib.util.find_spec("onnxruntime") is None:
         raise BackendError(
             f"backend {name!r} needs ONNX Runtime, which is not installed; install "
             "escnet-runtime[onnxruntime], or [onnxruntime-gpu] for CUDA"
         )
-    from .onnxruntime import OnnxRuntimeBackend  # noqa: PLC0415: optional library
+    from .onnxruntime import OnnxRuntimeBackend
 
-    backend = OnnxRuntimeBackend(graphs, provider="cuda" if name.endswith("cuda") else "cpu")
-    if name == "auto":
-        _LOG.info(
-            "backend 'auto' chose onnxruntime (%s): the only backend of this version that needs no "
-            "GPU; choose 'onnxruntime-cuda' by name for a GPU",
-            backend.description,
-        )
-    return backend
+    return OnnxRuntimeBackend(graphs)

@@ -1,4 +1,4 @@
-"""ONNX Runtime. On the CPU here; the CUDA provider is chosen by name and never silently replaced.
+"""ONNX Runtime on the CPU; on a GPU it is :mod:`escnet_runtime.gpu.onnxruntime`.
 
 All our sessions of a process share one memory arena: a bundle is some twenty graphs that run one
 after the other, and an arena each would hold twenty times the memory. Threads are each session's
@@ -15,13 +15,14 @@ import numpy as np
 import onnxruntime as ort
 
 from ..errors import BackendError
-from ..manifest import Precision, Stage
+from ..manifest import Precision
 from .base import Array, GraphFile, Tensor
+from .ports import require_ports
 
 __all__ = ["OnnxRuntimeBackend"]
 
 _LOG = logging.getLogger("escnet_runtime")
-_PROVIDERS: Final = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+_PROVIDER: Final = "CPUExecutionProvider"
 _NUMPY_TYPES: Final = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 _QUIET: Final = 3  # errors only: ONNX Runtime's warnings are for its developers
 _environment = threading.Lock()
@@ -33,54 +34,33 @@ class OnnxRuntimeBackend:
 
     Args:
         graphs: the graphs by name.
-        provider: ``"cpu"`` or ``"cuda"``.
-
-    Raises:
-        BackendError: the provider is not in the installed ONNX Runtime.
     """
 
     name = "onnxruntime"
 
-    def __init__(self, graphs: Mapping[str, GraphFile], *, provider: str = "cpu") -> None:
-        if provider not in _PROVIDERS:
-            raise BackendError(
-                f"ONNX Runtime provider {provider!r} is unknown; expected one of "
-                f"{', '.join(_PROVIDERS)}"
-            )
-        available = ort.get_available_providers()
-        if _PROVIDERS[provider] not in available:
-            raise BackendError(
-                f"ONNX Runtime {ort.__version__} here has no {_PROVIDERS[provider]} (it has "
-                f"{', '.join(available)}); install escnet-runtime[onnxruntime-gpu] in place of "
-                "[onnxruntime], or choose backend='onnxruntime'"
-            )
+    def __init__(self, graphs: Mapping[str, GraphFile]) -> None:
         _share_environment()
         self._graphs = dict(graphs)
-        self._provider = provider
         self._sessions: dict[str, ort.InferenceSession] = {}
         self._closed = False
 
     @property
     def description(self) -> str:
         """Library, version and device."""
-        return f"ONNX Runtime {ort.__version__} on {self._provider.upper()}"
+        return f"ONNX Runtime {ort.__version__} on CPU"
 
     def run(self, graph: str, inputs: Mapping[str, Tensor | Array]) -> dict[str, Tensor]:
-        """See :class:`Backend`. On the CPU, tensors are NumPy arrays; else ONNX Runtime's own."""
+        """See :class:`Backend`. Tensors are NumPy arrays."""
         session = self._session(graph)
-        outputs = [output.name for output in session.get_outputs()]
         feeds = {name: _value(value) for name, value in inputs.items()}
         try:
-            if self._provider == "cpu":
-                return _run_into_arrays(session, feeds)
-            results = session.run_with_ort_values(outputs, feeds)
+            return _run_into_arrays(session, feeds)
         except Exception as error:  # ONNX Runtime's errors share no base below Exception
             raise BackendError(f"graph {graph!r} failed in ONNX Runtime: {error}") from error
-        return dict(zip(outputs, results, strict=True))
 
     def to_host(self, tensor: Tensor) -> Array:
         """See :class:`Backend`."""
-        array: Array = tensor if isinstance(tensor, np.ndarray) else tensor.numpy()
+        array: Array = tensor
         return array
 
     def release(self, graph: str) -> None:
@@ -104,35 +84,18 @@ class OnnxRuntimeBackend:
             raise BackendError(f"there is no graph {graph!r}; there are {', '.join(self._graphs)}")
         file = self._graphs[graph]
         source: str | bytes = str(file.path)
-        if file.precision is Precision.BF16 and self._provider == "cpu":
+        if file.precision is Precision.BF16:
             source = _emulated_bf16(file.path.read_bytes())
         try:
-            session = ort.InferenceSession(
-                source, _options(), providers=[_PROVIDERS[self._provider]]
-            )
+            session = ort.InferenceSession(source, _options(), providers=[_PROVIDER])
         except Exception as error:
             raise BackendError(
                 f"ONNX Runtime {ort.__version__} cannot load graph {graph!r} "
                 f"({file.precision} from {file.path}): {error}"
             ) from error
         if file.stage is not None:
-            _require_ports(graph, session, file.stage)
+            require_ports(graph, session, file.stage)
         return session
-
-
-def _require_ports(graph: str, session: ort.InferenceSession, stage: Stage) -> None:
-    """Refuse a file whose inputs and outputs are not those that the bundle says it has."""
-    for what, ports, specs in (
-        ("inputs", session.get_inputs(), stage.inputs),
-        ("outputs", session.get_outputs(), stage.outputs),
-    ):
-        got = {port.name: list(port.shape) for port in ports}
-        expected = {spec.name: list(spec.shape) for spec in specs}
-        if got != expected:
-            raise BackendError(
-                f"graph {graph!r} has the {what} {got!s:.300}, its bundle says {expected}; export "
-                "the bundle again"
-            )
 
 
 def _value(value: Any) -> ort.OrtValue:

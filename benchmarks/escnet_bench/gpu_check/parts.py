@@ -1,0 +1,352 @@
+"""The parts of ``gpu-check``; each adds rows to its report."""
+
+import itertools
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from escnet_runtime.images import ImageArray
+from escnet_runtime.postprocess import resize_bilinear
+from escnet_runtime.segmenter import Segmenter
+from escnet_runtime.vocabulary import Vocabulary
+
+from .plan import CheckPlan, Report
+from .subjects import export, load_model, made_up_images, open_segmenter, torch_call, words
+
+__all__ = ["RUN"]
+
+_WARM_UP: Final = 3
+_COMPARED: Final = 4  # images whose labels are compared, at most
+_CLEAR: Final = 0.01  # lead of a clear label, as a share of the logits' standard deviation
+_SOAK_CATEGORIES: Final = 19
+_TESTS: Final = ("tests/kernels", "tests/device", "tests/gpu")
+
+_Floats = npt.NDArray[np.float32]
+
+
+def _tests(plan: CheckPlan, report: Report) -> None:
+    root = Path(__file__).resolve().parents[3]
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider"]
+    done = subprocess.run(
+        [*command, *(test for test in _TESTS if (root / test).exists())],
+        cwd=root,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        encoding="utf-8",
+        errors="replace",
+        check=False,
+    )
+    lines = done.stdout.splitlines()
+    report.add(passed=done.returncode == 0, code=done.returncode, summary=(lines or [""])[-1])
+    if done.returncode:
+        report.errors.append("\n".join(lines[-80:]))
+
+
+def _bundles(plan: CheckPlan, report: Report) -> None:
+    for model, precision in itertools.product(plan.models, plan.precisions):
+        with report.attempt(f"{model} {precision}"):
+            start = time.perf_counter()
+            export(plan, model, precision)
+            seconds = time.perf_counter() - start
+            report.add(model=model, precision=precision, seconds=seconds)
+
+
+def _pipeline(plan: CheckPlan, report: Report) -> None:
+    images = made_up_images(plan.size, min(plan.repeats, _COMPARED))
+    for model, precision, bundle in _each_bundle(plan, report):
+        with (
+            open_segmenter(bundle, plan, "onnxruntime") as on_cpu,
+            open_segmenter(bundle, plan) as on_gpu,
+        ):
+            # On the CPU, hundreds of categories of a large model take half a minute an image.
+            for categories in _cpu_categories(model, plan):
+                with report.attempt(f"{model} {precision}, {categories} categories"):
+                    vocabulary = words(on_cpu, categories)
+                    row = _compared(on_gpu, on_cpu, vocabulary, vocabulary, images)
+                    report.add(model=model, precision=precision, categories=categories, **row)
+
+
+def _cpu_categories(model: str, plan: CheckPlan) -> list[int]:
+    if model == "tiny":
+        return list(plan.categories)
+    return [count for count in plan.categories if count <= 58]
+
+
+def _parity(plan: CheckPlan, report: Report) -> None:
+    import torch
+
+    from escnet_export.reference import TorchBackend
+
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
+    images = made_up_images(plan.size, min(plan.repeats, _COMPARED))
+    for model, precision, bundle in _each_bundle(plan, report):
+        reference, _, _ = load_model(model)
+        reference = reference.float().eval().requires_grad_(False).to(plan.device)
+        with (
+            Segmenter(bundle, TorchBackend(reference), cache=None, chunk=64) as in_torch,
+            open_segmenter(bundle, plan) as on_gpu,
+        ):
+            for categories in plan.categories:
+                with report.attempt(f"{model} {precision}, {categories} categories"):
+                    texts = words(on_gpu, categories), words(in_torch, categories)
+                    row = _compared(on_gpu, in_torch, *texts, images)
+                    report.add(model=model, precision=precision, categories=categories, **row)
+
+
+def _compared(
+    segmenter: Segmenter,
+    reference: Segmenter,
+    vocabulary: Vocabulary,
+    its_vocabulary: Vocabulary,
+    images: list[ImageArray],
+) -> dict[str, Any]:
+    """Equal labels, also of pixels with a clear winner alone, and how far logits are apart."""
+    equal, clear_equal, clear_share, apart = [], [], [], []
+    confidence = 0.0
+    for image in images:
+        got, want = segmenter(image, vocabulary), reference(image, its_vocabulary)
+        logits = _logits(reference, image, its_vocabulary)
+        distance = _logits(segmenter, image, vocabulary) - logits
+        same, clear = got.labels == want.labels, _decided(logits, image.shape[:2])
+        equal.append(same.mean())
+        clear_equal.append(same[clear].mean() if clear.any() else 1.0)
+        clear_share.append(clear.mean())
+        apart.append(np.linalg.norm(distance) / np.linalg.norm(logits))
+        difference = got.confidence.astype(np.float32) - want.confidence
+        confidence = max(confidence, float(np.abs(difference).max()))
+    return {
+        "images": len(images),
+        "agreement": float(np.mean(equal)),
+        "agreement_worst": float(np.min(equal)),
+        "clear_agreement": float(np.mean(clear_equal)),
+        "clear_share": float(np.mean(clear_share)),
+        "logits_relative_l2": float(np.max(apart)),
+        "confidence_apart": confidence,
+    }
+
+
+def _logits(segmenter: Segmenter, image: ImageArray, vocabulary: Vocabulary) -> _Floats:
+    return np.concatenate([part for _, part in segmenter.image_logits(image, vocabulary)])
+
+
+def _decided(logits: _Floats, size: tuple[int, ...]) -> npt.NDArray[np.bool_]:
+    """Pixels whose best category leads by more than rounding."""
+    best = np.full((2, *size), -np.inf, np.float32)
+    for start in range(0, len(logits), 32):  # all categories at image size would be gigabytes
+        full = resize_bilinear(logits[start : start + 32], size[0], size[1])
+        both = np.concatenate([best, full])
+        best = np.partition(both, len(both) - 2, axis=0)[-2:]
+    clear: npt.NDArray[np.bool_] = best[1] - best[0] > _CLEAR * logits.std()
+    return clear
+
+
+def _memory(plan: CheckPlan, report: Report) -> None:
+    images = made_up_images(plan.size, 4)
+    for model, precision, bundle in _each_bundle(plan, report):
+        for categories in plan.categories:
+            with (
+                report.attempt(f"{model} {precision}, {categories} categories"),
+                _watched_memory(plan) as used,
+                open_segmenter(bundle, plan) as segmenter,
+            ):
+                vocabulary = words(segmenter, categories)
+                opened = used()
+                planned = segmenter.plan(categories, plan.size)
+                ready = used()
+                for _ in segmenter.stream(images * 3, vocabulary):
+                    pass
+                report.add(
+                    model=model,
+                    precision=precision,
+                    categories=categories,
+                    chunk=planned.chunk,
+                    planned_bytes=planned.total_bytes,
+                    arena_bytes=planned.arena_bytes,
+                    slot_bytes=planned.slot_bytes,
+                    backend_bytes=planned.backend_bytes,
+                    opened_bytes=opened,
+                    ready_bytes=ready - opened,
+                    measured_bytes=used() - opened,
+                    ratio=planned.total_bytes / max(used() - opened, 1),
+                )
+                print(planned.table(), flush=True)
+
+
+class _watched_memory:  # noqa: N801: used as a context manager's function
+    """Give a function: bytes of the device that are taken since the block began."""
+
+    def __init__(self, plan: CheckPlan) -> None:
+        self._plan = plan
+
+    def __enter__(self) -> Callable[[], int]:
+        from escnet_runtime.device import open_device
+
+        self._device = open_device()
+        free = self._device.memory()[0]
+        return lambda: free - self._device.memory()[0]
+
+    def __exit__(self, *_: object) -> None:
+        self._device.close()
+
+
+def _latency(plan: CheckPlan, report: Report) -> None:
+    image = made_up_images(plan.size, 1)[0]
+    for model, precision, bundle in _each_bundle(plan, report):
+        with open_segmenter(bundle, plan) as segmenter:
+            for categories in plan.categories:
+                with report.attempt(f"{model} {precision}, {categories} categories"):
+                    vocabulary = words(segmenter, categories)
+                    runs = _implementations(model, segmenter, vocabulary, plan, report)
+                    for row in _taking_turns(runs, image, plan.repeats):
+                        report.add(model=model, precision=precision, categories=categories, **row)
+
+
+Call = Callable[[ImageArray], object]
+
+
+def _implementations(
+    model: str, segmenter: Segmenter, vocabulary: Vocabulary, plan: CheckPlan, report: Report
+) -> dict[str, Call]:
+    """What is timed, each made ready; one that cannot be is an error and the others remain."""
+    found: dict[str, Call] = {"escnet": lambda image: segmenter(image, vocabulary)}
+    half = plan.device == "cuda"
+    kinds = {"torch eager": False} | ({"torch.compile": True} if plan.compile else {})
+    for name, compiled in kinds.items():
+        what = f"{name}, {model}, {len(vocabulary.names)} categories"
+        with report.attempt(what):
+            import torch
+
+            torch.compiler.reset()
+            call = torch_call(
+                load_model(model)[0], half=half, compiled=compiled, device=plan.device
+            )
+            call(made_up_images(plan.size, 1)[0], vocabulary.embeddings)
+            found[f"{name} {'fp16' if half else 'fp32'}"] = _bound(call, vocabulary)
+    return found
+
+
+def _bound(call: Callable[[ImageArray, _Floats], object], vocabulary: Vocabulary) -> Call:
+    return lambda image: call(image, vocabulary.embeddings)
+
+
+def _taking_turns(
+    runs: Mapping[str, Call], image: ImageArray, repeats: int
+) -> Iterator[dict[str, Any]]:
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for run in runs.values():
+        for _ in range(_WARM_UP):
+            run(image)
+    for _ in range(repeats):
+        for name, run in runs.items():
+            start = time.perf_counter()
+            run(image)
+            times[name].append(1e3 * (time.perf_counter() - start))
+    for name, spent in times.items():
+        p50, p95, p99 = np.percentile(spent, [50, 95, 99]).tolist()
+        yield {
+            "implementation": name,
+            "p50_ms": p50,
+            "p95_ms": p95,
+            "p99_ms": p99,
+            "repeats": repeats,
+        }
+
+
+def _stages(plan: CheckPlan, report: Report) -> None:
+    image = made_up_images(plan.size, 1)[0]
+    for model, precision, bundle in _each_bundle(plan, report):
+        with open_segmenter(bundle, plan) as segmenter:
+            pipeline = segmenter.device_pipeline
+            if pipeline is None:
+                raise ValueError(f"{plan.backend} has no pipeline on a device")
+            for categories in plan.categories:
+                with report.attempt(f"{model} {precision}, {categories} categories"):
+                    text = words(segmenter, categories).embeddings
+                    profiles = [pipeline.profile(image, text) for _ in range(_WARM_UP + 10)]
+                    kept = profiles[_WARM_UP:]
+                    stages = {
+                        name: float(np.median([one[name] for one in kept])) for name in kept[0]
+                    }
+                    total = sum(stages.values())
+                    report.add(
+                        model=model,
+                        precision=precision,
+                        categories=categories,
+                        total_ms=total,
+                        prompt_share=stages["prompts"] / total,
+                        stages=_by_kind(stages),
+                    )
+
+
+def _by_kind(stages: Mapping[str, float]) -> dict[str, float]:
+    """ "esc0_sam", "esc1_sam", … add up to "sam"."""
+    found: dict[str, float] = {}
+    for stage, spent in stages.items():
+        kind = stage.partition("_")[2] if stage.startswith("esc") else stage
+        found[kind] = found.get(kind, 0.0) + spent
+    return found
+
+
+def _soak(plan: CheckPlan, report: Report) -> None:
+    height, width = plan.size
+    sizes = [(height, width), (height // 2, width), (height, width // 2)]
+    images = [image for size in sizes for image in made_up_images(size, 4)]
+    model, precision = plan.models[0], plan.precisions[0]
+    every = max(plan.images // 20, 1)
+    with (
+        _watched_memory(plan) as used,
+        open_segmenter(plan.bundle(model, precision), plan) as segmenter,
+    ):
+        vocabulary = words(segmenter, _SOAK_CATEGORIES)
+        expected = [segmenter(image, vocabulary).labels for image in images]
+        start, wrong = time.perf_counter(), 0
+        source = itertools.islice(itertools.cycle(images), plan.images)
+        for count, result in enumerate(segmenter.stream(source, vocabulary), start=1):
+            wrong += not np.array_equal(result.labels, expected[(count - 1) % len(images)])
+            if count % every == 0:
+                report.add(
+                    images=count,
+                    device_bytes=used(),
+                    host_bytes=_resident(),
+                    images_a_second=count / (time.perf_counter() - start),
+                    other_labels=wrong,
+                )
+
+
+def _resident() -> int:
+    """Bytes of this process in memory now, or the most so far where that is all there is."""
+    status = Path("/proc/self/statm")
+    if status.exists():
+        return int(status.read_text(encoding="ascii").split()[1]) * resource.getpagesize()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _each_bundle(plan: CheckPlan, report: Report) -> Iterator[tuple[str, str, Path]]:
+    for model, precision in itertools.product(plan.models, plan.precisions):
+        bundle = plan.bundle(model, precision)
+        if not bundle.exists():
+            report.errors.append(f"there is no bundle {bundle.name}; run the part 'bundles' first")
+            report.save()
+            continue
+        yield model, precision, bundle
+
+
+#: Part → what runs it.
+RUN: Final[dict[str, Callable[[CheckPlan, Report], None]]] = {
+    "tests": _tests,
+    "bundles": _bundles,
+    "pipeline": _pipeline,
+    "parity": _parity,
+    "memory": _memory,
+    "latency": _latency,
+    "stages": _stages,
+    "soak": _soak,
+}

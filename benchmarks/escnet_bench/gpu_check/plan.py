@@ -1,0 +1,167 @@
+"""What is asked of a run of ``gpu-check``, and where a part writes what it finds."""
+
+import dataclasses
+import json
+import math
+import os
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from ..conditions import Conditions
+
+__all__ = ["METHODS", "PARTS", "CheckPlan", "Report"]
+
+#: Part → how it is measured.
+METHODS: Final = {
+    "tests": "pytest -m gpu on this machine, in a process of its own",
+    "bundles": "exports of the models' graphs with their weights, for the other parts",
+    "pipeline": (
+        "labels of one bundle on the CPU (ONNX Runtime's CPU provider, NumPy between the graphs) "
+        "and on the GPU (the device pipeline), same images, same vocabulary"
+    ),
+    "parity": (
+        "labels and logits of a bundle on the GPU against the same weights in float32 PyTorch on "
+        "CUDA without TF32, behind the same pre- and post-processing"
+    ),
+    "memory": (
+        "what the device's free memory fell by, from before the Segmenter opened to after its "
+        "images, against the plan made before the first image; other processes on the GPU count"
+    ),
+    "latency": (
+        "milliseconds from uint8 pixels in host memory to labels in host memory, wall clock of "
+        "calls that wait for their result; implementations take turns, image by image, after "
+        "warm-up calls of each; percentiles over the rounds"
+    ),
+    "stages": "milliseconds of each stage by CUDA events, one image, launched one by one; medians",
+    "soak": (
+        "images through Segmenter.stream in three sizes, one after the other; memory of the GPU "
+        "and of the process as it goes"
+    ),
+}
+PARTS: Final = tuple(METHODS)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CheckPlan:
+    """What to run.
+
+    Attributes:
+        output: folder of the result files.
+        bundles: folder of the bundles, ``NAME-PRECISION``; those that are missing are exported.
+        models: presets; "tiny" with its trained weights, others with seeded random ones.
+        precisions: of the bundles.
+        categories: numbers of categories.
+        backend: of the runtime, on the GPU.
+        size: height and width of the images.
+        images: images of the soak.
+        repeats: rounds of timing, and images compared.
+        compile: whether torch.compile is timed; it takes minutes for each number of categories.
+        device: "cuda"; "cpu" tries the script out where there is no GPU, and means nothing else.
+    """
+
+    output: str
+    bundles: str
+    models: tuple[str, ...] = ("tiny", "vit-b-16")
+    precisions: tuple[str, ...] = ("fp16",)
+    categories: tuple[int, ...] = (19, 58, 150, 847)
+    backend: str = "onnxruntime-cuda"
+    size: tuple[int, int] = (480, 640)
+    images: int = 10_000
+    repeats: int = 30
+    compile: bool = True
+    device: str = "cuda"
+
+    @classmethod
+    def from_json(cls, text: str) -> "CheckPlan":
+        """What :meth:`to_json` wrote."""
+        data = json.loads(text)
+        lists = ("models", "precisions", "categories", "size")
+        return cls(**{name: tuple(v) if name in lists else v for name, v in data.items()})
+
+    def to_json(self) -> str:
+        """For the process of a part."""
+        return json.dumps(dataclasses.asdict(self))
+
+    def bundle(self, model: str, precision: str) -> Path:
+        """Where a bundle lies."""
+        return Path(self.bundles, f"{model}-{precision}")
+
+
+@dataclass(slots=True)
+class Report:
+    """A part's file, written anew after each row."""
+
+    path: Path
+    conditions: Conditions
+    part: str
+    plan: CheckPlan
+    rows: list[Mapping[str, Any]] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+
+    @classmethod
+    def begin(cls, part: str, plan: CheckPlan) -> "Report":
+        """An empty one, on disk."""
+        path = Path(plan.output, f"gpu-check-{part}.json")
+        report = cls(path, Conditions.now(METHODS[part]), part, plan)
+        report.save()
+        return report
+
+    def add(self, **row: Any) -> None:
+        """Keep a row, and print it."""
+        self.rows.append(row)
+        self.save()
+        print(
+            "  " + ", ".join(f"{name} {_short(value)}" for name, value in row.items()), flush=True
+        )
+
+    @contextmanager
+    def attempt(self, what: str) -> Iterator[None]:
+        """Keep the error of one piece of the part and go on."""
+        try:
+            yield
+        except Exception as error:  # whatever it is, the next piece may still work
+            traceback.print_exc()
+            self.errors.append(f"{what}: {type(error).__name__}: {error}")
+            self.save()
+
+    def save(self, *, finished: bool = False) -> None:
+        """Write what is there."""
+        document = {
+            "benchmark": f"gpu-check {self.part}",
+            "finished": finished,
+            "conditions": dataclasses.asdict(self.conditions.finished()),
+            "plan": _without_folders(self.plan),
+            "rows": self.rows,
+            "errors": self.errors,
+        }
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self.path.with_suffix(".part")
+        text = json.dumps(_plain(document), indent=2, ensure_ascii=False, allow_nan=False)
+        temporary.write_text(text + "\n", encoding="utf-8")
+        os.replace(temporary, self.path)
+
+
+def _without_folders(plan: CheckPlan) -> dict[str, Any]:
+    found = dataclasses.asdict(plan)
+    del found["output"], found["bundles"]
+    return found
+
+
+def _plain(value: Any) -> Any:
+    """What JSON has; a number that is not finite becomes null."""
+    match value:
+        case Mapping():
+            return {str(key): _plain(entry) for key, entry in value.items()}
+        case list() | tuple():
+            return [_plain(entry) for entry in value]
+        case float():
+            return round(value, 6) if math.isfinite(value) else None
+    return value
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,162 @@
+"""Which backend runs a bundle here. What was asked for by name is used or refused."""
+
+import importlib.util
+import logging
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Final
+
+from ..backends import BACKENDS, Backend, GraphFile, create_backend
+from ..bundle import Bundle
+from ..device import open_device
+from ..device.base import Device, Stream
+from ..errors import BackendError, DeviceError, EngineMismatchError
+from ..nvidia import find_gpu
+from .backend import DeviceBackend
+from .bridge import BridgedGraphs
+from .pipeline import DevicePipeline
+
+__all__ = ["DEVICE_CHUNK", "Chosen", "choose_backend"]
+
+_LOG = logging.getLogger("escnet_runtime")
+
+#: Categories at a time on a GPU where nothing else is said: enough to fill it.
+DEVICE_CHUNK: Final = 128
+
+#: The fastest first.
+_ON_A_GPU: Final = ("tensorrt", "tensorrt-rtx", "onnxruntime-cuda")
+
+#: (bundle, stream, chunk) → what runs the bundle's graphs.
+Opener = Callable[[Bundle, Stream, int | None], DeviceBackend]
+
+
+@dataclass(slots=True, kw_only=True)
+class Chosen:
+    """What runs a bundle.
+
+    Attributes:
+        backend: for the pipeline that keeps its tensors on the host.
+        device: the pipeline on a device; None on the CPU.
+    """
+
+    backend: Backend
+    device: DevicePipeline | None
+    owned: ExitStack
+
+    def close(self) -> None:
+        """Free everything."""
+        self.owned.close()
+
+
+def choose_backend(
+    bundle: Bundle, name: str, *, device: Device | None = None, chunk: int | None = None
+) -> Chosen:
+    """What ``name`` stands for; "auto" takes the fastest that is installed and fits, and says so.
+
+    Args:
+        bundle: opened.
+        name: one of BACKENDS.
+        device: where to run; by default the first visible GPU, for a backend that needs one.
+        chunk: categories at a time; what suits the backend by default.
+
+    Raises:
+        BackendError: the name is unknown, or a library is not here.
+        DeviceError: there is no GPU, or it cannot be used.
+        EngineMismatchError: the bundle has no engines that fit.
+    """
+    if name not in BACKENDS:
+        raise BackendError(f"backend {name!r} is unknown; expected one of {', '.join(BACKENDS)}")
+    if name == "auto":
+        return _automatic(bundle, device, chunk)
+    if name in _ON_A_GPU:
+        return on_device(bundle, _opener(name), device=device, chunk=chunk)
+    return _on_the_cpu(bundle)
+
+
+def on_device(
+    bundle: Bundle, opener: Opener, *, device: Device | None = None, chunk: int | None = None
+) -> Chosen:
+    """A pipeline on a device with what ``opener`` makes; for :func:`choose_backend`, see there."""
+    manifest = bundle.manifest
+    with ExitStack() as owned:
+        if device is None:
+            device = owned.enter_context(open_device())
+        stream = owned.enter_context(device.stream())
+        backend = opener(bundle, stream, chunk)
+        owned.callback(backend.close)
+        chunk = chunk or backend.most_rows or DEVICE_CHUNK
+        pipeline = DevicePipeline(device, backend, manifest, chunk=chunk)
+        owned.callback(pipeline.close)
+        return Chosen(
+            backend=BridgedGraphs(device, backend, manifest),
+            device=pipeline,
+            owned=owned.pop_all(),
+        )
+
+
+def _automatic(bundle: Bundle, device: Device | None, chunk: int | None) -> Chosen:
+    reasons = []
+    if device is None and find_gpu() is None:
+        reasons.append("there is no NVIDIA GPU with a driver")
+    else:
+        for name in _ON_A_GPU:
+            try:
+                chosen = on_device(bundle, _opener(name), device=device, chunk=chunk)
+            except (BackendError, DeviceError, EngineMismatchError) as error:
+                reasons.append(f"not {name}: {error}")
+                continue
+            _say(chosen, reasons, logging.INFO)
+            return chosen
+    chosen = _on_the_cpu(bundle)
+    # With a GPU at hand, the CPU is not what somebody expects.
+    _say(chosen, reasons, logging.INFO if len(reasons) == 1 else logging.WARNING)
+    return chosen
+
+
+def _say(chosen: Chosen, reasons: list[str], level: int) -> None:
+    why = "; ".join(reasons) or "the fastest there is"
+    _LOG.log(
+        level,
+        "backend 'auto' chose %s (%s): %s",
+        chosen.backend.name,
+        chosen.backend.description,
+        why,
+    )
+
+
+def _on_the_cpu(bundle: Bundle) -> Chosen:
+    owned = ExitStack()
+    backend = create_backend(_files(bundle), "onnxruntime")
+    owned.callback(backend.close)
+    return Chosen(backend=backend, device=None, owned=owned)
+
+
+def _opener(name: str) -> Opener:
+    """What makes the backend of that name; its library is imported here."""
+    if name == "onnxruntime-cuda":
+        return _onnxruntime()
+    raise BackendError(f"backend {name!r} does not run graphs in this version yet")
+
+
+def _onnxruntime() -> Opener:
+    if importlib.util.find_spec("onnxruntime") is None:
+        raise BackendError(
+            "backend 'onnxruntime-cuda' needs ONNX Runtime, which is not installed; install "
+            "escnet-runtime[onnxruntime-gpu]"
+        )
+    from .onnxruntime import OrtGraphs, require_provider
+
+    require_provider("cuda")  # before a GPU is opened for it
+
+    def make(bundle: Bundle, stream: Stream, chunk: int | None) -> DeviceBackend:
+        return OrtGraphs(_files(bundle), stream)
+
+    return make
+
+
+def _files(bundle: Bundle) -> dict[str, GraphFile]:
+    return {
+        name: GraphFile.of(bundle.file(stage.file), stage)
+        for name, stage in bundle.manifest.stages.items()
+    }

@@ -1,0 +1,382 @@
+"""Where every tensor of an image lies on the device, known before the first image.
+
+The order of the graphs (:mod:`escnet_runtime.order`) is walked once for a bucket of categories and
+a size of image. Each tensor that it writes is a value that lives from the step which writes it to
+the last one that reads it; values whose lives do not touch share memory. Nothing is allocated here
+and nothing runs.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Final, Literal
+
+from ..errors import InputError
+from ..groups import category_chunks
+from ..kernels import preprocess_plan
+from ..manifest import DType, Manifest, TensorSpec
+from ..order import PROMPTS, READS, SUMS, WRITES, Step, image_steps, refined
+from ..vocabulary import MAX_CATEGORIES
+
+__all__ = ["ITEM_BYTES", "Call", "Layout", "Value", "View", "bucket_of", "make_layout"]
+
+ITEM_BYTES: Final[dict[DType, int]] = {
+    "float32": 4,
+    "float16": 2,
+    "bfloat16": 2,
+    "int32": 4,
+    "int8": 1,
+    "uint8": 1,
+}
+_ALIGNMENT: Final = 256  # what every library asks of an address
+_LEAST_STEP: Final = 8  # rows that matrix units work on at once
+_MOST_CATEGORIES: Final = MAX_CATEGORIES + 1  # of a 16-bit label map; a multiple of every step
+_NARROW_LABELS: Final = 256
+
+#: What a value's size goes with.
+Grows = Literal["nothing", "categories", "chunk", "pixels"]
+
+
+def bucket_of(categories: int) -> int:
+    """The size that so many categories are padded to: what is planned serves all up to there.
+
+    Multiples of 8, and from 128 on of an eighth of the power of two below: at most an eighth of
+    the work is padding.
+    """
+    step = max(_LEAST_STEP, (1 << categories.bit_length() - 1) // 8)
+    return -(-categories // step) * step
+
+
+@dataclass(slots=True, eq=False)
+class Value:
+    """A tensor with its life in steps, and its first byte in the arena once that is planned."""
+
+    name: str
+    dtype: DType
+    shape: tuple[int, ...]
+    grows: Grows
+    first: int
+    last: int
+    offset: int = 0
+
+    @property
+    def bytes(self) -> int:
+        """Of its elements."""
+        return math.prod(self.shape) * ITEM_BYTES[self.dtype]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class View:
+    """Some rows of a value, contiguous."""
+
+    value: Value
+    start: int  # bytes
+    shape: tuple[int, ...]
+
+    @property
+    def offset(self) -> int:
+        """Of its first byte in the arena."""
+        return self.value.offset + self.start
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Call:
+    """A step with the places that it reads and writes, by the names of the graph's ports.
+
+    The sums of a graph have a second place, under the name that they go by when all chunks are
+    added up; the decoder's logits have "best", "total" and the picture beside them. ``where`` are
+    the rows of the bucket that it works on.
+    """
+
+    step: Step
+    where: slice
+    reads: dict[str, View]
+    writes: dict[str, View]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Layout:
+    """All calls of an image and the arena they share.
+
+    Attributes:
+        bucket: rows of categories, the real ones and padding.
+        chunk: the most of them that a graph is given at once.
+        size: height and width of the image in pixels.
+        label_bytes: of a label.
+        bytes: of the arena.
+        fixed: what stays in place between images: "active", "text", "picture".
+    """
+
+    bucket: int
+    chunk: int
+    size: tuple[int, int]
+    label_bytes: int
+    bytes: int
+    calls: tuple[Call, ...]
+    values: tuple[Value, ...]
+    fixed: Mapping[str, View]
+
+    @property
+    def picture_bytes(self) -> int:
+        """Labels and, behind them, confidences: what is downloaded."""
+        return self.fixed["picture"].value.bytes
+
+
+def picture_offsets(pixels: int, label_bytes: int) -> tuple[int, int]:
+    """Bytes of the labels, up to where confidences begin, and of both."""
+    labels = _aligned(pixels * label_bytes)
+    return labels, labels + 2 * pixels
+
+
+def make_layout(
+    manifest: Manifest, categories: int, size: tuple[int, int], chunk: int, *, scratch: int = 0
+) -> Layout:
+    """Plan for up to ``bucket_of(categories)`` categories and images of ``size`` pixels.
+
+    Args:
+        manifest: of the bundle.
+        categories: at least 1.
+        size: height and width.
+        chunk: categories at a time, rounded up to whole groups.
+        scratch: bytes that every graph may use while it runs, beside its tensors.
+
+    Raises:
+        InputError: a number is out of range.
+    """
+    if not 1 <= categories < _MOST_CATEGORIES or min(size) < 1 or chunk < 1:
+        raise InputError(
+            f"got {categories} categories in chunks of {chunk} and an image of "
+            f"{size[0]}×{size[1]} pixels; expected 1 to {_MOST_CATEGORIES - 1} categories and "
+            "sizes of at least 1"
+        )
+    bucket = bucket_of(categories)
+    planner = _Planner(manifest, bucket, size, chunk)
+    planner.fixed(scratch)
+    planner.walk()
+    values = tuple(planner.values)
+    for value in values:
+        if value.name in planner.places:  # fixed: never shared
+            value.first, value.last = -1, planner.end
+    total = _place(values)
+    return Layout(
+        bucket=bucket,
+        chunk=max(part.stop - part.start for part in planner.chunks),
+        size=size,
+        label_bytes=planner.label_bytes,
+        bytes=total,
+        calls=tuple(planner.calls),
+        values=values,
+        fixed=planner.places,
+    )
+
+
+@dataclass(slots=True)
+class _Planner:
+    """The walk under way: which value each name stands for at this step."""
+
+    manifest: Manifest
+    bucket: int
+    size: tuple[int, int]
+    most: int
+    chunks: list[slice] = field(init=False)
+    label_bytes: int = field(init=False)
+    values: list[Value] = field(default_factory=list)
+    calls: list[Call] = field(default_factory=list)
+    places: dict[str, View] = field(default_factory=dict)
+    shared: dict[str, Value] = field(default_factory=dict)
+    own: dict[tuple[str, int], Value] = field(default_factory=dict)
+    end: int = 0
+
+    def __post_init__(self) -> None:
+        self.chunks = category_chunks(self.bucket, self.most, self._group)
+        self.label_bytes = 1 if self.bucket <= _NARROW_LABELS else 2
+
+    @property
+    def _group(self) -> int:
+        return self.manifest.constants.group
+
+    def fixed(self, scratch: int) -> None:
+        """What stays in place between images."""
+        pixels = self.size[0] * self.size[1]
+        _, picture = picture_offsets(pixels, self.label_bytes)
+        model = self.manifest.model
+        self._fix("active", "int32", (1,), "nothing")
+        self._fix("text", "float32", (self.bucket, model.embed_dim), "categories")
+        self._fix("picture", "uint8", (picture,), "pixels")
+        if scratch:
+            self._fix("scratch", "uint8", (scratch,), "chunk")
+
+    def walk(self) -> None:
+        """Go through all steps of an image."""
+        steps = list(image_steps(self.manifest.model.blocks, len(self.chunks)))
+        self.end = len(steps)
+        self._weights()
+        for time, step in enumerate(steps):
+            if step.kind == "prompts":
+                self._prompts(time, step)
+            else:
+                self._graph(time, step)
+
+    def _weights(self) -> None:
+        rows = -(-self.bucket // self._group)
+        weight = self._value("weight", "float32", (rows, self._group), "categories", 0)
+        self.shared["weight"] = weight
+
+    def _front(self, time: int) -> None:
+        """What is made of the pixels before the encoder."""
+        spec = self.manifest.constants.preprocessing
+        between = preprocess_plan(spec, self.size).scratch_bytes
+        self._value("resized", "uint8", (between,), "pixels", time)
+        shape = (1, 3, spec.size, spec.size)
+        self.shared["image"] = self._value("image", "float32", shape, "nothing", time)
+
+    def _prompts(self, time: int, step: Step) -> None:
+        """All categories at once."""
+        scores = self._read("scores", time)
+        model, ppg = self.manifest.model, self.manifest.constants.ppg
+        shapes: dict[str, tuple[DType, tuple[int, ...]]] = {
+            "points": ("float32", (ppg.regions, 2)),
+            "point_labels": ("int32", (ppg.regions,)),
+            "regions": ("int32", model.grid),
+            "probabilities": ("float32", model.grid),
+        }
+        writes = {}
+        for name in PROMPTS:
+            dtype, shape = shapes[name]
+            value = self._value(name, dtype, (self.bucket, *shape), "categories", time)
+            self.shared[name] = value
+            writes[name] = _all(value)
+        where = slice(0, self.bucket)
+        self.calls.append(Call(step, where, {"scores": scores}, writes))
+
+    def _graph(self, time: int, step: Step) -> None:
+        stage = self.manifest.stages[step.stage]
+        where = slice(0, 1) if step.chunk is None else self.chunks[step.chunk]
+        outputs = {spec.name: spec for spec in stage.outputs}
+        if step.kind == "image_encoder":
+            self._front(time)
+        reads = {name: self._read(name, time, step.chunk) for name in READS[step.kind]}
+        writes = {}
+        for name in WRITES[step.kind]:
+            writes[name] = self._write(outputs[name], time, step)
+            if name in SUMS:
+                writes[SUMS[name]] = self._sum(outputs[name], time, step)
+        if step.kind == "decoder":
+            writes |= self._picture(time)
+        self.calls.append(Call(step, where, reads, writes))
+
+    def _write(self, spec: TensorSpec, time: int, step: Step) -> View:
+        name = refined(spec.name)
+        if step.chunk is None:
+            value = self._value(name, spec.dtype, self._shape(spec, 1), "nothing", time)
+            self.shared[name] = value
+            return _all(value)
+        where = self.chunks[step.chunk]
+        rows = where.stop - where.start
+        if name == "scores":  # the generator takes those of all categories as one array
+            if step.chunk == 0:
+                shape = self._shape(spec, self.bucket)
+                value = self._value(name, spec.dtype, shape, "categories", time)
+                self.own[name, -1] = value  # the scores of the block before are still read
+            value = self.own[name, -1]
+            value.last = max(value.last, time)
+            if step.chunk == len(self.chunks) - 1:
+                self.shared[name] = self.own.pop((name, -1))
+            return _rows(value, where)
+        grows: Grows = "categories" if name == "embedding" else "chunk"
+        value = self._value(name, spec.dtype, self._shape(spec, rows), grows, time)
+        self.own[name, step.chunk] = value
+        return _all(value)
+
+    def _sum(self, spec: TensorSpec, time: int, step: Step) -> View:
+        """The running sum of all chunks, as the graph that reads it wants it."""
+        name = SUMS[spec.name]
+        if step.chunk == 0:
+            shape = self._shape(spec, 1)
+            shape = shape if name == "enhanced_mean" else shape[1:]
+            self.shared[name] = self._value(name, spec.dtype, shape, "nothing", time)
+        value = self.shared[name]
+        value.last = max(value.last, time)
+        return _all(value)
+
+    def _picture(self, time: int) -> dict[str, View]:
+        """What up-sampling keeps of each pixel between chunks, and what it gives."""
+        for name in ("best", "total"):
+            if name not in self.shared:
+                self.shared[name] = self._value(name, "float32", self.size, "pixels", time)
+            self.shared[name].last = time
+        return {name: _all(self.shared[name]) for name in ("best", "total")} | {
+            "picture": self.places["picture"]
+        }
+
+    def _read(self, name: str, time: int, chunk: int | None = None) -> View:
+        value = self.own.get((name, chunk)) if chunk is not None else None
+        if value is not None:
+            value.last = max(value.last, time)
+            return _all(value)
+        if name == "text":
+            value = self.places[name].value
+        else:
+            value = self.shared[name]
+            value.last = max(value.last, time)
+        if chunk is None or value.grows != "categories":
+            return _all(value)
+        where = self.chunks[chunk]
+        if name == "weight":
+            first = where.start // self._group
+            where = slice(first, first + -(-(where.stop - where.start) // self._group))
+        return _rows(value, where)
+
+    def _value(
+        self, name: str, dtype: DType, shape: tuple[int, ...], grows: Grows, time: int
+    ) -> Value:
+        value = Value(name, dtype, shape, grows, time, time)
+        self.values.append(value)
+        return value
+
+    def _fix(self, name: str, dtype: DType, shape: tuple[int, ...], grows: Grows) -> None:
+        self.places[name] = _all(self._value(name, dtype, shape, grows, 0))
+
+    def _shape(self, spec: TensorSpec, rows: int) -> tuple[int, ...]:
+        axes = {"n": rows, "g": -(-rows // self._group), "b": 1}
+        return tuple(axes[axis] if isinstance(axis, str) else axis for axis in spec.shape)
+
+
+def _all(value: Value) -> View:
+    return View(value, 0, value.shape)
+
+
+def _rows(value: Value, where: slice) -> View:
+    each = value.bytes // value.shape[0]
+    return View(value, where.start * each, (where.stop - where.start, *value.shape[1:]))
+
+
+def _aligned(size: int) -> int:
+    return -(-size // _ALIGNMENT) * _ALIGNMENT
+
+
+def _place(values: tuple[Value, ...]) -> int:
+    """Give each value the lowest free place, the largest first; returns the bytes of the arena."""
+    placed: list[Value] = []  # by offset
+    total = 0
+    for value in sorted(values, key=lambda one: (-one.bytes, one.first)):
+        value.offset = _gap(_neighbours(placed, value), _aligned(value.bytes))
+        total = max(total, value.offset + _aligned(value.bytes))
+        placed.append(value)
+        placed.sort(key=lambda one: one.offset)
+    return total
+
+
+def _neighbours(placed: list[Value], value: Value) -> Iterator[Value]:
+    """Those that live at the same time, by offset."""
+    return (one for one in placed if one.first <= value.last and value.first <= one.last)
+
+
+def _gap(neighbours: Iterator[Value], size: int) -> int:
+    """The lowest offset with so many free bytes."""
+    free = 0
+    for one in neighbours:
+        if free + size <= one.offset:
+            break
+        free = max(free, one.offset + _aligned(one.bytes))
+    return free

@@ -1,0 +1,222 @@
+"""ONNX Runtime's CUDA provider, on our buffers and our stream.
+
+Inputs and outputs are bound to addresses once, and a run is given to the stream without waiting for
+it. What lives inside a graph is in ONNX Runtime's own arena. Its CUDA sessions cannot be recorded
+into a CUDA graph of ours (error 900, and the process ends), so this backend is never captured.
+"""
+
+import contextlib
+import io
+import logging
+import re
+from collections.abc import Callable, Mapping
+from typing import Final, Literal
+
+import numpy as np
+import onnxruntime as ort
+
+from ..backends.base import GraphFile
+from ..backends.ports import require_ports
+from ..device.base import Stream
+from ..errors import BackendError, OutOfDeviceMemory
+from ..manifest import DType
+from .backend import Binding
+
+__all__ = ["OrtGraphs"]
+
+_LOG = logging.getLogger("escnet_runtime")
+
+Provider = Literal["cuda", "cpu"]
+
+_PROVIDERS: Final[dict[Provider, str]] = {
+    "cuda": "CUDAExecutionProvider",
+    "cpu": "CPUExecutionProvider",
+}
+_BFLOAT16: Final = 16  # onnx.TensorProto.BFLOAT16: NumPy has no such type
+_ELEMENT_TYPES: Final[dict[DType, object]] = {
+    "float32": np.float32,
+    "float16": np.float16,
+    "bfloat16": _BFLOAT16,
+    "int32": np.int32,
+    "int8": np.int8,
+    "uint8": np.uint8,
+}
+_QUIET: Final = 3  # errors only: ONNX Runtime's warnings are for its developers
+_FATAL: Final = 4
+_NO_MEMORY: Final = re.compile(
+    r"out of memory|failed to allocate|smaller than requested|ALLOC_FAILED|bad allocation",
+    re.IGNORECASE,
+)
+
+
+class OrtGraphs:
+    """Sessions of a bundle's graphs; see :class:`escnet_runtime.gpu.backend.DeviceBackend`.
+
+    Args:
+        graphs: the graphs by name.
+        stream: what they work on.
+        provider: "cuda"; "cpu" takes addresses of the host, for tests of the pipeline, and has
+            computed when a call returns.
+
+    Raises:
+        BackendError: the provider is not in the installed ONNX Runtime.
+    """
+
+    capturable = False
+    most_rows = None
+
+    def __init__(
+        self, graphs: Mapping[str, GraphFile], stream: Stream, *, provider: Provider = "cuda"
+    ) -> None:
+        require_provider(provider)
+        self._graphs, self._stream, self._provider = dict(graphs), stream, provider
+        self._sessions: dict[str, ort.InferenceSession] = {}
+        self._closed = False
+        self._options = ort.RunOptions()
+        # The host would wait at the end of every graph.
+        self._options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+        self._options.log_severity_level = _FATAL  # errors are raised, and said once
+
+    @property
+    def name(self) -> str:
+        """See :class:`DeviceBackend`."""
+        return "onnxruntime-cuda" if self._provider == "cuda" else "onnxruntime"
+
+    @property
+    def description(self) -> str:
+        """See :class:`DeviceBackend`."""
+        return f"ONNX Runtime {ort.__version__} on {self._provider.upper()}"
+
+    @property
+    def resident_bytes(self) -> int:
+        """The weights: what lives inside graphs is in ONNX Runtime's arena and not known."""
+        return sum(self._graphs[name].path.stat().st_size for name in self._sessions)
+
+    def stream(self) -> Stream:
+        """See :class:`DeviceBackend`."""
+        return self._stream
+
+    def scratch_bytes(self) -> int:
+        """None of ours."""
+        return 0
+
+    def load(self, *graphs: str) -> None:
+        """See :class:`DeviceBackend`."""
+        for graph in graphs:
+            self._session(graph)
+
+    def bind(
+        self,
+        graph: str,
+        inputs: Mapping[str, Binding],
+        outputs: Mapping[str, Binding],
+        *,
+        scratch: int = 0,
+    ) -> Callable[[], None]:
+        """See :class:`DeviceBackend`."""
+        session = self._session(graph)
+        io = session.io_binding()
+        try:
+            for bindings, bind in ((inputs, io.bind_input), (outputs, io.bind_output)):
+                for name, one in bindings.items():
+                    kind = _ELEMENT_TYPES[one.dtype]
+                    bind(name, self._provider, 0, kind, one.shape, one.address)
+        except Exception as error:  # ONNX Runtime's errors share no base below Exception
+            raise BackendError(f"graph {graph!r} cannot be bound: {error}") from error
+
+        def run() -> None:
+            try:
+                session.run_with_iobinding(io, self._options)
+            except Exception as error:
+                raise _failure(f"graph {graph!r} failed in ONNX Runtime", error) from error
+
+        return run
+
+    def release(self, graph: str) -> None:
+        """See :class:`DeviceBackend`."""
+        self._sessions.pop(graph, None)
+
+    def unload(self) -> None:
+        """See :class:`DeviceBackend`."""
+        self._sessions.clear()
+
+    def close(self) -> None:
+        """See :class:`DeviceBackend`."""
+        self.unload()
+        self._closed = True
+
+    def _session(self, graph: str) -> ort.InferenceSession:
+        if self._closed:
+            raise BackendError("the backend is closed; make a new Segmenter")
+        if graph not in self._sessions:
+            self._sessions[graph] = self._load(graph)
+        return self._sessions[graph]
+
+    def _load(self, graph: str) -> ort.InferenceSession:
+        if graph not in self._graphs:
+            raise BackendError(f"there is no graph {graph!r}; there are {', '.join(self._graphs)}")
+        file = self._graphs[graph]
+        options = ort.SessionOptions()
+        options.log_severity_level = _QUIET
+        try:
+            session = ort.InferenceSession(
+                str(file.path), options, providers=[self._provider_with_options()]
+            )
+        except Exception as error:
+            what = (
+                f"ONNX Runtime {ort.__version__} cannot load graph {graph!r} ({file.precision} "
+                f"from {file.path})"
+            )
+            raise _failure(what, error) from error
+        if self._provider == "cuda" and _PROVIDERS["cuda"] not in session.get_providers():
+            raise BackendError(
+                f"ONNX Runtime {ort.__version__} has the CUDA provider and cannot start it (it "
+                f"took {', '.join(session.get_providers())}): its CUDA or cuDNN libraries are "
+                "missing or of another version; install escnet-runtime[onnxruntime-gpu] with "
+                "what it needs, or choose backend='onnxruntime'"
+            )
+        if file.stage is not None:
+            require_ports(graph, session, file.stage)
+        return session
+
+    def _provider_with_options(self) -> str | tuple[str, dict[str, str]]:
+        name = _PROVIDERS[self._provider]
+        if self._provider == "cpu":
+            return name
+        return name, {
+            "device_id": "0",
+            "user_compute_stream": str(self._stream.handle),
+            # Twenty graphs have an arena each: they grow by what is asked for, not in powers of 2.
+            "arena_extend_strategy": "kSameAsRequested",
+            # Trying every algorithm for every new shape takes seconds, and memory that stays.
+            "cudnn_conv_algo_search": "HEURISTIC",
+            # Precision is in the file: float32 there means float32.
+            "use_tf32": "0",
+        }
+
+
+def require_provider(provider: Provider) -> None:
+    """Refuse a provider that the installed ONNX Runtime does not have."""
+    if provider == "cuda":
+        _load_libraries()
+    available = ort.get_available_providers()
+    if _PROVIDERS[provider] not in available:
+        raise BackendError(
+            f"ONNX Runtime {ort.__version__} here has no {_PROVIDERS[provider]} (it has "
+            f"{', '.join(available)}); install escnet-runtime[onnxruntime-gpu] in place of "
+            "[onnxruntime], or choose backend='onnxruntime'"
+        )
+
+
+def _load_libraries() -> None:
+    """Load CUDA and cuDNN from Python packages, where they are not on the system's path."""
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):  # it prints what it does not find
+        ort.preload_dlls()
+    if said.getvalue():
+        _LOG.debug("ONNX Runtime, looking for libraries: %s", said.getvalue().strip())
+
+
+def _failure(what: str, error: Exception) -> BackendError | OutOfDeviceMemory:
+    kind = OutOfDeviceMemory if _NO_MEMORY.search(str(error)) else BackendError
+    return kind(f"{what}: {error}")

@@ -1,0 +1,468 @@
+"""Images on a device: one upload and one download each, and the host waits for nothing between."""
+
+import itertools
+import logging
+from collections import OrderedDict
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from ..device.base import Device, DeviceMemory, Event, Graph, HostMemory
+from ..errors import DeviceError, EscNetError, OutOfDeviceMemory
+from ..groups import whole_groups
+from ..images import ImageArray
+from ..kernels import KERNELS, DeviceImage, preprocess_plan
+from ..manifest import Manifest
+from ..order import image_steps
+from .backend import DeviceBackend
+from .layout import Layout, bucket_of, make_layout, picture_offsets
+from .memory import MemoryPlan, memory_plan
+from .program import Program
+from .slots import Slot, SlotPool
+
+__all__ = ["IN_FLIGHT", "DevicePipeline", "InFlight", "Picture"]
+
+_LOG = logging.getLogger("escnet_runtime")
+_PROGRAMS: Final = 8  # buckets and sizes of image that are kept ready
+#: Images that may be on their way at once: one computes, one is copied.
+IN_FLIGHT: Final = 2
+
+_Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Picture:
+    """Rows of the text embeddings [H,W], uint8 or uint16, and their confidence, float16 [H,W]."""
+
+    labels: npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
+    confidence: npt.NDArray[np.float16]
+
+
+@dataclass(slots=True, eq=False)
+class _Ready:
+    """A program with what it owns; ``graph`` is the same captured, once it has run."""
+
+    program: Program
+    tables: DeviceMemory
+    graph: Graph | None = None
+    eager: bool = False
+
+    @property
+    def layout(self) -> Layout:
+        return self.program.layout
+
+    def close(self) -> None:
+        if self.graph is not None:
+            self.graph.close()
+        self.tables.close()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class InFlight:
+    """An image on its way, to be given to :meth:`DevicePipeline.finish` or ``drop``, once."""
+
+    slot: Slot
+    layout: Layout
+
+
+@dataclass(slots=True, eq=False)
+class _Text:
+    """A vocabulary's embeddings on their way to the arena, and which they are."""
+
+    embeddings: _Floats
+    layout: Layout
+    staging: HostMemory
+    sent: Event
+    owned: ExitStack = field(default_factory=ExitStack)
+
+
+class DevicePipeline:
+    """Runs a model's graphs on a device.
+
+    One image after the other computes, in the order of :meth:`submit`; while one does, another may
+    be uploaded and a third downloaded. All of it is for one thread at a time.
+
+    Args:
+        device: where; belongs to the caller.
+        backend: runs the graphs; closed with the pipeline.
+        manifest: of the bundle.
+        chunk: the most categories a graph is given at once, rounded up to whole groups. Made
+            smaller, with a warning, where memory does not suffice.
+    """
+
+    def __init__(
+        self, device: Device, backend: DeviceBackend, manifest: Manifest, *, chunk: int
+    ) -> None:
+        self._device, self._backend, self._manifest = device, backend, manifest
+        self._group = manifest.constants.group
+        self.chunk = whole_groups(chunk, self._group)
+        self._stream = backend.stream()
+        self._owned = ExitStack()
+        self._uploads = self._owned.enter_context(device.stream())
+        self._downloads = self._owned.enter_context(device.stream())
+        self._slots = self._owned.enter_context(SlotPool(device))
+        self._arena: DeviceMemory | None = None
+        self._programs: OrderedDict[tuple[int, tuple[int, int]], _Ready] = OrderedDict()
+        self._text: _Text | None = None
+        self._tried: set[tuple[int, int]] = set()  # bucket and chunk of what has run
+        self._graph_bytes: int | None = None
+        self._said_eager = False
+
+    @property
+    def backend(self) -> DeviceBackend:
+        """What runs the graphs."""
+        return self._backend
+
+    def submit(self, pixels: ImageArray, text: _Floats) -> InFlight:
+        """Enqueue one image and return at once.
+
+        Args:
+            pixels: uint8 [H,W,3]; not looked at afterwards.
+            text: float32 [N,D], unit norm; kept, and taken for the same as long as it is the same
+                object, so it must not change.
+
+        Raises:
+            BackendError: a graph failed.
+            OutOfDeviceMemory: also the smallest chunk does not fit; says what would.
+        """
+        size = (pixels.shape[0], pixels.shape[1])
+        while True:
+            try:
+                ready = self._prepared(len(text), size)
+                self._send_text(text, ready.layout)
+                return self._submit(pixels, ready)
+            except OutOfDeviceMemory as error:
+                self._shrink(error, len(text), size)
+
+    def finish(self, flight: InFlight) -> Picture:
+        """Wait for an image and take its picture.
+
+        Raises:
+            DeviceError: something on the device failed.
+            EscNetError: the pipeline has been closed.
+        """
+        slot, layout = flight.slot, flight.layout
+        if not slot.open:
+            raise EscNetError("this Segmenter was closed while the image was on its way")
+        try:
+            slot.done.synchronize()
+            return _picture(slot.download.array, layout)
+        finally:
+            self._slots.give_back(slot)
+
+    def drop(self, flight: InFlight) -> None:
+        """Wait for an image that nobody wants any more."""
+        if flight.slot.open:
+            self.finish(flight)
+
+    def plan(self, categories: int, size: tuple[int, int]) -> MemoryPlan:
+        """What such images need; the memory for them is taken now, and the graphs run once.
+
+        Raises:
+            OutOfDeviceMemory: also the smallest chunk does not fit; says what would.
+        """
+        while True:
+            try:
+                layout = self._prepared(categories, size).layout
+                self._fill_slots(layout)
+            except OutOfDeviceMemory as error:
+                self._shrink(error, categories, size)
+            else:
+                break
+        measured = self._graph_bytes is not None and not self._backend.scratch_bytes()
+        return memory_plan(
+            layout,
+            slot_bytes=IN_FLIGHT * self._slot_bytes(layout),
+            backend_bytes=max(self._graph_bytes or 0, self._backend.resident_bytes),
+            measured=measured,
+        )
+
+    def profile(self, pixels: ImageArray, text: _Floats) -> dict[str, float]:
+        """Milliseconds that each stage of one image takes on the device, by its own clock.
+
+        Run step by step, without a CUDA graph; what each stage costs the host is not in it.
+        """
+        self.finish(self.submit(pixels, text))  # all is loaded, and the image is there
+        program = self._prepared(len(text), (pixels.shape[0], pixels.shape[1])).program
+        spent: dict[str, float] = {}
+        with ExitStack() as owned:
+            events = [
+                owned.enter_context(self._device.event(timing=True))
+                for _ in range(len(program.operations) + 1)
+            ]
+            self._device.record(events[0], self._stream)
+            for operation, event in zip(program.operations, events[1:], strict=True):
+                operation.enqueue()
+                self._device.record(event, self._stream)
+            self._stream.synchronize()
+            for operation, (before, after) in zip(
+                program.operations, itertools.pairwise(events), strict=True
+            ):
+                spent[operation.stage] = spent.get(operation.stage, 0.0) + after.since(before)
+        return spent
+
+    def close(self) -> None:
+        """Wait for what is under way and free everything."""
+        self._settle()
+        self._forget()
+        self._owned.close()
+        self._backend.close()
+
+    def _prepared(self, categories: int, size: tuple[int, int]) -> _Ready:
+        """The program for a bucket and a size of image, with its memory."""
+        key = (bucket_of(categories), size)
+        if key in self._programs:
+            self._programs.move_to_end(key)
+            return self._programs[key]
+        before = self._device.memory()[0]
+        self._backend.load(*_image_graphs(self._manifest))
+        layout = make_layout(
+            self._manifest,
+            categories,
+            size,
+            min(self.chunk, self._backend.most_rows or self.chunk),
+            scratch=self._backend.scratch_bytes(),
+        )
+        arena, grown = self._reserved(layout.bytes)
+        ready = self._made(layout, arena)
+        self._programs[key] = ready
+        taken = before - self._device.memory()[0] - grown
+        # What graphs take inside grows with the chunk and stays; later programs may add to it.
+        self._graph_bytes = (self._graph_bytes or 0) + max(taken, 0)
+        if len(self._programs) > _PROGRAMS:
+            self._programs.popitem(last=False)[1].close()
+        return ready
+
+    def _made(self, layout: Layout, arena: int) -> _Ready:
+        """The program of a layout, tried out.
+
+        It runs once on zeros, so that kernels are compiled and libraries have settled: what runs
+        out of memory does so here, and not in the middle of an image.
+        """
+        plan = preprocess_plan(self._manifest.constants.preprocessing, layout.size)
+        size = plan.tables.nbytes
+        with ExitStack() as owned:
+            tables = owned.enter_context(self._device.allocate(size))
+            owned.callback(self._settle)  # before what failed is freed
+            program = Program(
+                layout,
+                arena,
+                tables.address,
+                plan,
+                device=self._device,
+                backend=self._backend,
+                manifest=self._manifest,
+            )
+            with self._device.allocate_host(size) as staging:
+                staging.array[:size] = plan.tables.view(np.uint8)
+                self._device.upload(tables.address, staging, size, self._stream)
+                self._stream.synchronize()
+            shape = (layout.bucket, layout.chunk)
+            if shape not in self._tried:
+                self._released_text()
+                self._device.prepare(*KERNELS)
+                self._device.fill(arena, 0, layout.bytes, self._stream)
+                program.enqueue()
+                self._stream.synchronize()
+                self._tried.add(shape)
+            owned.pop_all()
+            return _Ready(program, tables)
+
+    def _reserved(self, size: int) -> tuple[int, int]:
+        """The arena's address, of so many bytes at least, and by how many it has grown."""
+        if self._arena is not None and self._arena.size >= size:
+            return self._arena.address, 0
+        self._settle()
+        before = self._arena.size if self._arena is not None else 0
+        self._drop_arena()  # first, so that both never exist
+        self._arena = self._device.allocate(size)
+        return self._arena.address, size - before
+
+    def _submit(self, pixels: ImageArray, ready: _Ready) -> InFlight:
+        layout, device = ready.layout, self._device
+        assert self._arena is not None
+        picture = self._arena.address + layout.fixed["picture"].offset
+        size = pixels.nbytes
+        slot = self._slots.take(size, layout.picture_bytes)
+        try:
+            slot.upload.array[:size] = np.ascontiguousarray(pixels).reshape(-1)
+            device.upload(slot.pixels.address, slot.upload, size, self._uploads)
+            device.record(slot.uploaded, self._uploads)
+            device.wait(self._stream, slot.uploaded)
+            self._run(ready, _packed(slot.pixels.address, layout.size))
+            device.copy(slot.picture.address, picture, layout.picture_bytes, self._stream)
+            device.record(slot.computed, self._stream)
+            device.wait(self._downloads, slot.computed)
+            device.download(
+                slot.download, slot.picture.address, layout.picture_bytes, self._downloads
+            )
+            device.record(slot.done, self._downloads)
+        except BaseException:
+            self._settle()
+            self._slots.discard(slot)
+            raise
+        return InFlight(slot, layout)
+
+    def _run(self, ready: _Ready, image: DeviceImage) -> None:
+        """Everything between upload and download; captured where that can be."""
+        self._device.launch(ready.program.resize(image), self._stream)
+        if self._backend.capturable and ready.graph is None and not ready.eager:
+            self._capture(ready)
+        if ready.graph is not None:
+            ready.graph.launch(self._stream)
+        else:
+            ready.program.enqueue()
+
+    def _capture(self, ready: _Ready) -> None:
+        try:
+            ready.graph = self._device.capture(self._stream, ready.program.enqueue)
+        except OutOfDeviceMemory:
+            raise
+        except EscNetError as error:
+            ready.eager = True
+            if not self._said_eager:
+                self._said_eager = True
+                _LOG.warning(
+                    "no CUDA graph of a whole image here (%s); its %d parts are launched one by "
+                    "one, which is slower and gives the same",
+                    error,
+                    len(ready.program.operations),
+                )
+
+    def _send_text(self, text: _Floats, layout: Layout) -> None:
+        """Put a vocabulary into the arena, unless it is there."""
+        there = self._text
+        if there is not None and there.embeddings is text and there.layout is layout:
+            return
+        self._released_text()
+        assert self._arena is not None
+        rows, count = layout.fixed["text"], len(text)
+        # Padding repeats real categories: a graph sees nothing that it would not see anyway.
+        padded = text[np.arange(layout.bucket) % count]
+        with ExitStack() as owned:
+            staging = owned.enter_context(self._device.allocate_host(4 + padded.nbytes))
+            sent = owned.enter_context(self._device.event())
+            staging.array[: padded.nbytes] = np.ascontiguousarray(padded).reshape(-1).view(np.uint8)
+            number = owned.enter_context(self._device.allocate_host(4))
+            number.array[:] = np.array([count], np.int32).view(np.uint8)
+            active = layout.fixed["active"]
+            at = self._arena.address
+            self._device.upload(at + rows.offset, staging, padded.nbytes, self._stream)
+            self._device.upload(at + active.offset, number, 4, self._stream)
+            self._device.record(sent, self._stream)
+            self._text = _Text(text, layout, staging, sent, owned.pop_all())
+
+    def _released_text(self) -> None:
+        """Free what the last vocabulary was sent from, once it has arrived."""
+        if self._text is not None:
+            text, self._text = self._text, None
+            text.sent.synchronize()
+            text.owned.close()
+
+    def _shrink(self, error: OutOfDeviceMemory, categories: int, size: tuple[int, int]) -> None:
+        """Free everything and make the chunk smaller; raises where it is the smallest."""
+        self._settle()
+        self._forget()
+        self._backend.unload()
+        bucket = bucket_of(categories)
+        chunk = min(self.chunk, whole_groups(bucket, self._group))
+        if chunk <= self._group:
+            raise OutOfDeviceMemory(self._what_fits(error, categories, size)) from error
+        smaller = whole_groups(chunk // 2, self._group)
+        smaller = smaller if smaller < chunk else chunk - self._group
+        _LOG.warning(
+            "the GPU's memory does not suffice for %d categories at a time (%s); trying %d, which "
+            "gives the same and takes longer",
+            chunk,
+            error,
+            smaller,
+        )
+        self.chunk = smaller
+
+    def _what_fits(self, error: Exception, categories: int, size: tuple[int, int]) -> str:
+        """In a sentence, from plans at the smallest chunk."""
+        free, total = self._device.memory()
+        counts = (8 * self._group, 16 * self._group)
+        plans = [make_layout(self._manifest, count, size, self._group) for count in counts]
+        each = (plans[1].bytes - plans[0].bytes) / (counts[1] - counts[0])
+        need = make_layout(self._manifest, categories, size, self._group)
+        weights = sum(self._manifest.stages[name].bytes for name in _image_graphs(self._manifest))
+        rest = free - weights - IN_FLIGHT * self._slot_bytes(need) - plans[0].bytes
+        fitting = int(counts[0] + rest / each) if rest > 0 else 0
+        advice = (
+            f"about {min(fitting, categories - 1):,} categories would fit"
+            if fitting
+            else "no number of categories fits: make memory free, or use smaller images"
+        )
+        return (
+            f"{error}. {categories:,} categories on an image of {size[0]}×{size[1]} pixels need "
+            f"{need.bytes / 1e6:,.0f} MB of tensors at the smallest chunk ({self._group}) and "
+            f"{weights / 1e6:,.0f} MB of weights; {free / 1e6:,.0f} of {total / 1e6:,.0f} MB are "
+            f"free: {advice}"
+        )
+
+    def _fill_slots(self, layout: Layout) -> None:
+        """Have the memory for all images that may be on their way."""
+        size = (_pixel_bytes(layout), layout.picture_bytes)
+        taken = []
+        try:
+            taken += [self._slots.take(*size) for _ in range(IN_FLIGHT)]
+        finally:
+            for slot in taken:
+                self._slots.give_back(slot)
+
+    def _slot_bytes(self, layout: Layout) -> int:
+        return _pixel_bytes(layout) + layout.picture_bytes
+
+    def _settle(self) -> None:
+        """Wait for everything; what failed has been or will be said by who waits for it."""
+        for stream in (self._uploads, self._stream, self._downloads):
+            try:
+                stream.synchronize()
+            except DeviceError as error:
+                _LOG.debug("while waiting for the device: %s", error)
+
+    def _forget(self) -> None:
+        """Free what was made ready; nothing may be computing. Pictures that are done stay."""
+        self._slots.drop_free()
+        self._drop_arena()
+        self._graph_bytes = None
+        self._tried.clear()
+
+    def _drop_arena(self) -> None:
+        while self._programs:
+            self._programs.popitem()[1].close()
+        self._released_text()
+        if self._arena is not None:
+            self._arena.close()
+            self._arena = None
+
+
+def _image_graphs(manifest: Manifest) -> list[str]:
+    """The graphs that an image runs through."""
+    steps = image_steps(manifest.model.blocks, 1)
+    return [step.stage for step in steps if step.kind != "prompts"]
+
+
+def _pixel_bytes(layout: Layout) -> int:
+    return 3 * layout.size[0] * layout.size[1]
+
+
+def _packed(address: int, size: tuple[int, int]) -> DeviceImage:
+    height, width = size
+    return DeviceImage(layout="rgb", height=height, width=width, pixels=address, pitch=3 * width)
+
+
+def _picture(content: npt.NDArray[np.uint8], layout: Layout) -> Picture:
+    """Copies of labels and confidence out of what was downloaded."""
+    height, width = layout.size
+    labels_end, end = picture_offsets(height * width, layout.label_bytes)
+    narrow = content[: height * width * layout.label_bytes].copy()
+    labels: npt.NDArray[np.uint8] | npt.NDArray[np.uint16] = narrow
+    if layout.label_bytes == 2:
+        labels = narrow.view(np.uint16)
+    confidence = content[labels_end:end].copy().view(np.float16)
+    return Picture(labels.reshape(height, width), confidence.reshape(height, width))

@@ -1,0 +1,194 @@
+"""The work of one image as a list of calls on fixed addresses, made once for a layout."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from ..device.base import Device, Stream
+from ..kernels import (
+    DeviceImage,
+    Launch,
+    PpgBuffers,
+    PreprocessPlan,
+    UpsampleBuffers,
+    accumulate_launch,
+    group_weights_launch,
+    normalise_launch,
+    ppg_launch,
+    resize_launch,
+    upsample_argmax_launch,
+)
+from ..manifest import Manifest
+from ..order import SUMS
+from .backend import Binding, DeviceBackend
+from .layout import Call, Layout, View, picture_offsets
+
+__all__ = ["Operation", "Program"]
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """A graph or a kernel; ``stage`` is what its time counts as."""
+
+    stage: str
+    enqueue: Callable[[], None]
+
+
+class Program:
+    """The work of one image of a layout.
+
+    Args:
+        layout: the places of all tensors.
+        arena: address of ``layout.bytes`` bytes.
+        tables: address of a copy of ``plan.tables``.
+        plan: of the pre-processing.
+        device: launches the kernels.
+        backend: runs the graphs.
+        manifest: of the bundle.
+
+    Raises:
+        BackendError: a graph cannot be loaded or bound.
+        OutOfDeviceMemory: the graphs do not fit.
+    """
+
+    def __init__(
+        self,
+        layout: Layout,
+        arena: int,
+        tables: int,
+        plan: PreprocessPlan,
+        *,
+        device: Device,
+        backend: DeviceBackend,
+        manifest: Manifest,
+    ) -> None:
+        maker = _Maker(layout, arena, tables, plan, device, backend, manifest, backend.stream())
+        self.layout = layout
+        self.resize = maker.resize
+        self.operations = list(maker.front())
+        for call in layout.calls:
+            self.operations += maker.operations(call)
+
+    def enqueue(self) -> None:
+        """Give all of it to the stream, behind :attr:`resize`."""
+        for operation in self.operations:
+            operation.enqueue()
+
+
+@dataclass(frozen=True, slots=True)
+class _Maker:
+    layout: Layout
+    arena: int
+    tables: int
+    plan: PreprocessPlan
+    device: Device
+    backend: DeviceBackend
+    manifest: Manifest
+    stream: Stream
+
+    def front(self) -> list[Operation]:
+        """What comes before the first graph."""
+        layout = self.layout
+        weights = group_weights_launch(
+            self.at(self._value("weight")),
+            categories=layout.bucket,
+            group=self.manifest.constants.group,
+            active=self.at(layout.fixed["active"]),
+        )
+        normalise = normalise_launch(
+            self.plan,
+            tables=self.tables,
+            scratch=self.at(self._value("resized")),
+            output=self.at(self._value("image")),
+        )
+        return [self._kernel("weights", weights), self._kernel("preprocess", normalise)]
+
+    def resize(self, pixels: DeviceImage) -> Launch:
+        """Bring an image that lies on the device into the arena."""
+        return resize_launch(
+            self.plan, pixels, tables=self.tables, scratch=self.at(self._value("resized"))
+        )
+
+    def operations(self, call: Call) -> list[Operation]:
+        """Of one step: the graph, and what the runtime does with its outputs."""
+        if call.step.kind == "prompts":
+            return [self._kernel("prompts", self._ppg(call))]
+        outputs = {
+            port.name: call.writes[port.name]
+            for port in self.manifest.stages[call.step.stage].outputs
+        }
+        run = self.backend.bind(
+            call.step.stage,
+            self._bindings(call.reads),
+            self._bindings(outputs),
+            scratch=self.at(self.layout.fixed["scratch"]) if "scratch" in self.layout.fixed else 0,
+        )
+        found = [Operation(call.step.stage, run)]
+        for name in SUMS.keys() & call.writes.keys():
+            found.append(self._kernel("sums", self._accumulate(call, name)))
+        if call.step.kind == "decoder":
+            found.append(self._kernel("upsample_argmax", self._upsample(call)))
+        return found
+
+    def at(self, view: View) -> int:
+        """Address of a place."""
+        return self.arena + view.offset
+
+    def _value(self, name: str) -> View:
+        """A value that exists once."""
+        [value] = [value for value in self.layout.values if value.name == name]
+        return View(value, 0, value.shape)
+
+    def _bindings(self, views: Mapping[str, View]) -> dict[str, Binding]:
+        return {
+            name: Binding(self.at(view), view.value.dtype, view.shape)
+            for name, view in views.items()
+        }
+
+    def _kernel(self, stage: str, launch: Launch) -> Operation:
+        return Operation(stage, lambda: self.device.launch(launch, self.stream))
+
+    def _ppg(self, call: Call) -> Launch:
+        n, h, w = call.reads["scores"].shape
+        buffers = PpgBuffers(
+            scores=self.at(call.reads["scores"]),
+            active=self.at(self.layout.fixed["active"]),
+            **{name: self.at(view) for name, view in call.writes.items()},
+        )
+        return ppg_launch(buffers, (n, h, w), "float32", self.manifest.constants.ppg)
+
+    def _accumulate(self, call: Call, name: str) -> Launch:
+        parts, total = call.writes[name], call.writes[SUMS[name]]
+        groups = parts.shape[0]
+        elements = total.value.bytes // 4
+        return accumulate_launch(
+            self.at(parts),
+            self.at(total),
+            (groups, elements),
+            group=self.manifest.constants.group,
+            first_category=call.where.start,
+            start=call.step.chunk == 0,
+            active=self.at(self.layout.fixed["active"]),
+        )
+
+    def _upsample(self, call: Call) -> Launch:
+        layout, logits = self.layout, call.writes["logits"]
+        height, width = layout.size
+        labels = self.at(call.writes["picture"])
+        confidence, _ = picture_offsets(height * width, layout.label_bytes)
+        n, h, w = logits.shape
+        return upsample_argmax_launch(
+            UpsampleBuffers(
+                logits=self.at(logits),
+                active=self.at(layout.fixed["active"]),
+                best=self.at(call.writes["best"]),
+                total=self.at(call.writes["total"]),
+                labels=labels,
+                confidence=labels + confidence,
+            ),
+            (n, h, w),
+            "float32",
+            first_category=call.where.start,
+            start=call.step.chunk == 0,
+            classes=layout.bucket,
+            size=layout.size,
+        )

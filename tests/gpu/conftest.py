@@ -1,0 +1,108 @@
+"""A made-up model on a device on the CPU."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from escnet_runtime.bundle import Bundle
+from escnet_runtime.gpu.pipeline import DevicePipeline, Picture
+from escnet_runtime.images import ImageArray
+from escnet_runtime.manifest import Manifest
+from escnet_runtime.pipeline import Pipeline
+from escnet_runtime.postprocess import UpsampleArgmax
+from escnet_runtime.preprocess import preprocess
+from tests.device.host_device import HostDevice
+from tests.gpu.made_up import GROUP, MadeUpGraphs, OnHost, made_up_manifest
+from tests.kernels.machines import HostMachine
+
+Floats = npt.NDArray[np.float32]
+
+
+@pytest.fixture(scope="session")
+def made_up(tiny_bundle: Path) -> Manifest:
+    """The description of a small made-up model."""
+    return made_up_manifest(Bundle.open(tiny_bundle).manifest)
+
+
+@dataclass(eq=False)
+class Rig:
+    """A pipeline on a device, and what it is made of."""
+
+    manifest: Manifest
+    device: HostDevice
+    graphs: MadeUpGraphs
+    pipeline: DevicePipeline
+
+    def picture(self, pixels: ImageArray, text: Floats) -> Picture:
+        """One image, waited for."""
+        return self.pipeline.finish(self.pipeline.submit(pixels, text))
+
+    def expected(self, pixels: ImageArray, text: Floats) -> Picture:
+        """What the pipeline on the CPU gives."""
+        constants, model = self.manifest.constants, self.manifest.model
+        pipeline = Pipeline(
+            OnHost(self.manifest), blocks=model.blocks, ppg=constants.ppg, group=GROUP
+        )
+        height, width = pixels.shape[:2]
+        encoded = pipeline.encode_image(preprocess(pixels, constants.preprocessing))
+        reduced = UpsampleArgmax(height, width, model.logits, len(text), threads=1)
+        for where, logits in pipeline.logits(encoded, text, chunk=len(text)):
+            reduced.add(where.start, logits)
+        return Picture(*reduced.result())
+
+
+class RigMaker:
+    """Makes rigs and closes them."""
+
+    def __init__(self, manifest: Manifest, host: HostMachine) -> None:
+        self._manifest, self._host = manifest, host
+        self.made: list[Rig] = []
+
+    def __call__(
+        self,
+        *,
+        chunk: int = 8,
+        lazy: bool = True,
+        capturable: bool = False,
+        total: int = 1 << 30,
+    ) -> Rig:
+        device = HostDevice(self._host, lazy=lazy, total=total)
+        graphs = MadeUpGraphs(self._manifest, device.stream(), device, capturable=capturable)
+        pipeline = DevicePipeline(device, graphs, self._manifest, chunk=chunk)
+        self.made.append(Rig(self._manifest, device, graphs, pipeline))
+        return self.made[-1]
+
+
+@pytest.fixture
+def rig_maker(made_up: Manifest, host: HostMachine) -> Iterator[RigMaker]:
+    """Makes rigs; when the test is over, closing them must leave nothing open but their stream."""
+    maker = RigMaker(made_up, host)
+    yield maker
+    for rig in maker.made:
+        rig.pipeline.close()
+        assert [one.kind for one in rig.device.open] == ["stream"]
+        assert rig.graphs.closed
+
+
+@pytest.fixture
+def rig(rig_maker: RigMaker) -> Rig:
+    """One with chunks of 8."""
+    return rig_maker()
+
+
+@pytest.fixture(scope="session")
+def image() -> ImageArray:
+    """uint8 [11, 9, 3]."""
+    return np.random.Generator(np.random.PCG64(1)).integers(0, 256, (11, 9, 3), np.uint8)
+
+
+@pytest.fixture(scope="session")
+def text() -> Floats:
+    """300 categories, float32 [300, 6]."""
+    made = np.random.Generator(np.random.PCG64(2)).standard_normal((300, 6)).astype(np.float32)
+    made /= np.linalg.norm(made, axis=1, keepdims=True)
+    return made

@@ -1,0 +1,347 @@
+"""A Segmenter on a device: the labels of the CPU, several threads, streams that end early."""
+
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from escnet_runtime import EscNetError, ImageError, InputError, Segmenter, Vocabulary
+from escnet_runtime.bundle import Bundle
+from escnet_runtime.errors import BackendError, DeviceError
+from escnet_runtime.gpu import choose
+from escnet_runtime.images import ImageArray
+from escnet_runtime.manifest import Manifest
+from tests.device.host_device import HostDevice
+from tests.gpu.made_up import MadeUpGraphs, OnHost
+from tests.kernels.machines import HostMachine
+
+NAMES = ["sky", "tree", "grass", "road", "house", "car"]
+
+
+@pytest.fixture(scope="module")
+def bundle(tiny_bundle: Path, made_up: Manifest) -> Bundle:
+    """Of the made-up model; what is no graph is that of `tiny`."""
+    return Bundle(root=tiny_bundle, manifest=made_up)
+
+
+def opener_of(device: HostDevice) -> choose.Opener:
+    """Makes the made-up graphs."""
+    return lambda bundle, stream, chunk: MadeUpGraphs(bundle.manifest, stream, device)
+
+
+@pytest.fixture(scope="module")
+def device(host: HostMachine) -> HostDevice:
+    """A device that the tests of this module share."""
+    return HostDevice(host)
+
+
+@pytest.fixture(scope="module")
+def segmenter(bundle: Bundle, device: HostDevice) -> Iterator[Segmenter]:
+    """On the device, shared by the tests of this module."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(choose, "_opener", lambda name: opener_of(device))
+        made = Segmenter(bundle, "onnxruntime-cuda", device=device, cache=None)
+    with made:
+        yield made
+    assert not device.open
+
+
+@pytest.fixture(scope="module")
+def on_cpu(bundle: Bundle) -> Iterator[Segmenter]:
+    """The same model on the CPU."""
+    with Segmenter(bundle, OnHost(bundle.manifest), cache=None) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def vocabulary(segmenter: Segmenter) -> Vocabulary:
+    """Six categories; the text encoder runs on the device."""
+    return segmenter.vocabulary(NAMES)
+
+
+@pytest.fixture(scope="module")
+def picture() -> ImageArray:
+    """uint8 [12, 16, 3]."""
+    return np.random.Generator(np.random.PCG64(4)).integers(0, 256, (12, 16, 3), np.uint8)
+
+
+# Results
+
+
+def test_labels_are_those_of_the_cpu(
+    segmenter: Segmenter, on_cpu: Segmenter, vocabulary: Vocabulary, picture: ImageArray
+) -> None:
+    result = segmenter(picture, vocabulary)
+    want = on_cpu(picture, on_cpu.vocabulary(NAMES))
+    assert np.unique(want.labels).size > 1
+    np.testing.assert_array_equal(result.labels, want.labels)
+    np.testing.assert_allclose(result.confidence, want.confidence, atol=2e-3)
+    assert result.labels.dtype == np.uint8
+    assert result.names == tuple(NAMES)
+    assert segmenter.backend == "made up, the CPU, as a device"
+
+
+def test_repeated_categories_have_the_label_of_the_first(
+    segmenter: Segmenter, vocabulary: Vocabulary, picture: ImageArray
+) -> None:
+    """The device works on the distinct ones."""
+    twice = segmenter.vocabulary(["sky", "sky", *NAMES[1:]])
+    labels = segmenter(picture, vocabulary).labels
+    np.testing.assert_array_equal(
+        segmenter(picture, twice).labels, np.where(labels > 0, labels + 1, 0)
+    )
+
+
+def test_observers_see_the_graphs_of_the_device(
+    segmenter: Segmenter, vocabulary: Vocabulary, picture: ImageArray
+) -> None:
+    """The same walk over the graphs, whose tensors are then on the host."""
+    seen = []
+    observed = segmenter(
+        picture, vocabulary, observer=lambda stage, where, outputs: seen.append(stage)
+    )
+    assert seen[0] == "image_encoder"
+    assert seen[-1] == "decoder"
+    assert "esc1_prompts" in seen
+    np.testing.assert_array_equal(observed.labels, segmenter(picture, vocabulary).labels)
+
+
+def test_sliding_windows_are_those_of_the_cpu(
+    segmenter: Segmenter, on_cpu: Segmenter, vocabulary: Vocabulary, picture: ImageArray
+) -> None:
+    want = on_cpu(picture, on_cpu.vocabulary(NAMES), window="sliding").labels
+    np.testing.assert_array_equal(segmenter(picture, vocabulary, window="sliding").labels, want)
+
+
+def test_memory_can_be_planned(segmenter: Segmenter, on_cpu: Segmenter) -> None:
+    plan = segmenter.plan(6, (12, 16))
+    assert plan.categories == 8
+    assert "embedding" in plan.table()
+    with pytest.raises(InputError, match="planned on a GPU, this Segmenter has made up"):
+        on_cpu.plan(6, (12, 16))
+
+
+# Streams
+
+
+def frames(picture: ImageArray, count: int, asked: list[int]) -> Iterator[ImageArray]:
+    """Pictures that differ; notes each that is asked for."""
+    for index in range(count):
+        asked.append(index)
+        yield np.roll(picture, 5 * index, axis=1)
+
+
+def test_a_stream_gives_results_in_order_and_asks_for_no_more_than_two(
+    segmenter: Segmenter, vocabulary: Vocabulary, picture: ImageArray
+) -> None:
+    asked: list[int] = []
+    results = []
+    for result in segmenter.stream(frames(picture, 4, asked), vocabulary):
+        results.append(result)
+        assert len(asked) - len(results) <= 1
+    assert len(results) == 4
+    for result, pixels in zip(results, frames(picture, 4, []), strict=True):
+        np.testing.assert_array_equal(result.image, pixels)
+        np.testing.assert_array_equal(result.labels, segmenter(pixels, vocabulary).labels)
+
+
+def test_a_stream_is_one_after_the_other_on_the_cpu(on_cpu: Segmenter, picture: ImageArray) -> None:
+    asked: list[int] = []
+    words = on_cpu.vocabulary(NAMES)
+    for count, result in enumerate(on_cpu.stream(frames(picture, 3, asked), words), start=1):
+        assert len(asked) == count
+        np.testing.assert_array_equal(result.labels, on_cpu(result.image, words).labels)
+    assert count == 3
+
+
+def test_other_calls_may_come_between(
+    segmenter: Segmenter, vocabulary: Vocabulary, picture: ImageArray
+) -> None:
+    """Also with another vocabulary and size, which take the arena."""
+    other = segmenter.vocabulary(["sea", "sun"])
+    stream = segmenter.stream(frames(picture, 3, []), vocabulary)
+    got = []
+    for result in stream:
+        got.append(result.labels)
+        segmenter(picture[:10], other)
+    want = [segmenter(pixels, vocabulary).labels for pixels in frames(picture, 3, [])]
+    np.testing.assert_array_equal(got, want)
+
+
+def test_a_stream_that_is_closed_early_leaves_nothing_behind(
+    segmenter: Segmenter, vocabulary: Vocabulary, picture: ImageArray, device: HostDevice
+) -> None:
+    want = segmenter(picture, vocabulary).labels
+    there = len(device.open)
+    for _ in range(3):
+        stream = segmenter.stream(frames(picture, 5, []), vocabulary)
+        next(stream)
+        stream.close()  # type: ignore[attr-defined]
+    assert len(device.open) <= there + 7  # one more slot, which later images use
+    np.testing.assert_array_equal(segmenter(picture, vocabulary).labels, want)
+
+
+def test_an_image_that_cannot_be_read_ends_a_stream_behind_the_results_before_it(
+    segmenter: Segmenter, vocabulary: Vocabulary, picture: ImageArray, tmp_path: Path
+) -> None:
+    bad = tmp_path / "none.png"
+    bad.write_bytes(b"no image")
+    stream = segmenter.stream([picture, bad, picture], vocabulary)
+    np.testing.assert_array_equal(next(stream).labels, segmenter(picture, vocabulary).labels)
+    with pytest.raises(ImageError):
+        next(stream)
+
+
+def test_a_source_that_fails_ends_a_stream_with_its_own_error(
+    segmenter: Segmenter, vocabulary: Vocabulary, picture: ImageArray
+) -> None:
+    def source() -> Iterator[ImageArray]:
+        yield picture
+        raise OSError("the camera was unplugged")
+
+    stream = segmenter.stream(source(), vocabulary)
+    next(stream)
+    with pytest.raises(OSError, match="unplugged"):
+        next(stream)
+    segmenter(picture, vocabulary)
+
+
+# Threads
+
+
+def test_ten_threads_share_a_segmenter(
+    segmenter: Segmenter, vocabulary: Vocabulary, picture: ImageArray
+) -> None:
+    pictures = list(frames(picture, 3, []))
+    other = segmenter.vocabulary(["sea", "sun"])
+    words = [vocabulary, other]
+    want = {
+        (turn, which): segmenter(pictures[turn], words[which]).labels
+        for turn in range(3)
+        for which in range(2)
+    }
+    failures: list[object] = []
+
+    def work(number: int) -> None:
+        try:
+            turn, which = number % 3, number % 2
+            got = segmenter(pictures[turn], words[which]).labels
+            np.testing.assert_array_equal(got, want[turn, which])
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(10)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=120)
+    assert not any(thread.is_alive() for thread in threads)
+    assert not failures
+
+
+# Failures
+
+
+def test_an_error_in_the_middle_of_a_stream_leaves_the_segmenter_usable(
+    segmenter: Segmenter, vocabulary: Vocabulary, picture: ImageArray
+) -> None:
+    assert segmenter.device_pipeline is not None
+    graphs = segmenter.device_pipeline.backend
+    assert isinstance(graphs, MadeUpGraphs)
+    want = segmenter(picture, vocabulary).labels
+    stream = segmenter.stream(frames(picture, 4, []), vocabulary)
+    next(stream)
+
+    def fail(graph: str) -> None:
+        if graph == "esc1_sam":
+            raise BackendError("made up")
+
+    graphs.before = fail
+    try:
+        with pytest.raises(BackendError, match="made up"):
+            next(stream)
+    finally:
+        graphs.before = lambda graph: None
+    np.testing.assert_array_equal(segmenter(picture, vocabulary).labels, want)
+
+
+def test_closing_in_the_middle_of_a_stream_says_so(
+    bundle: Bundle, host: HostMachine, picture: ImageArray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = HostDevice(host)
+    monkeypatch.setattr(choose, "_opener", lambda name: opener_of(device))
+    made = Segmenter(bundle, "onnxruntime-cuda", device=device, cache=None)
+    stream = made.stream(frames(picture, 4, []), made.vocabulary(NAMES[:2]))
+    next(stream)
+    made.close()
+    with pytest.raises(EscNetError, match="closed"):
+        next(stream)
+    assert not device.open
+
+
+# Choosing
+
+
+@pytest.fixture
+def opened(
+    monkeypatch: pytest.MonkeyPatch, host: HostMachine
+) -> Callable[[dict[str, Exception]], HostDevice]:
+    """Pretends that there is a GPU on which some backends fail to open."""
+
+    def pretend(failing: dict[str, Exception]) -> HostDevice:
+        device = HostDevice(host)
+
+        def opener(name: str) -> choose.Opener:
+            if name in failing:
+                raise failing[name]
+            return opener_of(device)
+
+        monkeypatch.setattr(choose, "_opener", opener)
+        return device
+
+    return pretend
+
+
+def test_auto_takes_the_fastest_that_fits_and_says_why_not_the_others(
+    bundle: Bundle,
+    opened: Callable[[dict[str, Exception]], HostDevice],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    device = opened(
+        {"tensorrt": BackendError("it is not installed"), "tensorrt-rtx": BackendError("nor this")}
+    )
+    with caplog.at_level(logging.INFO):
+        chosen = choose.choose_backend(bundle, "auto", device=device)
+    assert chosen.device is not None
+    chosen.close()
+    assert not device.open
+    [record] = [record for record in caplog.records if "'auto' chose" in record.getMessage()]
+    assert "not tensorrt: it is not installed; not tensorrt-rtx: nor this" in record.getMessage()
+
+
+def test_auto_on_the_cpu_beside_a_gpu_is_a_warning(
+    bundle: Bundle,
+    opened: Callable[[dict[str, Exception]], HostDevice],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    every = ("tensorrt", "tensorrt-rtx", "onnxruntime-cuda")
+    device = opened({name: DeviceError(f"no {name} here") for name in every})
+    with caplog.at_level(logging.INFO):
+        chosen = choose.choose_backend(bundle, "auto", device=device)
+    chosen.close()
+    assert chosen.device is None
+    [record] = [record for record in caplog.records if "'auto' chose" in record.getMessage()]
+    assert record.levelno == logging.WARNING
+    assert all(f"no {name} here" in record.getMessage() for name in every)
+
+
+def test_what_was_asked_for_by_name_is_never_replaced(
+    bundle: Bundle, opened: Callable[[dict[str, Exception]], HostDevice]
+) -> None:
+    device = opened({"tensorrt": BackendError("it is not installed")})
+    with pytest.raises(BackendError, match="it is not installed"):
+        Segmenter(bundle, "tensorrt", device=device)
+    assert not device.open
