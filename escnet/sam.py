@@ -22,6 +22,13 @@ _FOREGROUND = 1
 _UPPER_LEFT = 2
 _LOWER_RIGHT = 3
 
+# Bilinear resizing to four times the size: rows 4 i to 4 i + 3 are these shares of rows i - 1, i
+# and i + 1. Two at a time, as a convolution of stride 2 takes them.
+_TAPS = (
+    ((0.375, 0.625, 0.0), (0.125, 0.875, 0.0)),
+    ((0.0, 0.875, 0.125), (0.0, 0.625, 0.375)),
+)
+
 
 class SamBlock(nn.Module):
     """Prompts of n categories → the weighted sums of their enhanced image features.
@@ -87,7 +94,7 @@ class SamBlock(nn.Module):
     ) -> Tensor:
         """The same as :meth:`forward` by SAM's own transformer on every category: the reference."""
         if self._shows_masks:
-            mask = self.embed_masks(regions, probabilities, point_labels)
+            mask = self.embed_masks_plain(regions, probabilities, point_labels)
             image = block_features + self._last_mask_convolution()(mask)
         else:
             dense = self.prompt_encoder.no_mask_embed.weight[:, :, None, None]
@@ -171,6 +178,25 @@ class SamBlock(nn.Module):
         before the last convolution, which is linear).
         """
         n, count = point_labels.shape
+        index = torch.arange(count, dtype=regions.dtype, device=regions.device)
+        inside = regions[:, None] == index[None, :, None, None]
+        probability = torch.where(inside, probabilities[:, None], 0.0).to(self._dtype)
+        _, norm1, act1, second, norm2, act2 = list(self.prompt_encoder.mask_downscaling)[:6]
+        assert isinstance(second, nn.Conv2d)
+        assert second.bias is not None
+        weight, bias = self._first_mask_product()
+        x = (_neighbours(probability.flatten(0, 1)) @ weight).unflatten(3, (4, -1)) + bias
+        # The four pixels under one of the grid are what the second convolution takes together.
+        x = act1(_normed(x, norm1)).flatten(3)
+        x = x @ second.weight.permute(2, 3, 1, 0).flatten(0, 2) + second.bias
+        x = act2(_normed(x, norm2)).permute(0, 3, 1, 2).unflatten(0, (n, count))
+        return _mean_over_regions(x, point_labels)
+
+    def embed_masks_plain(
+        self, regions: Tensor, probabilities: Tensor, point_labels: Tensor
+    ) -> Tensor:
+        """:meth:`embed_masks` step by step, as ``PromptEncoder`` does it: the reference."""
+        n, count = point_labels.shape
         height, width = regions.shape[1:]
         index = torch.arange(count, dtype=regions.dtype, device=regions.device)
         inside = regions[:, None] == index[None, :, None, None]
@@ -182,13 +208,32 @@ class SamBlock(nn.Module):
             mode="bilinear",
             align_corners=False,
         ).to(self._dtype)
-        first, norm1, act1, second, norm2, act2 = list(self.prompt_encoder.mask_downscaling)[:6]
-        x = act1(_layer_norm_2d(first(x), norm1))
-        x = act2(_layer_norm_2d(second(x), norm2)).reshape(n, count, -1, height, width)
-        valid = (point_labels == _FOREGROUND).to(x.dtype)
-        share = valid / valid.sum(dim=1, keepdim=True).clamp(min=1.0)
-        out: Tensor = (x * share[:, :, None, None, None]).sum(dim=1)
-        return out
+        x = self.prompt_encoder.mask_downscaling[:6](x).reshape(n, count, -1, height, width)
+        return _mean_over_regions(x, point_labels)
+
+    def _first_mask_product(self) -> tuple[Tensor, Tensor]:
+        """Mask logits, their resizing and SAM's first convolution as one product.
+
+        Logits are linear in the probability; resizing to four times the grid mixes a pixel with its
+        neighbours by fixed shares; the convolution, of stride and side 2, takes two of these rows
+        and columns at a time. So each of the four results under a pixel of the grid is a product
+        over 3×3 pixels. Two channels at a time in half precision are also what cuDNN has no fast
+        convolution for.
+
+        Returns:
+            Weights [9, 4 · c] and bias [c].
+        """
+        first = self.prompt_encoder.mask_downscaling[0]
+        assert isinstance(first, nn.Conv2d)
+        assert first.bias is not None
+        size, grid = self.prompt_encoder.mask_input_size, self.prompt_encoder.image_embedding_size
+        assert tuple(size) == (4 * grid[0], 4 * grid[1])
+        assert first.kernel_size == first.stride == (2, 2)
+        kernel, scale = first.weight[:, 0].float(), self.mask_logit_scale
+        taps = torch.tensor(_TAPS, device=kernel.device)
+        shares = torch.einsum("pkt,qlu,ckl->tupqc", taps, taps, kernel).reshape(9, -1)
+        bias = first.bias.float() - scale * kernel.sum((1, 2))
+        return (2.0 * scale * shares).to(self._dtype), bias.to(self._dtype)
 
     @property
     def _dtype(self) -> torch.dtype:
@@ -237,14 +282,29 @@ def bounding_boxes(regions: Tensor, count: int) -> Tensor:
     return torch.where((x1 >= 0)[:, :, None], boxes, 0).float()
 
 
-def _layer_norm_2d(x: Tensor, norm: nn.Module) -> Tensor:
-    """SAM's LayerNorm2d as a LayerNormalization: [b, c, h, w], over c.
+def _mean_over_regions(x: Tensor, point_labels: Tensor) -> Tensor:
+    """[n, K, M, h, w] → [n, M, h, w], over the regions that are there."""
+    valid = (point_labels == _FOREGROUND).to(x.dtype)
+    share = valid / valid.sum(dim=1, keepdim=True).clamp(min=1.0)
+    mean: Tensor = (x * share[:, :, None, None, None]).sum(dim=1)
+    return mean
+
+
+def _neighbours(maps: Tensor) -> Tensor:
+    """The 3×3 pixels around each one, row by row: [b, h, w] → [b, h, w, 9]; the edge repeats."""
+    height, width = maps.shape[1:]
+    maps = torch.cat([maps[:, :1], maps, maps[:, -1:]], dim=1)
+    maps = torch.cat([maps[:, :, :1], maps, maps[:, :, -1:]], dim=2)
+    rows = [maps[:, y : y + height, x : x + width] for y in range(3) for x in range(3)]
+    return torch.stack(rows, dim=-1)
+
+
+def _normed(x: Tensor, norm: nn.Module) -> Tensor:
+    """SAM's LayerNorm2d as a LayerNormalization: [b, h, w, c], over c.
 
     The hand-written form squares in fp16, and TensorRT warns of the overflow.
     """
     assert isinstance(norm.weight, Tensor)
     assert isinstance(norm.bias, Tensor)
     assert isinstance(norm.eps, float)
-    weight, bias = norm.weight, norm.bias
-    normed = F.layer_norm(x.permute(0, 2, 3, 1), weight.shape, weight, bias, norm.eps)
-    return normed.permute(0, 3, 1, 2)
+    return F.layer_norm(x, norm.weight.shape, norm.weight, norm.bias, norm.eps)
