@@ -83,9 +83,11 @@ def rig_maker(made_up: Manifest, host: HostMachine) -> Iterator[RigMaker]:
     maker = RigMaker(made_up, host)
     yield maker
     for rig in maker.made:
+        rig.graphs.before = lambda graph: None  # what failed in the test works again
         rig.pipeline.close()
         assert [one.kind for one in rig.device.open] == ["stream"]
         assert rig.graphs.closed
+        assert not rig.graphs.freed_untidily
 
 
 @pytest.fixture

@@ -2,7 +2,8 @@
 
 import ctypes
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -165,6 +166,8 @@ class MadeUpGraphs:
         watch: called with a graph's name and inputs when it runs.
         texts: sets of embeddings, one of which every graph's rows must come from.
         bytes: what the loaded graphs hold.
+        kept: graphs that have run since they were last waited for.
+        freed_untidily: what was kept of graphs when they were freed.
     """
 
     name = description = "made up"
@@ -180,6 +183,21 @@ class MadeUpGraphs:
         self.before: Callable[[str], None] = lambda graph: None
         self.watch: Callable[[str, Mapping[str, Array]], None] = lambda graph, inputs: None
         self.closed = False
+        self.kept: set[str] = set()
+        self.freed_untidily: set[str] = set()
+        self._waits = False
+
+    @property
+    def untidy(self) -> bool:
+        return bool(self.kept)
+
+    @contextmanager
+    def tidying(self) -> Iterator[None]:
+        self._waits = True
+        try:
+            yield
+        finally:
+            self._waits = False
 
     def stream(self) -> Stream:
         return self._stream
@@ -206,17 +224,22 @@ class MadeUpGraphs:
 
         def enqueue() -> None:
             self.before(graph)
+            (self.kept.discard if self._waits else self.kept.add)(graph)
             self._device.give(self._stream, Operation("graph_run", graph), run)
 
         return enqueue
 
     def release(self, graph: str) -> None:
         self.loaded = [name for name in self.loaded if name != graph]
+        self.freed_untidily |= self.kept & {graph}
 
     def unload(self) -> None:
         self.loaded.clear()
+        self.freed_untidily |= self.kept
+        self.kept.clear()
 
     def close(self) -> None:
+        self.unload()
         self.closed = True
 
 

@@ -13,7 +13,7 @@ from tests.device.test_cuda_calls import environment, python
 __all__ = ["environment"]  # a fixture
 
 PROGRAM = """
-import sys, warnings
+import contextlib, sys, warnings
 from pathlib import Path
 import numpy as np
 from escnet_runtime.bundle import Bundle
@@ -33,6 +33,8 @@ class Nothing:
     def scratch_bytes(self): return 1000
     def load(self, *graphs): pass
     def bind(self, graph, inputs, outputs, *, scratch=0): return lambda: None
+    untidy = False
+    def tidying(self): return contextlib.nullcontext()
     def unload(self): pass
     def close(self): pass
 

@@ -152,7 +152,7 @@ def test_cuda_asks_for_our_stream_and_no_wait(
         name, options = found
         assert name == "CUDAExecutionProvider"
         assert options["user_compute_stream"] == str(stream.handle)
-        entry = graphs._options.get_run_config_entry("disable_synchronize_execution_providers")
+        entry = graphs._passing.get_run_config_entry("disable_synchronize_execution_providers")
         assert entry == "1"
         assert not graphs.capturable
 

@@ -322,3 +322,27 @@ def test_a_profile_has_the_time_of_every_stage(rig: Rig, image: ImageArray, text
     graphs = {name for name in rig.manifest.stages if name != "text_encoder"}
     assert spent.keys() == graphs | {"weights", "preprocess", "prompts", "sums", "upsample_argmax"}
     assert all(value >= 0 for value in spent.values())
+
+
+def test_what_a_backend_keeps_of_runs_is_freed_now_and_then(
+    rig: Rig, image: ImageArray, text: Floats, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ONNX Runtime keeps memory of every run that nobody waits for."""
+    monkeypatch.setattr("escnet_runtime.gpu.pipeline._TIDY_EVERY", 3)
+    untidy = []
+    for _ in range(9):
+        assert_same(rig.picture(image, text), rig.expected(image, text))
+        untidy.append(rig.graphs.untidy)
+    assert untidy == [True, True, True, False] * 2 + [True]
+
+
+def test_graphs_are_waited_for_before_they_are_freed(
+    rig_maker: RigMaker, image: ImageArray, text: Floats
+) -> None:
+    rig = rig_maker()
+    rig.picture(image, text[:20])
+    assert rig.graphs.untidy
+    rig.picture(np.repeat(image, 30, axis=0), text)  # a larger arena takes the place of the first
+    rig.pipeline.close()
+    assert rig.graphs.closed
+    assert not rig.graphs.freed_untidily

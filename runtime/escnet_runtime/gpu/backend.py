@@ -1,6 +1,7 @@
 """What the pipeline on a device asks of a library that runs graphs there."""
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -73,6 +74,16 @@ class DeviceBackend(Protocol):
             scratch: address of :meth:`scratch_bytes` bytes.
 
         The call raises BackendError or OutOfDeviceMemory, and names the graph.
+        """
+
+    @property
+    def untidy(self) -> bool:
+        """Whether the library keeps something of runs that nobody waited for."""
+
+    def tidying(self) -> AbstractContextManager[None]:
+        """Within it, runs may wait for the device, and free what was kept of those before.
+
+        All graphs have to run in it before they are freed, if the backend is untidy.
         """
 
     def stream(self) -> Stream:

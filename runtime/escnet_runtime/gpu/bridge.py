@@ -126,7 +126,8 @@ class BridgedGraphs:
             )
             try:
                 device.upload(memory.address, host, sent, stream)
-                run()
+                with self._backend.tidying():
+                    run()
                 device.download(host, memory.address, offsets[-1], stream)
             finally:
                 stream.synchronize()  # nothing may use the memory once it is freed

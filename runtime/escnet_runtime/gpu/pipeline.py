@@ -28,6 +28,8 @@ __all__ = ["IN_FLIGHT", "DevicePipeline", "InFlight", "Picture"]
 
 _LOG = logging.getLogger("escnet_runtime")
 _PROGRAMS: Final = 8  # buckets and sizes of image that are kept ready
+#: Images between two whose graphs are waited for, where a backend keeps something until then.
+_TIDY_EVERY: Final = 256
 #: Images that may be on their way at once: one computes, one is copied.
 IN_FLIGHT: Final = 2
 
@@ -108,6 +110,7 @@ class DevicePipeline:
         self._tried: set[tuple[int, int]] = set()  # bucket and chunk of what has run
         self._graph_bytes: int | None = None
         self._said_eager = False
+        self._untidy_images = 0
 
     @property
     def backend(self) -> DeviceBackend:
@@ -290,7 +293,8 @@ class DevicePipeline:
                 self._text = None
                 self._device.prepare(*KERNELS)
                 self._device.fill(arena, 0, layout.bytes, self._stream)
-                program.enqueue()
+                with self._backend.tidying():
+                    program.enqueue()
                 self._stream.synchronize()
                 self._tried.add(shape)
             owned.pop_all()
@@ -344,7 +348,13 @@ class DevicePipeline:
             self._capture(ready)
         if ready.graph is not None:
             ready.graph.launch(self._stream)
+            return
+        if self._untidy_images >= _TIDY_EVERY and self._backend.untidy:
+            self._untidy_images = 0
+            with self._backend.tidying():
+                ready.program.enqueue()
         else:
+            self._untidy_images += 1
             ready.program.enqueue()
 
     def _capture(self, ready: _Ready) -> None:
@@ -459,7 +469,20 @@ class DevicePipeline:
         self._graph_bytes = None
         self._tried.clear()
 
+    def _tidy(self) -> None:
+        """Have the backend free what it keeps, as long as there is memory to run its graphs on."""
+        if not self._backend.untidy or not self._programs:
+            return
+        ready = next(reversed(self._programs.values()))
+        try:
+            with self._backend.tidying():
+                ready.program.enqueue()
+            self._stream.synchronize()
+        except EscNetError as error:  # what failed has been said
+            _LOG.debug("while a backend was to free what it keeps: %s", error)
+
     def _drop_arena(self) -> None:
+        self._tidy()
         while self._programs:
             self._programs.popitem()[1].close()
         self._text = None

@@ -8,6 +8,7 @@ context that is part of a CUDA graph must not.
 import logging
 import re
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Final
 
@@ -37,6 +38,7 @@ class EngineGraphs:
     """
 
     capturable = True
+    untidy = False
 
     def __init__(
         self,
@@ -79,6 +81,10 @@ class EngineGraphs:
     def resident_bytes(self) -> int:
         """An engine's file is its weights and code."""
         return sum(self._record.engines[name].bytes for name in self._engines)
+
+    def tidying(self) -> AbstractContextManager[None]:
+        """See :class:`DeviceBackend`: nothing is kept."""
+        return nullcontext()
 
     def stream(self) -> Stream:
         """See :class:`DeviceBackend`."""
