@@ -30,7 +30,7 @@ from .library import Compiled, Job, Library
 from .lock import only_build
 from .monitor import BuildState
 from .profiles import chunk_buckets, stage_profiles
-from .targets import choose_targets
+from .targets import choose_targets, require_arithmetic
 from .timing import load_timings, save_timings
 
 __all__ = ["BuildReport", "Progress", "build_engines"]
@@ -89,6 +89,7 @@ def build_engines(
     start = time.perf_counter()
     here = fingerprint_here(library.backend, library.version)
     targets = choose_targets(library, target, here.targets)
+    require_arithmetic(targets, (stage.precision for stage in bundle.manifest.stages.values()))
     buckets = chunk_buckets(bundle.manifest, chunks)
     if workspace is not None and workspace < 1:
         raise InputError(f"the workspace is {workspace} bytes, expected at least 1")
