@@ -40,6 +40,7 @@ from escnet_runtime.preprocess import Preprocessing
 from escnet_runtime.tokenizer import Tokenizer
 from escnet_runtime.vocabulary import TextPlan, assemble, plan_texts
 
+from .calibrate import Calibration
 from .check import CATEGORIES
 from .errors import ParityError
 from .gate import AccuracyGate, Decision, Texts, inputs_of
@@ -48,7 +49,6 @@ from .graphs import Port
 from .page import ParityPicture, parity_page
 from .parity import Budget, Outcome, ParityReport, Sample, label_map, reference_sample
 from .plan import PrecisionPlan
-from .quantise import Calibration
 from .scenes import SceneSet, default_scenes
 from .workshop import Built, Step, Workshop
 

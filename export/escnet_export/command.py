@@ -33,10 +33,10 @@ from escnet_runtime.manifest import Precision
 from escnet_runtime.vocabulary import MAX_CATEGORIES
 
 from .bundle import ExportReport, export_bundle
+from .calibrate import Calibration
 from .check import CATEGORIES
 from .parity import Budget
 from .plan import QUANTISED
-from .quantise import Calibration
 from .ranges import worst_first
 from .scenes import SceneSet, labelled_scenes
 
@@ -95,8 +95,8 @@ def _parser() -> argparse.ArgumentParser:
     quantised.add_argument(
         "--calibration",
         choices=[method.value for method in Calibration],
-        help="how the range of a tensor follows from its values on the images (default: entropy "
-        "for int8, largest for fp8)",
+        help="how the range of a tensor follows from its values on the images (default: "
+        "percentile, 99.99 %%, for int8, largest for fp8)",
     )
     parser.add_argument("--output", type=Path, required=True, metavar="BUNDLE")
     parser.add_argument(

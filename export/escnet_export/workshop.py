@@ -12,12 +12,13 @@ from escnet_runtime.backends import Backend, GraphFile, create_backend
 from escnet_runtime.backends.base import Array
 from escnet_runtime.manifest import Precision
 
+from .calibrate import Calibration, activation_ranges
 from .check import GraphCheck
 from .export import GraphExporter
 from .graphs import Graph, model_graphs
 from .plan import QUANTISED, PrecisionPlan
 from .precision import typed_graphs
-from .quantise import Calibration, activation_ranges, quantise
+from .quantise import quantise
 
 __all__ = ["Built", "Step", "Workshop", "open_backend"]
 

@@ -14,9 +14,10 @@ from onnx import TensorProto, helper, numpy_helper
 
 from escnet.model import EscNet
 from escnet_export import Budget, ExportReport
+from escnet_export.calibrate import Calibration, activation_ranges
 from escnet_export.errors import ExportError
 from escnet_export.plan import graph_of
-from escnet_export.quantise import Calibration, activation_ranges, quantise
+from escnet_export.quantise import quantise
 from escnet_runtime.bundle import Bundle
 from escnet_runtime.images import ImageArray
 from escnet_runtime.manifest import Precision
@@ -156,7 +157,7 @@ def test_fp8_rounds_to_the_nearest_and_holds_what_is_beyond_its_range(tmp_path: 
 
 
 def test_ranges_are_chosen_by_what_a_step_is() -> None:
-    assert Calibration.default(INT8) is Calibration.ENTROPY
+    assert Calibration.default(INT8) is Calibration.PERCENTILE
     assert Calibration.default(FP8) is Calibration.LARGEST
 
 
