@@ -38,6 +38,7 @@ __all__ = ["BuildReport", "Progress", "build_engines"]
 #: Called with the graph, the builder's phase, and how many graphs are done, with a fraction.
 Progress = Callable[[str, str, float], None]
 _POLL_SECONDS: Final = 0.1
+_SUFFIX: Final = ".engine"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -171,7 +172,9 @@ def _compile_all(plan: _Plan, library: Library, progress: Progress) -> EngineRec
     place = plan.place()
     engines = {}
     try:
-        with atomic_directory(place, kind="folder of engines", marker=RECORD_FILE) as folder:
+        with atomic_directory(
+            place, kind="folder of engines", marker=RECORD_FILE, remains=f"*{_SUFFIX}"
+        ) as folder:
             for index, name in enumerate(plan.bundle.manifest.stages):
 
                 def within(phase: str, done: float, name: str = name, index: int = index) -> None:
@@ -211,7 +214,7 @@ def _compile_one(
             f"graph {name!r} ({stage.file}) cannot be compiled by {library.backend} "
             f"{library.version}: {error}"
         ) from error
-    path = folder / f"{name}.engine"
+    path = folder / f"{name}{_SUFFIX}"
     path.write_bytes(compiled.plan)
     return Engine(
         file=path.name,
@@ -242,8 +245,11 @@ def _watched(library: Library, job: Job, progress: Callable[[str, float], None])
 
 
 def _what_to_change(plan: _Plan) -> str:
-    chunk = max(plan.chunks)
-    advice = f"Lower --chunk (now {chunk}, at least {plan.bundle.manifest.constants.group})"
+    chunk, least = max(plan.chunks), plan.bundle.manifest.constants.group
+    lower = f"Lower --chunk (now {chunk}, at least {least}), or " if chunk > least else ""
     if plan.workspace is None:
-        return f"{advice}, or limit --workspace, or end what else uses the memory"
-    return f"{advice}, or raise --workspace (now {plan.workspace // 2**20} MiB)"
+        advice = "limit --workspace, or end what else uses the memory"
+    else:
+        advice = f"raise --workspace (now {plan.workspace // 2**20} MiB)"
+    advice = f"{lower}{advice}"
+    return f"{advice[0].upper()}{advice[1:]}; --plan tells what a build will take"
