@@ -2,15 +2,18 @@
 
 import argparse
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Final
 
 from rich.table import Table
 
 from escnet_engines import COMPILERS
 from escnet_runtime.backends import BACKENDS
-from escnet_runtime.bundle import Bundle
+from escnet_runtime.bundle import Bundle, sha256_file
 from escnet_runtime.console import Console, add_common_options, command_parser, run_command
+from escnet_runtime.contract import require_contract
 from escnet_runtime.errors import BackendError, InputError
 from escnet_runtime.labelled import dataset_name, open_labelled
 from escnet_runtime.vocabulary import MAX_CATEGORIES, read_classes_file
@@ -33,7 +36,7 @@ __all__ = ["GFLOP_CHUNK", "main"]
 #: Categories at a time in the bundles that escnet-export writes.
 GFLOP_CHUNK: Final = 16
 _PRESET: Final = "tiny"
-_PRECISIONS: Final = ("fp32", "fp16", "bf16", "int8+fp16", "int8+fp32")
+_PRECISIONS: Final = ("fp32", "fp16", "bf16", "int8+fp16", "int8+fp32", "fp8+fp16")
 _PPG_METHOD: Final = (
     "wall clock of whole calls, percentiles of the repeats after 3 warm-up calls; all categories "
     "in one call; maps made from a seed"
@@ -154,16 +157,43 @@ def _add_precision(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=list(_PRECISIONS),
         metavar="NAME",
-        help=f"int8+fp32 is int8 with the rest in float32 (default: {' '.join(_PRECISIONS)})",
+        help="int8+fp32 is int8 with the rest in float32, and so with fp8 (default: "
+        f"{' '.join(_PRECISIONS)})",
     )
     parser.add_argument(
         "--images",
         default="shapes:heldout",
         metavar="DATASET",
-        help="labelled images (default: shapes:heldout)",
+        help="labelled images that the figures are of (default: shapes:heldout)",
     )
     parser.add_argument(
-        "--limit", type=int, default=24, metavar="N", help="images to use at most (default: 24)"
+        "--limit",
+        type=int,
+        default=24,
+        metavar="N",
+        help="the first so many of them (default: 24)",
+    )
+    parser.add_argument(
+        "--gate-images",
+        default="shapes:train",
+        metavar="DATASET",
+        help="labelled images that int8 and fp8 are calibrated on, and that each budget is held on "
+        "(default: shapes:train)",
+    )
+    parser.add_argument(
+        "--gate-limit",
+        type=int,
+        default=4,
+        metavar="N",
+        help="the first so many of them; each takes memory for all that its graphs compute "
+        "(default: 4)",
+    )
+    parser.add_argument(
+        "--work",
+        type=Path,
+        metavar="DIR",
+        help="keep bundles and figures there; the same command goes on where it was interrupted "
+        "(default: a temporary folder)",
     )
     parser.add_argument(
         "--repeats", type=int, default=5, metavar="N", help="images to time (default: 5)"
@@ -226,7 +256,9 @@ def _gflop(arguments: argparse.Namespace, console: Console) -> Document:
 def _footprint(arguments: argparse.Namespace, console: Console) -> Document:
     path = arguments.classes_file
     names = None if path is None else read_classes_file(path)
-    conditions = Conditions.now(FOOTPRINT_METHOD, Bundle.open(arguments.bundle))
+    bundle = Bundle.open(arguments.bundle)
+    require_contract(bundle.manifest)  # said here, not by each process that measures
+    conditions = Conditions.now(FOOTPRINT_METHOD, bundle)
     with console.progress("measure", 2 * len(arguments.categories)) as advance:
         rows = measure_footprint(
             arguments.bundle,
@@ -302,22 +334,43 @@ def _builds_table(rows: Sequence[BuildRow]) -> Table:
 
 def _precision(arguments: argparse.Namespace, console: Console) -> Document:
     try:
-        from escnet.weights import load_checkpoint, shipped_checkpoint
-        from escnet_export.scenes import labelled_scenes
+        from escnet.weights import shipped_checkpoint
 
-        from .precision_table import METHOD, precision_rows
+        from .precision_table import METHOD, Task, precision_rows
     except ModuleNotFoundError as error:
         raise BackendError(
             f"exporting needs {error.name}, which is not installed: install escnet-bench[torch]"
         ) from error
-    if arguments.limit < 1:
-        raise InputError(f"--limit is {arguments.limit}, expected at least 1")
-    loaded = load_checkpoint(arguments.checkpoint or shipped_checkpoint(_PRESET))
-    scenes = labelled_scenes(open_labelled(arguments.images), arguments.limit)
-    conditions = Conditions.now(f"{METHOD}; images: {dataset_name(arguments.images)}")
-    names = arguments.precisions
-    with console.progress(f"precisions of {loaded.model.config.name}", len(names) + 1) as advance:
-        rows = precision_rows(loaded, scenes, names, repeats=arguments.repeats, step=advance)
+    for option in ("limit", "gate_limit", "repeats"):
+        if getattr(arguments, option) < 1:
+            name = f"--{option.replace('_', '-')}"
+            raise InputError(f"{name} is {getattr(arguments, option)}, expected at least 1")
+    checkpoint = arguments.checkpoint or shipped_checkpoint(_PRESET)
+    if not checkpoint.is_file():
+        raise InputError(f"there is no checkpoint {checkpoint}")
+    images = len(open_labelled(arguments.images))
+    task = Task(
+        checkpoint=checkpoint,
+        images=arguments.images,
+        limit=min(arguments.limit, images),
+        gate_images=arguments.gate_images,
+        gate_limit=arguments.gate_limit,
+        repeats=arguments.repeats,
+    )
+    conditions = Conditions.now(
+        f"{METHOD}; images: {dataset_name(task.images)}, of the gate: the first {task.gate_limit} "
+        f"of {dataset_name(task.gate_images)}; checkpoint: {checkpoint.name}, sha256 "
+        f"{sha256_file(checkpoint)[:16]}"
+    )
+    names = tuple(dict.fromkeys(arguments.precisions))
+    with ExitStack() as stack:
+        work = arguments.work or Path(
+            stack.enter_context(TemporaryDirectory(prefix="escnet-precision-"))
+        )
+        advance = stack.enter_context(
+            console.progress("precisions", (len(names) + 1) * task.limit + 1)
+        )
+        rows = precision_rows(task, names, work, step=advance)
     console.print(_precision_table(rows), METHOD)
     return result_document("precision", conditions.finished(), rows)
 
@@ -342,7 +395,7 @@ def _precision_table(rows: Sequence["PrecisionRow"]) -> Table:
             f"{row.pixel_agreement:.3%}",
             f"{row.prompt_flips} of {row.prompts}",
             f"{row.bytes / 1e6:.1f}",
-            "emulated" if row.image_seconds is None else f"{row.image_seconds:.3f}",
+            "not timed" if row.image_seconds is None else f"{row.image_seconds:.3f}",
             ", ".join(row.kept_higher) or "nothing",
         )
     return table

@@ -1,39 +1,62 @@
 """What each precision of a model costs and gives: mIoU, agreement, flips, size, time on the CPU.
 
-Every precision is exported by the accuracy gate on the same labelled images, which all its figures
-are of; then the bundles segment one of them in turns.
+Each precision is exported by the accuracy gate on images of its own, and its bundle then segments
+other images, which all its figures are of. Precisions are done one after the other; what is done
+stands in a folder, from which a run that was interrupted goes on.
 """
 
+import dataclasses
+import json
+import logging
+import os
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Final, Self
+from typing import Any, Final, Self
 
-from escnet.weights import LoadedCheckpoint
-from escnet_export import ExportReport, export_bundle
-from escnet_export.scenes import SceneSet
-from escnet_runtime.bundle import Bundle
-from escnet_runtime.errors import InputError
+import numpy as np
+import numpy.typing as npt
+
+from escnet.weights import load_checkpoint
+from escnet_export import export_bundle
+from escnet_export.scenes import labelled_scenes
+from escnet_runtime.bundle import Bundle, sha256_file
+from escnet_runtime.confusion import ConfusionCounter, Labels
+from escnet_runtime.console import Advance
+from escnet_runtime.dataset import LabelledImages, Sample
+from escnet_runtime.errors import BundleError, InputError
+from escnet_runtime.labelled import open_labelled
 from escnet_runtime.manifest import Precision
 from escnet_runtime.segmenter import Segmenter
+from escnet_runtime.strict_json import parse_object
 
-__all__ = ["METHOD", "VARIANTS", "PrecisionRow", "Variant", "precision_rows"]
+from .torch_checkpoint import checkpoint_segmenter
+
+__all__ = ["METHOD", "VARIANTS", "PrecisionRow", "Task", "Variant", "precision_rows"]
 
 METHOD: Final = (
-    "each precision exported with its default budget; mIoU, equal labels and flipped prompts on "
-    "the same labelled images, at the labels' and at the model's input size, on ONNX Runtime's CPU "
-    "provider; image_seconds is the median of whole calls on the first image, all bundles in "
-    "turns, after one call each"
+    "each precision exported with its default budget, which the accuracy gate holds on images that "
+    "are not those of the figures; mIoU, equal labels (at the image's own size) and flipped "
+    "prompts, all against float32 PyTorch and the true labels, by whole calls of the runtime on "
+    "ONNX Runtime's CPU provider; image_seconds is the median of whole calls on the first image, "
+    "all bundles in turns, after one call each"
 )
+_EMULATED: Final = "ONNX Runtime's CPU provider has no kernels for bf16: it is emulated in float32"
+_LOG: Final = logging.getLogger("escnet_bench")
+_DONE: Final = "run.json"
+
+
+def _silent(_: str = "", /, *, count: float = 1) -> None:
+    del count
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Variant:
-    """A way to export; ``rest`` is what int8 leaves unquantised."""
+    """A way to export; ``rest`` is what int8 and fp8 leave unquantised."""
 
     precision: Precision
     rest: Precision = Precision.FP16
@@ -45,21 +68,46 @@ class Variant:
         Raises:
             InputError: there is no such precision.
         """
+        if name not in VARIANTS:
+            raise InputError(f"{name!r} is no precision; expected one of {', '.join(VARIANTS)}")
         precision, _, rest = name.partition("+")
-        try:
-            return cls(precision=Precision(precision), rest=Precision(rest or Precision.FP16))
-        except ValueError:
-            raise InputError(
-                f"{name!r} is no precision; expected one of {', '.join(VARIANTS)}"
-            ) from None
+        return cls(precision=Precision(precision), rest=Precision(rest or Precision.FP16))
 
     @property
-    def runs_on_cpu(self) -> bool:
-        """Whether ONNX Runtime's CPU provider has kernels for it: bf16 is only emulated."""
-        return self.precision is not Precision.BF16
+    def untimed(self) -> str | None:
+        """Why a time on this CPU would say nothing; None where it says something."""
+        return _EMULATED if self.precision is Precision.BF16 else None
 
 
-VARIANTS: Final = ("fp32", "fp16", "bf16", "int8+fp16", "int8+fp32")
+VARIANTS: Final = ("fp32", "fp16", "bf16", "int8+fp16", "int8+fp32", "fp8+fp16", "fp8+fp32")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """What is measured on what.
+
+    Attributes:
+        checkpoint: of this project.
+        images: the dataset that the figures are of, see :func:`~escnet_runtime.open_labelled`.
+        limit: the first so many of it.
+        gate_images, gate_limit: the same of what the accuracy gate and calibration see.
+        repeats: calls to time.
+    """
+
+    checkpoint: Path
+    images: str
+    limit: int
+    gate_images: str
+    gate_limit: int
+    repeats: int
+
+    def key(self) -> dict[str, Any]:
+        """What figures depend on: only those of the same may stand in one table."""
+        return {
+            "checkpoint": sha256_file(self.checkpoint),
+            **{name: getattr(self, name) for name in ("images", "limit")},
+            **{name: getattr(self, name) for name in ("gate_images", "gate_limit")},
+        }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,10 +119,11 @@ class PrecisionRow:
         miou, torch_miou: of the bundle, and of float32 PyTorch on the same images.
         pixel_agreement: share of labels equal to float32 PyTorch's.
         prompt_flips, prompts: prompts that differ from its, of all.
-        worst_stage, worst_stage_l2: the graph farthest from it, fed the same.
+        worst_stage, worst_stage_l2: on the gate's images, the graph farthest from it, fed the same.
+        passed: whether the budget holds on the gate's images; ``reason`` says by how much.
         kept_higher: blocks that the gate kept at a higher precision, with it.
         bytes: of all graphs.
-        image_seconds: median; None where this CPU has no kernels for it.
+        image_seconds: median; None where a time would say nothing, for ``untimed``.
         images, categories: what the figures are of.
     """
 
@@ -85,85 +134,245 @@ class PrecisionRow:
     prompt_flips: int
     prompts: int
     worst_stage: str
-    worst_stage_l2: float
+    worst_stage_l2: float | None
+    passed: bool
+    reason: str
     kept_higher: tuple[str, ...]
     bytes: int
     image_seconds: float | None
+    untimed: str | None
     images: int
     categories: int
 
 
 def precision_rows(
-    loaded: LoadedCheckpoint,
-    scenes: SceneSet,
-    names: Sequence[str],
+    task: Task,
+    names: tuple[str, ...],
+    work: Path,
     *,
-    repeats: int,
-    step: Callable[[str], None] = lambda _: None,
+    step: Advance = _silent,
 ) -> list[PrecisionRow]:
     """Export and measure each of ``names``, see :meth:`Variant.of`.
 
+    Args:
+        task: what is measured on what.
+        names: precisions.
+        work: a folder for bundles and figures; what is there of the same task is not done again.
+        step: told what is being done, and counts images: those of PyTorch, and those of each
+            precision.
+
     Raises:
-        InputError: a name is no precision, or there is nothing to repeat.
-        ParityError: a precision misses its budget whatever is raised.
+        InputError: a name is no precision, a number is less than 1, a dataset cannot be used, or
+            ``work`` holds figures of another task.
     """
-    if repeats < 1:
-        raise InputError(f"got {repeats} repeats, expected at least 1")
     variants = {name: Variant.of(name) for name in names}
-    with TemporaryDirectory(prefix="escnet-precision-") as folder, ExitStack() as stack:
-        reports = {}
-        for name, variant in variants.items():
-            step(f"export {name}")
-            reports[name] = export_bundle(
-                loaded.model,
-                Path(folder) / name,
-                precision=variant.precision,
-                rest=variant.rest,
-                weights=loaded.weights,
-                trained=loaded.trained,
-                scenes=scenes,
-                check_categories=(2,),
+    for what in ("limit", "gate_limit", "repeats"):
+        if getattr(task, what) < 1:
+            raise InputError(f"{what} is {getattr(task, what)}, expected at least 1")
+    dataset = open_labelled(task.images)
+    open_labelled(task.gate_images)  # if it is not there, that is better said now
+    _claim(work, task)
+    references = _References(work / "torch")
+    with ExitStack() as stack:
+        if not references.complete(min(task.limit, len(dataset))):
+            torch = stack.enter_context(checkpoint_segmenter(task.checkpoint))
+            references.make(torch, dataset, task.limit, step)
+        else:
+            step("torch, done before", count=task.limit)
+    rows = [_row(task, name, variants[name], dataset, references, work, step) for name in variants]
+    step("time", count=0)
+    timed = [name for name, variant in variants.items() if variant.untimed is None]
+    seconds = _in_turns({name: work / name for name in timed}, dataset, task.repeats)
+    return [
+        dataclasses.replace(row, image_seconds=seconds.get(row.precision), untimed=variant.untimed)
+        for row, variant in zip(rows, variants.values(), strict=True)
+    ]
+
+
+def _claim(work: Path, task: Task) -> None:
+    """Make the folder, or make sure that it is this task's."""
+    key, path = task.key(), work / _DONE
+    work.mkdir(parents=True, exist_ok=True)
+    if path.exists():
+        found = parse_object(path.read_text(encoding="utf-8"), _DONE)
+        if found != key:
+            other = ", ".join(sorted(name for name in key if found.get(name) != key[name]))
+            raise InputError(
+                f"{work} holds the figures of a run with another {other}; name another folder, or "
+                "remove that one"
             )
-        segmenters = {
-            name: stack.enter_context(Segmenter(reports[name].bundle, "onnxruntime", cache=None))
-            for name, variant in variants.items()
-            if variant.runs_on_cpu
-        }
-        step("time")
-        seconds = _in_turns(segmenters, scenes, repeats)
-        return [_row(name, reports[name], seconds.get(name)) for name in variants]
+    elif any(work.iterdir()):
+        raise InputError(f"{work} is not empty and holds no run; name another folder")
+    else:
+        _write(path, key)
 
 
-def _in_turns(segmenters: dict[str, Segmenter], scenes: SceneSet, repeats: int) -> dict[str, float]:
-    """Median seconds of a whole call, by name."""
-    vocabularies = {
-        name: segmenter.vocabulary(scenes.categories) for name, segmenter in segmenters.items()
-    }
-    times: dict[str, list[float]] = {name: [] for name in segmenters}
-    for turn in range(repeats + 1):
-        for name, segmenter in segmenters.items():
-            begin = time.perf_counter()
-            segmenter(scenes.images[0], vocabularies[name])
-            if turn:  # the first call loads the graphs
-                times[name].append(time.perf_counter() - begin)
-    return {name: statistics.median(found) for name, found in times.items()}
+def _write(path: Path, data: Mapping[str, Any]) -> None:
+    """A file that is whole or not there."""
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(data, indent=2), encoding="utf-8")
+    temporary.replace(path)
 
 
-def _row(name: str, report: ExportReport, seconds: float | None) -> PrecisionRow:
-    parity = report.parity
-    stages = Bundle.open(report.bundle).manifest.stages
-    return PrecisionRow(
+@dataclass(frozen=True, slots=True)
+class _Result:
+    """Labels [H, W], and all prompts, int16 [P, 3]: x, y and whether it is one."""
+
+    labels: Labels
+    prompts: npt.NDArray[np.int16]
+
+
+def _results(
+    segmenter: Segmenter, dataset: LabelledImages, limit: int
+) -> Iterator[tuple[Sample, _Result]]:
+    vocabulary = segmenter.vocabulary(dataset.names)
+    prompts: list[npt.NDArray[np.int16]] = []
+
+    def observe(stage: str, where: slice, outputs: Mapping[str, Any]) -> None:
+        if stage.endswith("_prompts"):
+            found, rows = outputs["prompts"], where.stop - where.start
+            point, valid = found.points[:rows], found.point_labels[:rows, :, None]
+            prompts.append(np.concatenate([point, valid], axis=2).reshape(-1, 3).astype(np.int16))
+
+    for sample in islice(iter(dataset), limit):
+        prompts.clear()
+        labels = segmenter(sample.image, vocabulary, observer=observe).labels
+        yield sample, _Result(labels, np.concatenate(prompts))
+
+
+class _References:
+    """What float32 PyTorch makes of the images, one file each."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        folder.mkdir(exist_ok=True)
+
+    def complete(self, images: int) -> bool:
+        """Whether all are there."""
+        return all(self._path(index).exists() for index in range(images))
+
+    def make(self, torch: Segmenter, dataset: LabelledImages, limit: int, step: Advance) -> None:
+        """Segment all images."""
+        step("torch", count=0)
+        for index, (sample, result) in enumerate(_results(torch, dataset, limit)):
+            temporary = self._folder / "next.npz"
+            np.savez_compressed(temporary, labels=result.labels, prompts=result.prompts)
+            os.replace(temporary, self._path(index))
+            step(f"torch, {sample.name}")
+
+    def __getitem__(self, index: int) -> _Result:
+        with np.load(self._path(index), allow_pickle=False) as found:
+            return _Result(found["labels"], found["prompts"])
+
+    def _path(self, index: int) -> Path:
+        return self._folder / f"{index:06}.npz"
+
+
+def _row(
+    task: Task,
+    name: str,
+    variant: Variant,
+    dataset: LabelledImages,
+    references: _References,
+    work: Path,
+    step: Advance,
+) -> PrecisionRow:
+    """Export and measure one precision, or read what is there."""
+    path = work / f"{name}.json"
+    if path.exists():
+        found = parse_object(path.read_text(encoding="utf-8"), path.name)
+        step(f"{name}, done before", count=task.limit)
+        return PrecisionRow(**{**found, "kept_higher": tuple(found["kept_higher"])})
+    bundle = _bundle(task, variant, work / name, lambda what: step(f"{name}, {what}", count=0))
+    typed, reference = ConfusionCounter(len(dataset.names)), ConfusionCounter(len(dataset.names))
+    equal = pixels = flips = prompts = images = 0
+    with Segmenter(bundle, "onnxruntime", cache=None) as segmenter:
+        for sample, got in _results(segmenter, dataset, task.limit):
+            want = references[images]
+            typed.add(got.labels, sample.labels)
+            reference.add(want.labels, sample.labels)
+            equal += int((got.labels == want.labels).sum())
+            pixels += want.labels.size
+            flips += int((got.prompts != want.prompts).any(axis=1).sum())
+            prompts += len(want.prompts)
+            images += 1
+            step(f"{name}, {sample.name}")
+    parity = parse_object((bundle.root / "parity.json").read_text(encoding="utf-8"), "parity.json")
+    stages = {stage: error["relative_l2"] for stage, error in parity["stages"].items()}
+    # A number that is not finite is null there, and the worst.
+    worst = max(stages, key=lambda stage: np.inf if stages[stage] is None else stages[stage])
+    row = PrecisionRow(
         precision=name,
-        miou=parity.miou,
-        torch_miou=parity.reference_miou,
-        pixel_agreement=parity.pixel_agreement,
-        prompt_flips=parity.prompt_flips,
-        prompts=parity.prompts,
-        worst_stage=parity.worst_stage,
-        worst_stage_l2=parity.stages[parity.worst_stage].relative_l2,
-        kept_higher=tuple(f"{kept.block} ({kept.precision})" for kept in parity.kept_higher),
-        bytes=sum(stage.bytes for stage in stages.values()),
-        image_seconds=seconds,
-        images=parity.images,
-        categories=parity.categories,
+        miou=typed.scores().miou,
+        torch_miou=reference.scores().miou,
+        pixel_agreement=equal / pixels,
+        prompt_flips=flips,
+        prompts=prompts,
+        worst_stage=worst,
+        worst_stage_l2=stages[worst],
+        passed=parity["passed"],
+        reason=parity["reason"],
+        kept_higher=tuple(
+            f"{kept['block']} ({kept['precision']})" for kept in parity["kept_higher"]
+        ),
+        bytes=sum(stage.bytes for stage in bundle.manifest.stages.values()),
+        image_seconds=None,
+        untimed=None,
+        images=images,
+        categories=len(dataset.names),
     )
+    _write(path, dataclasses.asdict(row))
+    _LOG.info(
+        "%s: mIoU %s, %.3f%% of labels equal, %.1f MB",
+        name,
+        "none" if row.miou is None else f"{row.miou:.2%}",
+        100 * row.pixel_agreement,
+        row.bytes / 1e6,
+    )
+    return row
+
+
+def _bundle(task: Task, variant: Variant, folder: Path, step: Callable[[str], None]) -> Bundle:
+    """The bundle in ``folder``, exported if it is not there, whole."""
+    if folder.exists():
+        try:
+            return Bundle.open(folder, check="hashes")
+        except BundleError:
+            step("export again")
+    loaded = load_checkpoint(task.checkpoint)
+    export_bundle(
+        loaded.model,
+        folder,
+        precision=variant.precision,
+        rest=variant.rest,
+        weights=loaded.weights,
+        trained=loaded.trained,
+        scenes=labelled_scenes(open_labelled(task.gate_images), task.gate_limit),
+        check_categories=(2,),
+        allow_parity_failure=True,  # the row says so
+        step=step,
+    )
+    return Bundle.open(folder)
+
+
+def _in_turns(
+    bundles: Mapping[str, Path], dataset: LabelledImages, repeats: int
+) -> dict[str, float]:
+    """Median seconds of a whole call on the first image, by name."""
+    image = next(iter(dataset)).image
+    times: dict[str, list[float]] = {name: [] for name in bundles}
+    with ExitStack() as stack:
+        segmenters = {
+            name: stack.enter_context(Segmenter(path, "onnxruntime", cache=None))
+            for name, path in bundles.items()
+        }
+        vocabularies = {
+            name: segmenter.vocabulary(dataset.names) for name, segmenter in segmenters.items()
+        }
+        for turn in range(repeats + 1):
+            for name, segmenter in segmenters.items():
+                begin = time.perf_counter()
+                segmenter(image, vocabularies[name])
+                if turn:  # the first call loads the graphs
+                    times[name].append(time.perf_counter() - begin)
+    return {name: statistics.median(found) for name, found in times.items()}

@@ -30,7 +30,7 @@ from .library import Compiled, Job, Library
 from .lock import only_build
 from .monitor import BuildState
 from .profiles import chunk_buckets, stage_profiles
-from .targets import choose_targets
+from .targets import choose_targets, require_arithmetic
 from .timing import load_timings, save_timings
 
 __all__ = ["BuildReport", "Progress", "build_engines"]
@@ -38,6 +38,7 @@ __all__ = ["BuildReport", "Progress", "build_engines"]
 #: Called with the graph, the builder's phase, and how many graphs are done, with a fraction.
 Progress = Callable[[str, str, float], None]
 _POLL_SECONDS: Final = 0.1
+_SUFFIX: Final = ".engine"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -89,6 +90,7 @@ def build_engines(
     start = time.perf_counter()
     here = fingerprint_here(library.backend, library.version)
     targets = choose_targets(library, target, here.targets)
+    require_arithmetic(targets, (stage.precision for stage in bundle.manifest.stages.values()))
     buckets = chunk_buckets(bundle.manifest, chunks)
     if workspace is not None and workspace < 1:
         raise InputError(f"the workspace is {workspace} bytes, expected at least 1")
@@ -170,7 +172,9 @@ def _compile_all(plan: _Plan, library: Library, progress: Progress) -> EngineRec
     place = plan.place()
     engines = {}
     try:
-        with atomic_directory(place, kind="folder of engines", marker=RECORD_FILE) as folder:
+        with atomic_directory(
+            place, kind="folder of engines", marker=RECORD_FILE, remains=f"*{_SUFFIX}"
+        ) as folder:
             for index, name in enumerate(plan.bundle.manifest.stages):
 
                 def within(phase: str, done: float, name: str = name, index: int = index) -> None:
@@ -210,7 +214,7 @@ def _compile_one(
             f"graph {name!r} ({stage.file}) cannot be compiled by {library.backend} "
             f"{library.version}: {error}"
         ) from error
-    path = folder / f"{name}.engine"
+    path = folder / f"{name}{_SUFFIX}"
     path.write_bytes(compiled.plan)
     return Engine(
         file=path.name,
@@ -241,8 +245,11 @@ def _watched(library: Library, job: Job, progress: Callable[[str, float], None])
 
 
 def _what_to_change(plan: _Plan) -> str:
-    chunk = max(plan.chunks)
-    advice = f"Lower --chunk (now {chunk}, at least {plan.bundle.manifest.constants.group})"
+    chunk, least = max(plan.chunks), plan.bundle.manifest.constants.group
+    lower = f"Lower --chunk (now {chunk}, at least {least}), or " if chunk > least else ""
     if plan.workspace is None:
-        return f"{advice}, or limit --workspace, or end what else uses the memory"
-    return f"{advice}, or raise --workspace (now {plan.workspace // 2**20} MiB)"
+        advice = "limit --workspace, or end what else uses the memory"
+    else:
+        advice = f"raise --workspace (now {plan.workspace // 2**20} MiB)"
+    advice = f"{lower}{advice}"
+    return f"{advice[0].upper()}{advice[1:]}; --plan tells what a build will take"

@@ -19,7 +19,7 @@ from .errors import BuildError
 from .graphs import checked_graph
 from .library import Job, Library
 from .profiles import chunk_buckets, stage_profiles
-from .targets import choose_targets
+from .targets import choose_targets, require_arithmetic
 
 __all__ = ["BuildPlan", "ChunkPlan", "GraphPlan", "boundary_bytes", "plan_build"]
 
@@ -120,6 +120,7 @@ def plan_build(
     """
     here = fingerprint_here(library.backend, library.version)
     targets = choose_targets(library, target, here.targets)
+    require_arithmetic(targets, (stage.precision for stage in bundle.manifest.stages.values()))
     asked = chunk_buckets(bundle.manifest, chunks)
     shown = asked
     if chunks is None:

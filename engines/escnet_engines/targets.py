@@ -1,12 +1,19 @@
 """Which GPUs to compile for."""
 
 import re
+from collections.abc import Iterable
+from typing import Final
 
 from escnet_runtime.errors import BackendError, InputError
+from escnet_runtime.manifest import Precision
 
 from .library import Library
 
-__all__ = ["choose_targets"]
+__all__ = ["choose_targets", "require_arithmetic"]
+
+#: The oldest GPUs that compute in a precision: what TensorRT-RTX 1.7.1 refuses on older ones, only
+#: after it has compiled the graphs before the first that has it.
+_LEAST: Final = {Precision.BF16: 80, Precision.FP8: 89}
 
 
 def choose_targets(library: Library, wanted: str, here: tuple[str, ...]) -> tuple[str, ...]:
@@ -40,7 +47,28 @@ def choose_targets(library: Library, wanted: str, here: tuple[str, ...]) -> tupl
                 f"{library.backend} {library.version} does not compile for {', '.join(strange)}; "
                 f"it knows {', '.join(known)}"
             )
-    return tuple(sorted(set(names), key=lambda name: int(name.removeprefix("sm_"))))
+    return tuple(sorted(set(names), key=_number))
+
+
+def require_arithmetic(targets: Iterable[str], precisions: Iterable[Precision]) -> None:
+    """Refuse GPUs that do not compute in a bundle's precisions.
+
+    Raises:
+        InputError: one does not; names the precision and what does.
+    """
+    for precision in dict.fromkeys(precisions):
+        least = _LEAST.get(precision, 0)
+        older = [target for target in targets if _number(target) < least]
+        if older:
+            raise InputError(
+                f"{', '.join(older)} cannot compute in {precision}, which needs sm_{least} or "
+                "newer. Name other GPUs, or export the bundle for these with --precision fp16 or "
+                "int8"
+            )
+
+
+def _number(target: str) -> int:
+    return int(target.removeprefix("sm_"))
 
 
 def _require_here(library: Library, names: list[str], here: tuple[str, ...]) -> None:

@@ -40,6 +40,7 @@ from escnet_runtime.preprocess import Preprocessing
 from escnet_runtime.tokenizer import Tokenizer
 from escnet_runtime.vocabulary import TextPlan, assemble, plan_texts
 
+from .calibrate import Calibration
 from .check import CATEGORIES
 from .errors import ParityError
 from .gate import AccuracyGate, Decision, Texts, inputs_of
@@ -48,7 +49,6 @@ from .graphs import Port
 from .page import ParityPicture, parity_page
 from .parity import Budget, Outcome, ParityReport, Sample, label_map, reference_sample
 from .plan import PrecisionPlan
-from .quantise import Calibration
 from .scenes import SceneSet, default_scenes
 from .workshop import Built, Step, Workshop
 
@@ -88,7 +88,7 @@ def export_bundle(
     budget: Budget | None = None,
     image_encoder: Precision | None = None,
     rest: Precision = Precision.FP16,
-    calibration: Calibration = Calibration.ENTROPY,
+    calibration: Calibration | None = None,
     raise_blocks: bool = True,
     allow_parity_failure: bool = False,
     check_categories: Sequence[int] = CATEGORIES,
@@ -110,8 +110,9 @@ def export_bundle(
             of ``images``. The package's own scenes are used where neither is given.
         budget: what may be lost; :meth:`Budget.default` by default.
         image_encoder: precision of the image encoder, if it differs.
-        rest: with int8, the type of what is not quantised, fp16 or fp32.
-        calibration: with int8, how ranges follow from values on the images.
+        rest: with int8 and fp8, the type of what is not quantised, fp16 or fp32.
+        calibration: with int8 and fp8, how ranges follow from values on the images; by default
+            :meth:`Calibration.default`.
         raise_blocks: False leaves every block at its precision, whatever the budget says.
         allow_parity_failure: write the bundle all the same, and say so in it.
         check_categories: numbers of categories to check each graph at.

@@ -3,7 +3,7 @@
 import argparse
 import logging
 import shlex
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -20,7 +20,7 @@ from escnet.weights import (
 )
 from escnet_engines import COMPILERS, BuildError, Library, open_library
 from escnet_engines.command import build_result, build_shown, build_summary
-from escnet_engines.targets import choose_targets
+from escnet_engines.targets import choose_targets, require_arithmetic
 from escnet_runtime.atomic import require_replaceable
 from escnet_runtime.bundle import Bundle
 from escnet_runtime.console import Console, command_parser, run_command
@@ -33,16 +33,16 @@ from escnet_runtime.manifest import Precision
 from escnet_runtime.vocabulary import MAX_CATEGORIES
 
 from .bundle import ExportReport, export_bundle
+from .calibrate import Calibration
 from .check import CATEGORIES
 from .parity import Budget
-from .quantise import Calibration
+from .plan import QUANTISED
 from .ranges import worst_first
 from .scenes import SceneSet, labelled_scenes
 
 __all__ = ["main"]
 
 _LOG: Final = logging.getLogger("escnet_export")
-_PRECISIONS: Final = (Precision.FP32, Precision.FP16, Precision.BF16, Precision.INT8)
 _MIOU_LOSS: Final = Budget.default(Precision.FP32).miou_loss
 #: What tells a dataset from a folder of photos.
 _OF_A_DATASET: Final = (IMAGES, LABELS, CLASSES)
@@ -78,34 +78,33 @@ def _parser() -> argparse.ArgumentParser:
         "default",
     )
     parser.add_argument(
-        "--precision", choices=[p.value for p in _PRECISIONS], default=Precision.FP16.value
+        "--precision", choices=[p.value for p in Precision], default=Precision.FP16.value
     )
     parser.add_argument(
         "--image-encoder",
-        choices=[p.value for p in _PRECISIONS],
+        choices=[p.value for p in Precision],
         metavar="PRECISION",
         help="precision of the image encoder, if it is to differ from the rest",
     )
-    int8 = parser.add_argument_group("int8")
-    int8.add_argument(
+    quantised = parser.add_argument_group("int8 and fp8")
+    quantised.add_argument(
         "--rest",
         choices=[Precision.FP16.value, Precision.FP32.value],
-        default=Precision.FP16.value,
         help="type of what is not quantised: fp16 for GPUs (the default), fp32 is faster on a CPU",
     )
-    int8.add_argument(
+    quantised.add_argument(
         "--calibration",
         choices=[method.value for method in Calibration],
-        default=Calibration.ENTROPY.value,
-        help="how the range of a tensor follows from its values on the images (default: entropy)",
+        help="how the range of a tensor follows from its values on the images (default: "
+        "percentile, 99.99 %%, for int8, largest for fp8)",
     )
     parser.add_argument("--output", type=Path, required=True, metavar="BUNDLE")
     parser.add_argument(
         "--images",
         metavar="DIR|DATASET",
-        help="what the budget is measured on, and int8 is calibrated on: photos; or labelled "
-        "images, a dataset folder or shapes:heldout, of which mIoU counts too (default: built-in "
-        "scenes)",
+        help="what the budget is measured on, and int8 and fp8 are calibrated on: photos; or "
+        "labelled images, a dataset folder or shapes:heldout, of which mIoU counts too (default: "
+        "built-in scenes)",
     )
     parser.add_argument(
         "--limit", type=int, default=8, metavar="N", help="images to use at most (default: 8)"
@@ -177,11 +176,12 @@ def _parser() -> argparse.ArgumentParser:
 
 def _export(arguments: argparse.Namespace, console: Console) -> tuple[int, dict[str, Any]]:
     require_replaceable(arguments.output)
-    libraries = _libraries(arguments)
-    _check_numbers(arguments)
-    images, scenes = _images(arguments.images, arguments.limit)
     precision = Precision(arguments.precision)
     encoder = None if arguments.image_encoder is None else Precision(arguments.image_encoder)
+    _check_quantised(arguments, {precision, encoder})
+    libraries = _libraries(arguments, {precision, encoder or precision})
+    _check_numbers(arguments)
+    images, scenes = _images(arguments.images, arguments.limit)
     budget = _budget(arguments, Budget.default(precision, encoder))
     model, weights, trained = _model(arguments)
     graphs = 4 + 4 * model.config.blocks
@@ -196,8 +196,8 @@ def _export(arguments: argparse.Namespace, console: Console) -> tuple[int, dict[
             scenes=scenes,
             budget=budget,
             image_encoder=encoder,
-            rest=Precision(arguments.rest),
-            calibration=Calibration(arguments.calibration),
+            rest=Precision(arguments.rest or Precision.FP16),
+            calibration=arguments.calibration and Calibration(arguments.calibration),
             raise_blocks=not arguments.no_raise,
             allow_parity_failure=arguments.allow_parity_failure,
             check_categories=arguments.check_categories,
@@ -213,14 +213,25 @@ def _export(arguments: argparse.Namespace, console: Console) -> tuple[int, dict[
     return 1, {**result, "error": {"type": type(failure).__name__, "message": str(failure)}}
 
 
-def _libraries(arguments: argparse.Namespace) -> list[Library]:
+def _check_quantised(arguments: argparse.Namespace, precisions: Set[Precision | None]) -> None:
+    """Options that say how to quantise go with something that is quantised."""
+    for option in ("rest", "calibration"):
+        if getattr(arguments, option) is not None and not precisions & QUANTISED:
+            raise InputError(
+                f"--{option} goes with --precision int8 or fp8, or with such an --image-encoder; "
+                "nothing is quantised"
+            )
+
+
+def _libraries(arguments: argparse.Namespace, precisions: Set[Precision]) -> list[Library]:
     """The compilers asked for. What keeps them from building is better said before an export."""
     if arguments.target is not None and not arguments.backend:
         raise InputError("--target goes with --backend: it is what engines are compiled for")
     libraries = [open_library(backend) for backend in dict.fromkeys(arguments.backend)]
     for library in libraries:
         here = fingerprint_here(library.backend, library.version)
-        choose_targets(library, arguments.target or "auto", here.targets)
+        targets = choose_targets(library, arguments.target or "auto", here.targets)
+        require_arithmetic(targets, sorted(precisions))
     return libraries
 
 

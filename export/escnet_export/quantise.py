@@ -1,123 +1,87 @@
-"""int8 with explicit quantise and dequantise pairs, calibrated on the user's images.
+"""int8 and fp8 with explicit quantise and dequantise pairs, calibrated on the user's images.
 
 Each product of activations with constant weights (MatMul, Gemm, convolutions) gets one pair at its
-activations, one scale a tensor, and its weights are stored as int8, one scale an output channel;
-both symmetric, zero points 0, as TensorRT asks for. Sums, norms, softmax, GELU and products of two
-activations stay in the graph's own type, and so do biases.
+activations, one scale a tensor, and its weights are stored in eight bits, one scale an output
+channel; both symmetric, zero points 0, as TensorRT asks for. Sums, norms, softmax, GELU and
+products of two activations stay in the graph's own type, and so do biases.
 
-Ranges come from ONNX Runtime's calibrators. Its own quantiser is not used for the pairs: it chooses
-nodes by their kind, while the accuracy gate keeps blocks apart, and ours are the same for float16
-and float32 graphs.
+ONNX Runtime's own quantiser is not used: it chooses nodes by their kind, while the accuracy gate
+keeps blocks apart, and ours does the same to float16 and float32 graphs.
 """
 
-import contextlib
-import enum
-import io
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 import onnx
 from onnx import NodeProto, TensorProto, helper, numpy_helper
-from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, create_calibrator
 
-from escnet_runtime.backends.base import Array
-from escnet_runtime.backends.widen import widen
+from escnet_runtime.manifest import Precision
 
-from .errors import ExportError
 from .nodes import nodes_by_block
 
-__all__ = ["Calibration", "activation_ranges", "quantise"]
+__all__ = ["activations", "quantise"]
 
 _Floats = npt.NDArray[np.float32]
 
 _KINDS: Final = ("MatMul", "Gemm", "Conv", "ConvTranspose")
-_LARGEST: Final = 127
-#: Bins of the entropy calibrator's histograms, and those it compares with: ONNX Runtime's own 128
-#: of both leave it next to nothing to choose from.
-_BINS: Final = {"num_bins": 1024, "num_quantized_bins": 128}
-_PERCENTILE: Final = 99.99
 # A scale is stored in the graph's type: below, float16 has no precision left.
 _SMALLEST_SCALE: Final = 2.0**-14
 # Angles of positions reach tens of radians, and are float32 at every precision.
 _NEVER: Final = "positional_encoding"
 
 
-class Calibration(enum.StrEnum):
-    """How the range of a tensor follows from its values on images."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Format:
+    """How numbers are held in eight bits.
 
-    ENTROPY = "entropy"
-    PERCENTILE = "percentile"
+    Attributes:
+        name: for the names of tensors.
+        kind: as ONNX numbers it.
+        largest: the magnitude that the end of a range becomes.
+        whole: whether its numbers are integers.
+    """
+
+    name: str
+    kind: int
+    largest: int
+    whole: bool
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """As NumPy holds it."""
+        return helper.tensor_dtype_to_np_dtype(self.kind)
+
+    def hold(self, steps: _Floats) -> npt.NDArray[Any]:
+        """The nearest numbers that there are; what is too large becomes the largest."""
+        nearest = np.rint(steps) if self.whole else steps
+        return np.clip(nearest, -self.largest, self.largest).astype(self.dtype)
 
 
-_METHODS: Final[dict[Calibration, tuple[Any, dict[str, Any]]]] = {
-    Calibration.ENTROPY: (CalibrationMethod.Entropy, {"symmetric": True, **_BINS}),
-    Calibration.PERCENTILE: (
-        CalibrationMethod.Percentile,
-        {"symmetric": True, "percentile": _PERCENTILE},
-    ),
+_FORMATS: Final = {
+    Precision.INT8: _Format(name="int8", kind=TensorProto.INT8, largest=127, whole=True),
+    # Four bits of exponent, three of mantissa, no infinity: what TensorRT computes with.
+    Precision.FP8: _Format(name="float8", kind=TensorProto.FLOAT8E4M3FN, largest=448, whole=False),
 }
 
 
-def activation_ranges(
-    path: Path, feeds: Iterable[Mapping[str, Array]], method: Calibration
-) -> dict[str, float]:
-    """The magnitude up to which each tensor of a graph is to be held.
-
-    The graph is run in float32, whatever its types: float16's own steps are too coarse for
-    histograms.
-
-    Args:
-        path: a graph in float16 or float32.
-        feeds: inputs in float32 (and int32), one run each.
-        method: how a range follows from values.
-
-    Raises:
-        ExportError: there is no input to calibrate on, or ONNX Runtime refuses.
-    """
-    model = onnx.shape_inference.infer_shapes(onnx.load(str(path)))
-    widen(model.graph, {TensorProto.FLOAT16})
-    chosen, options = _METHODS[method]
-    with TemporaryDirectory(prefix="escnet-calibrate-") as name:
-        wide, augmented = Path(name) / "wide.onnx", Path(name) / "augmented.onnx"
-        onnx.save(model, str(wide))
-        try:
-            # It prints what it does.
-            with contextlib.redirect_stdout(io.StringIO()):
-                calibrator = create_calibrator(
-                    str(wide),
-                    list(_KINDS),
-                    str(augmented),
-                    calibrate_method=chosen,
-                    extra_options=options,
-                )
-                for feed in feeds:  # one at a time: it holds all tensors of what it is given
-                    calibrator.collect_data(_Reader(feed))
-                found = calibrator.compute_data()
-        except Exception as error:  # ONNX Runtime's errors share no base below Exception
-            raise ExportError(f"{path.name} could not be calibrated: {error}") from error
-    return {
-        tensor: float(max(abs(np.asarray(bound).item()) for bound in data.range_value))
-        for tensor, data in found.items()
-    }
-
-
-class _Reader(CalibrationDataReader):  # type: ignore[misc]
-    """One run."""
-
-    def __init__(self, feed: Mapping[str, Array]) -> None:
-        self._feeds = iter([dict(feed)])
-
-    def get_next(self) -> dict[str, Array] | None:
-        """The next inputs."""
-        return next(self._feeds, None)
+def activations(graph: onnx.GraphProto) -> list[str]:
+    """Tensors that :func:`quantise` puts pairs at, in order: each is given a range."""
+    weights = {tensor.name: tensor for tensor in graph.initializer}
+    return list(dict.fromkeys(node.input[0] for node in graph.node if _can(node, weights)))
 
 
 def quantise(
-    graph: str, path: Path, target: Path, ranges: Mapping[str, float], keep: Collection[str] = ()
+    graph: str,
+    path: Path,
+    target: Path,
+    ranges: Mapping[str, float],
+    *,
+    precision: Precision,
+    keep: Collection[str] = (),
 ) -> int:
     """Write ``path`` to ``target`` with pairs at its products; returns how many products have them.
 
@@ -125,13 +89,14 @@ def quantise(
         graph: its name.
         path: a graph in float16 or float32.
         target: the file to write.
-        ranges: from :func:`activation_ranges`.
+        ranges: of all :func:`activations`.
+        precision: int8 or fp8.
         keep: blocks that are left as they are.
     """
     model = onnx.load(str(path))
-    editor = _Editor(model.graph, ranges)
+    editor = _Editor(model.graph, ranges, _FORMATS[precision])
     for node, block, _ in list(nodes_by_block(graph, model.graph)):
-        if block not in keep and editor.can(node):
+        if block not in keep:
             editor.pair(node)
     editor.finish()
     onnx.checker.check_model(model, full_check=True)
@@ -142,28 +107,18 @@ def quantise(
 class _Editor:
     """Puts pairs into a graph, in place; each activation gets one, whoever reads it."""
 
-    def __init__(self, graph: onnx.GraphProto, ranges: Mapping[str, float]) -> None:
-        self._graph, self._ranges = graph, ranges
+    def __init__(self, graph: onnx.GraphProto, ranges: Mapping[str, float], form: _Format) -> None:
+        self._graph, self._ranges, self._form = graph, ranges, form
         self._weights = {tensor.name: tensor for tensor in graph.initializer}
         self._pairs: dict[str, str] = {}
         self._before: dict[str, list[NodeProto]] = {}
         self._stored: set[str] = set()
         self.products = 0
 
-    def can(self, node: NodeProto) -> bool:
-        """Whether a node multiplies activations with constant weights of several channels."""
-        if node.op_type not in _KINDS or node.input[0] not in self._ranges:
-            return False
-        weight = self._weights.get(node.input[1])
-        if weight is None or weight.data_type not in (TensorProto.FLOAT, TensorProto.FLOAT16):
-            return False
-        if node.op_type in ("MatMul", "Gemm") and len(weight.dims) != 2:
-            return False
-        # The last product before scores and logits has one channel: it costs nothing, and decides.
-        return _NEVER not in weight.name and weight.dims[_axis(node)] > 1
-
     def pair(self, node: NodeProto) -> None:
-        """Quantise the activations and the weights of a node."""
+        """Quantise the activations and the weights of a node, if it is a product of them."""
+        if not _can(node, self._weights):
+            return
         weight = self._weights[node.input[1]]
         node.input[1] = self._weight(node, weight)
         node.input[0] = self._activation(node, node.input[0], weight.data_type)
@@ -183,41 +138,41 @@ class _Editor:
 
     def _activation(self, node: NodeProto, name: str, kind: int) -> str:
         if name not in self._pairs:
-            scale = np.array(max(self._ranges[name] / _LARGEST, _SMALLEST_SCALE), np.float32)
-            scale_name = self._constant(f"{name}_scale", _typed(scale, kind))
-            zero = self._constant(f"{name}_zero", np.zeros((), np.int8))
-            made = [
-                helper.make_node(
-                    "QuantizeLinear", [name, scale_name, zero], [f"{name}_int8"], f"{name}_q"
-                ),
-                helper.make_node(
-                    "DequantizeLinear",
-                    [f"{name}_int8", scale_name, zero],
-                    [f"{name}_held"],
-                    f"{name}_dq",
-                ),
+            form, narrow = self._form, f"{name}_{self._form.name}"
+            scale = np.array(max(self._ranges[name] / form.largest, _SMALLEST_SCALE), np.float32)
+            inputs = [
+                self._constant(f"{name}_scale", _typed(scale, kind)),
+                self._constant(f"{name}_zero", np.zeros((), form.dtype)),
             ]
-            self._before.setdefault(node.output[0], []).extend(made)
+            self._before.setdefault(node.output[0], []).extend(
+                [
+                    helper.make_node("QuantizeLinear", [name, *inputs], [narrow], f"{name}_q"),
+                    helper.make_node(
+                        "DequantizeLinear", [narrow, *inputs], [f"{name}_held"], f"{name}_dq"
+                    ),
+                ]
+            )
             self._pairs[name] = f"{name}_held"
         return self._pairs[name]
 
     def _weight(self, node: NodeProto, weight: TensorProto) -> str:
-        axis = _axis(node)
+        axis, form = _axis(node), self._form
         held = f"{weight.name}_held_{axis}"
         if held not in self._stored:
             self._stored.add(held)
             values = numpy_helper.to_array(weight).astype(np.float32)
             others = tuple(index for index in range(values.ndim) if index != axis)
-            scale = np.abs(values).max(axis=others) / _LARGEST
+            scale = np.abs(values).max(axis=others) / form.largest
             scale = _typed(np.maximum(scale, _SMALLEST_SCALE), weight.data_type)
             shape = [1] * values.ndim
             shape[axis] = -1
-            steps = np.rint(values / scale.astype(np.float32).reshape(shape))
-            stored = np.clip(steps, -_LARGEST, _LARGEST).astype(np.int8)
             inputs = [
-                self._constant(f"{held}_int8", stored),
+                self._constant(
+                    f"{held}_{form.name}",
+                    form.hold(values / scale.astype(np.float32).reshape(shape)),
+                ),
                 self._constant(f"{held}_scale", scale),
-                self._constant(f"{held}_zero", np.zeros(len(scale), np.int8)),
+                self._constant(f"{held}_zero", np.zeros(len(scale), form.dtype)),
             ]
             made = helper.make_node("DequantizeLinear", inputs, [held], f"{held}_dq", axis=axis)
             self._before.setdefault(node.output[0], []).append(made)
@@ -226,6 +181,19 @@ class _Editor:
     def _constant(self, name: str, values: npt.NDArray[Any]) -> str:
         self._graph.initializer.append(numpy_helper.from_array(values, name))
         return name
+
+
+def _can(node: NodeProto, weights: Mapping[str, TensorProto]) -> bool:
+    """Whether a node multiplies activations with constant weights of several channels."""
+    if node.op_type not in _KINDS or node.input[0] in weights:
+        return False
+    weight = weights.get(node.input[1])
+    if weight is None or weight.data_type not in (TensorProto.FLOAT, TensorProto.FLOAT16):
+        return False
+    if node.op_type in ("MatMul", "Gemm") and len(weight.dims) != 2:
+        return False
+    # The last product before scores and logits has one channel: it costs nothing, and decides.
+    return _NEVER not in weight.name and weight.dims[_axis(node)] > 1
 
 
 def _axis(node: NodeProto) -> int:

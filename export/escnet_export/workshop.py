@@ -12,12 +12,13 @@ from escnet_runtime.backends import Backend, GraphFile, create_backend
 from escnet_runtime.backends.base import Array
 from escnet_runtime.manifest import Precision
 
+from .calibrate import Calibration, activation_ranges
 from .check import GraphCheck
 from .export import GraphExporter
 from .graphs import Graph, model_graphs
 from .plan import QUANTISED, PrecisionPlan
 from .precision import typed_graphs
-from .quantise import Calibration, activation_ranges, quantise
+from .quantise import quantise
 
 __all__ = ["Built", "Step", "Workshop", "open_backend"]
 
@@ -57,8 +58,9 @@ class Workshop:
         folder: is made; files are put into it, in folders of their own.
         categories: numbers of categories to check each file at.
         step: told of each step as it begins.
-        inputs: what float32 torch fed a graph on the images, by its name: int8 is calibrated on it.
-        calibration: how ranges follow from it.
+        inputs: what float32 torch fed a graph on the images, by its name: int8 and fp8 are
+            calibrated on it.
+        calibration: how ranges follow from it; by default :meth:`Calibration.default`.
     """
 
     def __init__(
@@ -69,7 +71,7 @@ class Workshop:
         *,
         step: Step = lambda _: None,
         inputs: Callable[[str], Sequence[Mapping[str, Array]]] = lambda _: (),
-        calibration: Calibration = Calibration.ENTROPY,
+        calibration: Calibration | None = None,
     ) -> None:
         self._model, self._folder, self._step = model, folder, step
         self._categories, self._inputs, self._calibration = categories, inputs, calibration
@@ -78,7 +80,7 @@ class Workshop:
         self._checks: dict[Precision, GraphCheck] = {}
         self._plain: dict[tuple[object, ...], Built] = {}
         self._quantised: dict[tuple[object, ...], Built] = {}
-        self._ranges: dict[Path, dict[str, float]] = {}
+        self._ranges: dict[tuple[Path, Calibration], dict[str, float]] = {}
         self._count = 0
 
     def build(self, plan: PrecisionPlan, only: Iterable[str] | None = None) -> dict[str, Built]:
@@ -103,7 +105,7 @@ class Workshop:
         plain = self._plain[key]
         if precision not in QUANTISED:
             return plain
-        kept = (*key, frozenset(parts))
+        kept = (*key, precision, frozenset(parts))
         if kept not in self._quantised:
             self._quantised[kept] = self._quantise(plain, precision, frozenset(parts))
         return self._quantised[kept]
@@ -129,13 +131,13 @@ class Workshop:
 
     def _quantise(self, plain: Built, precision: Precision, keep: Collection[str]) -> Built:
         name, path = plain.graph.name, self._path(plain.graph.name)
-        if plain.path not in self._ranges:
+        method = self._calibration or Calibration.default(precision)
+        known = (plain.path, method)
+        if known not in self._ranges:
             self._step(f"calibrate {name}")
-            self._ranges[plain.path] = activation_ranges(
-                plain.path, self._inputs(name), self._calibration
-            )
+            self._ranges[known] = activation_ranges(plain.path, self._inputs(name), method)
         self._step(f"quantise {_what(name, keep)}")
-        quantise(name, plain.path, path, self._ranges[plain.path], keep)
+        quantise(name, plain.path, path, self._ranges[known], precision=precision, keep=keep)
         # On made-up inputs, ranges of images mean little: all that is asked is that it runs.
         check = GraphCheck(self._model.config, plain.arithmetic, categories=self._categories)
         checks = check.check(self._references[name], path, plain.graph, tolerance=math.inf)

@@ -32,25 +32,27 @@ _TAKEN = {errno.ENOTEMPTY, errno.EEXIST}
 
 @contextmanager
 def atomic_directory(
-    target: Path, *, kind: str = "bundle", marker: str = _MARKER
+    target: Path, *, kind: str = "bundle", marker: str = _MARKER, remains: str | None = None
 ) -> Iterator[Path]:
     """Yield an empty temporary folder that becomes ``target`` when the block ends without error.
 
-    An existing target is replaced in one step if it is empty or holds the file ``marker``. Whatever
-    the block raises, the temporary folder is removed and the target is left as it was. Of several
-    processes that write the same target at once, the last to finish wins, whole.
+    An existing target is replaced in one step if it is empty, holds the file ``marker``, or lost it
+    and holds nothing but ``remains``. Whatever the block raises, the temporary folder is removed
+    and the target is left as it was. Of several processes that write the same target at once, the
+    last to finish wins, whole.
 
     Args:
         target: the folder.
         kind: what is written, for messages.
         marker: the file by which a folder of this kind is known.
+        remains: see :func:`require_replaceable`.
 
     Raises:
         InputError: the target is something else than that, or its place is not writable.
         OSError: the disk is full, or a similar failure while writing.
     """
     target = Path(os.path.realpath(target))
-    require_replaceable(target, kind=kind, marker=marker)
+    require_replaceable(target, kind=kind, marker=marker, remains=remains)
     with _as_input_error(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(target)
@@ -60,9 +62,8 @@ def atomic_directory(
         with exclusive(temporary):
             yield temporary
             _sync_tree(temporary)
-            require_replaceable(
-                target, kind=kind, marker=marker
-            )  # the block may have taken minutes
+            # Again: the block may have taken minutes.
+            require_replaceable(target, kind=kind, marker=marker, remains=remains)
             _swap(temporary, target)
             _sync(target.parent)
     finally:
@@ -98,13 +99,17 @@ def atomic_file(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def require_replaceable(target: Path, *, kind: str = "bundle", marker: str = _MARKER) -> None:
+def require_replaceable(
+    target: Path, *, kind: str = "bundle", marker: str = _MARKER, remains: str | None = None
+) -> None:
     """Refuse a target that `atomic_directory` would not replace; for asking before long work.
 
     Args:
         target: the folder.
         kind: what is to be written, for messages.
         marker: the file by which a folder of this kind is known.
+        remains: a pattern of files that are nothing without the marker, such as "*.engine": a
+            folder that lost it and holds only these is one of this kind, damaged.
 
     Raises:
         InputError: the target is neither free nor empty nor of that kind.
@@ -121,11 +126,19 @@ def require_replaceable(target: Path, *, kind: str = "bundle", marker: str = _MA
             f"Cannot write a {kind} at {target}: it is a mount point, which cannot be replaced in "
             "one step. Name a folder inside it."
         )
-    if not (target / marker).is_file() and any(target.iterdir()):
+    if (target / marker).is_file():
+        return
+    if not all(_is_one_of(entry, remains) for entry in target.iterdir()):
         raise InputError(
             f"Will not replace {target}: it is neither empty nor a {kind} (no {marker} in it). "
             "Name another folder, or remove this one yourself."
         )
+
+
+def _is_one_of(entry: Path, pattern: str | None) -> bool:
+    if pattern is None or not entry.match(pattern):
+        return False
+    return entry.is_file() and not entry.is_symlink()
 
 
 @contextmanager

@@ -305,13 +305,16 @@ class EngineFolder:
         backend: the library they are for; None if the record does not say.
         state: "fits", "misfit" (made for something else) or "damaged".
         reasons: what is wrong, a phrase for each.
-        command: what makes engines for this device.
+        outdated: those of them that do not depend on which GPU is here, or whether one is: another
+            graph or chunk in the bundle, another version of the library that is installed here.
+        command: what makes engines for this device; without a GPU, what makes these anew.
     """
 
     folder: str
     backend: Compiler | None
     state: Literal["fits", "misfit", "damaged"]
     reasons: tuple[str, ...]
+    outdated: tuple[str, ...] = ()
     command: str | None
 
 
@@ -326,15 +329,14 @@ def survey_engines(bundle: Bundle) -> list[EngineFolder]:
 
 
 def _survey(bundle: Bundle, name: str) -> EngineFolder:
-    backend: Compiler | None = None
-    command = None
+    backend = next((one for one in _LIBRARIES if _is_folder_of(one, name)), None)
     state: Literal["fits", "misfit", "damaged"] = "damaged"
+    outdated: list[str] = []
     try:
         record = read_engines(bundle, name)
         backend = record.fingerprint.backend
-        command = rebuild_command(bundle.root, backend)
         _checked_files(bundle, name, record)
-        reasons = _unfit(bundle, record)
+        reasons, outdated = _unfit(bundle, record)
         state = "misfit" if reasons else "fits"
     except BundleError as error:
         reasons = [str(error)]
@@ -343,19 +345,36 @@ def _survey(bundle: Bundle, name: str) -> EngineFolder:
         backend=backend,
         state=state,
         reasons=tuple(reasons),
-        command=command,
+        outdated=tuple(outdated),
+        command=None if backend is None else _command(bundle, backend, name, state, outdated),
     )
 
 
-def _unfit(bundle: Bundle, record: EngineRecord) -> list[str]:
-    """What keeps engines from running here, a phrase for each."""
+def _command(
+    bundle: Bundle, backend: Compiler, folder: str, state: str, outdated: list[str]
+) -> str:
+    """What makes engines for this device or, where there is no GPU, this very folder anew."""
+    command = rebuild_command(bundle.root, backend)
+    if backend == "tensorrt-rtx" and find_gpu() is None and (state == "damaged" or outdated):
+        return f"{command} --target {','.join(re.findall(r'sm_[0-9]+', folder))}"
+    return command
+
+
+def _unfit(bundle: Bundle, record: EngineRecord) -> tuple[list[str], list[str]]:
+    """What keeps engines from running here, a phrase for each; and what of it is outdated."""
     fingerprint, constants = record.fingerprint, bundle.manifest.constants
     version = installed_version(fingerprint.backend)
     missing = [] if version else [f"{fingerprint.backend} is not installed here"]
     here = fingerprint_here(fingerprint.backend, version or fingerprint.version)
     graphs = {name: stage.sha256 for name, stage in bundle.manifest.stages.items()}
     chunk = whole_groups(constants.chunk, constants.group)
-    return missing + fingerprint.differences(here) + record.misfits(graphs, chunk=chunk)
+    misfits = record.misfits(graphs, chunk=chunk)
+    outdated = list(misfits)
+    if version and fingerprint.os == here.os:
+        # As far as can be told without a GPU: the library, which is the same for all of them.
+        same = dataclasses.replace(here, targets=fingerprint.targets, driver=fingerprint.driver)
+        outdated += fingerprint.differences(same)
+    return missing + fingerprint.differences(here) + misfits, outdated
 
 
 def installed_version(backend: Compiler) -> str | None:
@@ -371,8 +390,12 @@ def installed_version(backend: Compiler) -> str | None:
 def _folders(bundle: Bundle, backend: Compiler) -> Iterator[str]:
     """Names of the folders with engines of a backend, in order."""
     for name in bundle.folders(ENGINES_FOLDER):
-        if re.fullmatch(rf"{backend}(-sm_\d+)+", name):
+        if _is_folder_of(backend, name):
             yield name
+
+
+def _is_folder_of(backend: Compiler, name: str) -> bool:
+    return re.fullmatch(rf"{backend}(-sm_\d+)+", name) is not None
 
 
 def _checked_files(bundle: Bundle, folder: str, record: EngineRecord) -> dict[str, Path]:

@@ -83,7 +83,8 @@ def verify_bundle(
 
     Engines in it are compared with their record, this device and the libraries here; they are not
     run. Damaged ones fail. Ones made for something else fail if there is an NVIDIA GPU that they
-    could run on and ``backend`` is "auto"; else they are a note.
+    could run on, or if no GPU would mend it (another graph, chunk or version of a library that is
+    here); else they are a note. With a ``backend`` by name only damaged ones fail.
 
     Args:
         path: the bundle's folder.
@@ -335,9 +336,10 @@ def _engine_checks(bundle: Bundle, found: _Findings) -> Iterator[Check]:
         return
     found.engines.extend(folders)
     fitting = {folder.backend for folder in folders if folder.state == "fits"}
-    strict = found.backend == "auto" and find_gpu() is not None
+    gpu = find_gpu() is not None
     for folder in folders:
-        wanted = strict and folder.backend not in fitting
+        counts = gpu or bool(folder.outdated)
+        wanted = found.backend == "auto" and counts and folder.backend not in fitting
         yield _engine_check(folder, wanted)
     for backend in dict.fromkeys(folder.backend for folder in folders if folder.backend):
         detail = _NOT_YET if backend in fitting else "its engines do not run here"
@@ -345,7 +347,7 @@ def _engine_checks(bundle: Bundle, found: _Findings) -> Iterator[Check]:
 
 
 def _engine_check(folder: EngineFolder, wanted: bool) -> Check:
-    """Of one folder; ``wanted`` says that this device needs engines of its backend."""
+    """Of one folder; ``wanted`` says that engines of its backend are to run here, or never do."""
     if folder.state == "fits":
         detail = f"The engines fit this device; {_NOT_YET}."
         return Check(name=folder.folder, passed=True, detail=detail)
@@ -363,7 +365,7 @@ def _engine_check(folder: EngineFolder, wanted: bool) -> Check:
         passed=not wanted,
         note=not wanted,
         detail=f"These engines do not run here: {reasons}. {_rebuild(folder)}",
-        reason=f"its engines are for something else ({folder.reasons[0]})",
+        reason=f"its engines are for something else ({(folder.outdated or folder.reasons)[0]})",
         advice=f"{_rebuild(folder)} ONNX Runtime runs the bundle without them.",
     )
 
@@ -371,8 +373,9 @@ def _engine_check(folder: EngineFolder, wanted: bool) -> Check:
 def _rebuild(folder: EngineFolder) -> str:
     if folder.command is None:
         return f"Remove {folder.folder} from the bundle; escnet-build makes engines anew."
-    here = "Rebuild them" if find_gpu() else "On a device with an NVIDIA GPU, rebuild them"
-    return f"{here}: {folder.command}"
+    here = find_gpu() is not None or "--target" in folder.command
+    how = "Rebuild them" if here else "On a device with an NVIDIA GPU, rebuild them"
+    return f"{how}: {folder.command}"
 
 
 # --- The verdict ---------------------------------------------------------------------------------

@@ -12,13 +12,16 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import onnx
 import pytest
 
-from escnet_engines import BuildError, BuildMemoryError, Library, build_engines
+from escnet_engines import BuildError, BuildMemoryError, Library, build_engines, plan_build
 from escnet_engines.command import main
 from escnet_engines.library import Job
 from escnet_engines.lock import only_build
 from escnet_engines.monitor import BuildState
+from escnet_engines.profiles import stage_profiles
+from escnet_export.quantise import activations, quantise
 from escnet_runtime.bundle import Bundle
 from escnet_runtime.engines import AxisRange, find_engines, fingerprint_here, read_engines
 from escnet_runtime.errors import BundleFormatError, BundleIntegrityError, InputError
@@ -137,6 +140,62 @@ def test_too_little_memory_says_what_to_lower(rtx: Library, tmp_path: Path) -> N
     with pytest.raises(BuildMemoryError, match=r"Lower --chunk \(now 60000.*raise --workspace"):
         build_engines(bundle, rtx, target="sm_86", chunks=[60_000], workspace=2**20)
     assert not (bundle.root / "engines").exists()
+
+
+def test_a_folder_that_lost_its_record_is_built_anew(built_copy: Bundle, rtx: Library) -> None:
+    place = built_copy.root / "engines" / FOLDER
+    (place / "engine.json").unlink()
+    assert not build_engines(built_copy, rtx, target="sm_86,sm_89").reused
+    assert read_engines(built_copy, FOLDER).engines.keys() == {"scores", "fuse"}
+
+
+def test_what_is_not_ours_in_that_place_is_left_alone(built_copy: Bundle, rtx: Library) -> None:
+    place = built_copy.root / "engines" / FOLDER
+    (place / "engine.json").rename(place / "notes.txt")
+    with pytest.raises(InputError, match=r"Will not replace .*remove this one yourself"):
+        build_engines(built_copy, rtx, target="sm_86,sm_89")
+    assert (place / "notes.txt").exists()
+
+
+@pytest.mark.parametrize(
+    ("precision", "least", "older"),
+    [(Precision.FP8, "sm_89", "sm_80, sm_86"), (Precision.BF16, "sm_80", "sm_75")],
+)
+def test_gpus_that_do_not_compute_in_a_precision_are_refused_before_compiling(
+    precision: Precision,
+    least: str,
+    older: str,
+    plain: Bundle,
+    rtx: Library,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def must_not_run(*_: object) -> None:
+        raise AssertionError("nothing is to be compiled")
+
+    for name in ("compile", "survey"):
+        monkeypatch.setattr(Library, name, must_not_run)
+    stages = dict(plain.manifest.stages)
+    stages["fuse"] = dataclasses.replace(stages["fuse"], precision=precision)
+    bundle = dataclasses.replace(plain, manifest=dataclasses.replace(plain.manifest, stages=stages))
+    target = f"sm_120,{older.replace(' ', '')}"
+    message = rf"^{older} cannot compute in {precision}, which needs {least} or newer.*--precision"
+    for run in (build_engines, plan_build):
+        with pytest.raises(InputError, match=message):
+            run(bundle, rtx, target=target)
+    assert not (plain.root / "engines").exists()
+
+
+def test_a_chunk_that_cannot_be_lowered_is_not_told_to_be(
+    rtx: Library, plain: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise BuildMemoryError("bad_alloc")
+
+    monkeypatch.setattr(Library, "compile", full)
+    with pytest.raises(BuildMemoryError, match=r"bad_alloc\. Limit --workspace, or end what else"):
+        build_engines(plain, rtx, target="sm_86", chunks=[1])
+    with pytest.raises(BuildMemoryError, match=r"bad_alloc\. Lower --chunk \(now 32, at least 16"):
+        build_engines(plain, rtx, target="sm_86")
 
 
 def test_a_changed_graph_is_not_built(plain: Bundle, rtx: Library) -> None:
@@ -289,6 +348,33 @@ def test_every_graph_of_a_preset_builds(
         # An engine holds the weights of its graph.
         assert engine.bytes > 0.9 * bundle.manifest.stages[graph].bytes
         assert engine.scratch_bytes
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("precision", "target"), [(Precision.INT8, "sm_86"), (Precision.FP8, "sm_89")]
+)
+def test_every_kind_of_graph_builds_in_eight_bits(
+    precision: Precision, target: str, tiny_bundle: Path, rtx: Library, tmp_path: Path
+) -> None:
+    """Pairs at activations, weights with a scale a channel; what the scales are does not matter."""
+    bundle = Bundle.open(tiny_bundle)
+    for name, stage in bundle.manifest.stages.items():
+        if name == "correlation" or name.startswith(("esc1", "esc2", "esc3")):
+            continue
+        plain, path = bundle.file(stage.file), tmp_path / f"{name}.onnx"
+        ranges = dict.fromkeys(activations(onnx.load(str(plain)).graph), 4.0)
+        assert quantise(name, plain, path, ranges, precision=precision) > 0
+        job = Job(
+            onnx=path,
+            inputs=stage.inputs,
+            profiles=stage_profiles(name, stage, bundle.manifest, [16]),
+            targets=(target,),
+        )
+        assert rtx.compile(job, BuildState()).scratch_bytes
+        if precision is Precision.FP8:  # the compiler knows it too, and says it late
+            with pytest.raises(BuildError, match="fp8"):
+                rtx.compile(dataclasses.replace(job, targets=("sm_86",)), BuildState())
 
 
 def test_a_compiler_that_does_not_tell_scratch_builds_all_the_same(

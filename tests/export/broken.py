@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from escnet.model import EscNet
 from escnet.swin import GuidedSwinLayer
+from escnet_runtime.manifest import Precision
 
 __all__ = ["BREAKS", "OUTLIERS", "broken", "hostile"]
 
@@ -86,54 +87,61 @@ def broken(model: EscNet, block: str) -> EscNet:
     return changed
 
 
-#: In one channel of eight, this much more than in the others: one scale for all holds neither.
-_OUTLIER: Final = 2.0**9
+#: One channel of eight is scaled by the first, the others by the second, so that one scale for all
+#: holds neither. fp8 holds numbers 2 ** 17 apart, and float16 has to hold them as well.
+_OUTLIERS: Final = {Precision.INT8: (2.0**9, 1.0), Precision.FP8: (2.0**10, 2.0**-9)}
 _EVERY: Final = 8
 
 
-def _outliers(*, written: Sequence[Tensor], read: Sequence[Tensor]) -> None:
-    """Scale channels up where they are written (axis 0), and down where they are read (axis 1)."""
+def _outliers(precision: Precision, *, written: Sequence[Tensor], read: Sequence[Tensor]) -> None:
+    """Scale channels where they are written (axis 0), and back where they are read (axis 1)."""
+    outlier, other = _OUTLIERS[precision]
     for tensor in written:
-        _scale(_OUTLIER, tensor[::_EVERY])
+        _scale(other, tensor)
+        _scale(outlier / other, tensor[::_EVERY])
     for tensor in read:
-        _scale(1 / _OUTLIER, tensor[:, ::_EVERY])
+        _scale(1 / other, tensor)
+        _scale(other / outlier, tensor[:, ::_EVERY])
 
 
-def _encoder_outliers(model: EscNet) -> None:
+def _encoder_outliers(model: EscNet, precision: Precision) -> None:
     block = model.clip.visual.transformer.resblocks[1]
     assert isinstance(block, ResidualAttentionBlock)
     attention, up = block.attn, block.mlp.c_fc
     assert isinstance(attention, nn.MultiheadAttention)
     assert isinstance(up, nn.Linear)
     assert attention.in_proj_weight is not None
-    _outliers(written=[block.ln_1.weight, block.ln_1.bias], read=[attention.in_proj_weight])
-    _outliers(written=[block.ln_2.weight, block.ln_2.bias], read=[up.weight])
+    first, second = [block.ln_1.weight, block.ln_1.bias], [block.ln_2.weight, block.ln_2.bias]
+    _outliers(precision, written=first, read=[attention.in_proj_weight])
+    _outliers(precision, written=second, read=[up.weight])
 
 
-def _fusion_outliers(model: EscNet) -> None:
+def _fusion_outliers(model: EscNet, precision: Precision) -> None:
     for layer in model.esc_blocks[0].image_guidance.layers:
         assert isinstance(layer, GuidedSwinLayer)
         own = layer.norm1.weight.shape[0]  # behind them, query and key read the guidance
         queries = [layer.query.weight[:, :own], layer.key.weight[:, :own], layer.value.weight]
-        _outliers(written=[layer.norm1.weight, layer.norm1.bias], read=queries)
-        _outliers(written=[layer.norm2.weight, layer.norm2.bias], read=[layer.mlp.up.weight])
+        first, second = layer.norm1, layer.norm2
+        _outliers(precision, written=[first.weight, first.bias], read=queries)
+        _outliers(precision, written=[second.weight, second.bias], read=[layer.mlp.up.weight])
 
 
-def _decoder_outliers(model: EscNet) -> None:
+def _decoder_outliers(model: EscNet, precision: Precision) -> None:
     stage = model.decoder.first
-    _outliers(written=[stage.norm1.weight, stage.norm1.bias], read=[stage.second.weight])
+    norm = stage.norm1
+    _outliers(precision, written=[norm.weight, norm.bias], read=[stage.second.weight])
 
 
-#: By the block that int8 destroys.
-OUTLIERS: Final[dict[str, Callable[[EscNet], None]]] = {
+#: By the block that eight bits destroy.
+OUTLIERS: Final[dict[str, Callable[[EscNet, Precision], None]]] = {
     "image_encoder.block1": _encoder_outliers,
     "esc0_image": _fusion_outliers,
     "decoder": _decoder_outliers,
 }
 
 
-def hostile(model: EscNet, block: str) -> EscNet:
-    """A copy of ``model`` whose ``block`` has outlier channels."""
+def hostile(model: EscNet, block: str, precision: Precision) -> EscNet:
+    """A copy of ``model`` whose ``block`` has channels too far apart for int8, or for fp8."""
     changed = copy.deepcopy(model)
-    OUTLIERS[block](changed)
+    OUTLIERS[block](changed, precision)
     return changed

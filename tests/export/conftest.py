@@ -15,6 +15,7 @@ from escnet.build import build_model
 from escnet.config import EscNetConfig
 from escnet.model import EscNet
 from escnet.presets import preset
+from escnet.weights import save_checkpoint
 from escnet_export import ExportReport, export_bundle
 from escnet_export.export import GraphExporter
 from escnet_export.graphs import Graph, model_graphs
@@ -34,10 +35,32 @@ TRAVELLING = frozenset(
         *("skip0", "skip1"),
     ]
 )
-#: (graph's name, precision) → its file.
-GraphFiles = Callable[[str, Precision], Path]
 #: (output, options of export_bundle) → its report.
 Export = Callable[..., ExportReport]
+
+
+class GraphFiles:
+    """Graphs of a model, exported when they are first asked for.
+
+    Tracing is what exporting costs, and models of one configuration differ in the values of their
+    weights alone: what was traced for one of them serves all.
+    """
+
+    def __init__(self, model: EscNet, folder: Path) -> None:
+        self._model, self._folder = model, folder
+        self._exporters = {kind: GraphExporter(model.config, kind) for kind in Precision}
+
+    def __call__(self, name: str, precision: Precision) -> Path:
+        """The file of a graph of the model."""
+        path = self._folder / f"{name}-{precision}.onnx"
+        if not path.exists():
+            graphs = model_graphs(cast_model(self._model, precision))
+            self.export(next(graph for graph in graphs if graph.name == name), precision, path)
+        return path
+
+    def export(self, graph: Graph, precision: Precision, path: Path) -> None:
+        """Export a graph of a model with the same configuration."""
+        self._exporters[precision].export(graph, path)
 
 
 def mini_config() -> EscNetConfig:
@@ -76,19 +99,17 @@ def mini() -> EscNet:
 
 
 @pytest.fixture(scope="session")
+def checkpoint(mini: EscNet, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of the small model."""
+    path = tmp_path_factory.mktemp("checkpoint") / "mini.safetensors"
+    save_checkpoint(mini, path, trained=False, weights="made for a test")
+    return path
+
+
+@pytest.fixture(scope="session")
 def graph_files(mini: EscNet, tmp_path_factory: pytest.TempPathFactory) -> GraphFiles:
-    """Exports a graph of ``mini`` when it is first asked for."""
-    folder = tmp_path_factory.mktemp("graphs")
-    exporters = {precision: GraphExporter(mini.config, precision) for precision in Precision}
-
-    def file(name: str, precision: Precision) -> Path:
-        path = folder / f"{name}-{precision}.onnx"
-        if not path.exists():
-            graph = next(g for g in model_graphs(cast_model(mini, precision)) if g.name == name)
-            exporters[precision].export(graph, path)
-        return path
-
-    return file
+    """Graphs of ``mini``."""
+    return GraphFiles(mini, tmp_path_factory.mktemp("graphs"))
 
 
 @pytest.fixture(scope="session")
@@ -124,7 +145,8 @@ def make_quick(
             if graph.name not in changed and all_of_one_type(graph, self._precision):
                 shutil.copyfile(graph_files(graph.name, self._precision), path)
             else:
-                super().export(graph, path)
+                assert self._config == mini_config(), "traces are those of mini"
+                graph_files.export(graph, self._precision, path)
 
     monkeypatch.setattr("escnet_export.workshop.GraphExporter", Copier)
     scenes = SceneSet(images=(picture,) * 3, categories=SAMPLE_CATEGORIES)

@@ -17,8 +17,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from escnet.model import EscNet
-from escnet.weights import save_checkpoint
 from escnet_engines import BuildError, Library, open_library
 from escnet_export import ExportReport
 from escnet_export.command import main
@@ -26,14 +24,6 @@ from escnet_runtime.bundle import Bundle
 from escnet_runtime.engines import find_engines, fingerprint_here
 
 Run = Callable[..., tuple[int, dict[str, Any]]]
-
-
-@pytest.fixture(scope="session")
-def checkpoint(mini: EscNet, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint of the small model."""
-    path = tmp_path_factory.mktemp("checkpoint") / "mini.safetensors"
-    save_checkpoint(mini, path, trained=False, weights="made for a test")
-    return path
 
 
 @pytest.fixture
@@ -170,6 +160,9 @@ def test_a_failed_build_leaves_the_bundle_without_engines(
     ("options", "code", "message"),
     [
         (["--target", "sm_99"], 2, "does not compile for sm_99"),
+        (["--precision", "fp8", "--target", "sm_86,sm_89"], 2, "sm_86 cannot compute in fp8"),
+        (["--image-encoder", "fp8", "--target", "sm_80"], 2, "sm_80 cannot compute in fp8"),
+        (["--precision", "bf16", "--target", "sm_75"], 2, "sm_75 cannot compute in bf16"),
         ([], 1, "no NVIDIA GPU is visible; name the GPUs"),
     ],
 )
@@ -205,7 +198,10 @@ def test_gpus_that_cannot_be_built_for_are_said_before_the_export(
         (["--check-categories", "100000"], "--check-categories has 100000"),
         (["--images", "nowhere"], "nowhere"),
         (["--images", ".", "--limit", "0"], "--limit is 0"),
-        (["--precision", "fp8"], "fp8"),
+        (["--precision", "fp4"], "fp4"),
+        (["--rest", "fp32"], "--rest goes with --precision int8 or fp8"),
+        (["--calibration", "entropy"], "--calibration goes with --precision int8 or fp8"),
+        (["--precision", "int8", "--calibration", "luck"], "luck"),
         (["--clip", "some-tag"], "go with --preset"),
         (["--seed", "1"], "go with --preset"),
         (["--preset", "tiny"], "not allowed with"),

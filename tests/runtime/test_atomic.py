@@ -426,3 +426,30 @@ def test_leftover_files_of_dead_processes_are_removed(tmp_path: Path) -> None:
 def test_a_folder_is_not_replaced_by_a_file(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="it is a folder"):
         _write_file(tmp_path, _NEW)
+
+
+def test_a_folder_that_lost_its_marker_is_replaced_if_only_remains_are_in_it(
+    tmp_path: Path,
+) -> None:
+    target = tmp_path / "engines"
+    target.mkdir()
+    (target / "a.engine").write_text(_OLD)
+
+    def write() -> None:
+        with atomic_directory(target, marker="engine.json", remains="*.engine") as folder:
+            (folder / "engine.json").write_text(_NEW)
+
+    for name in ("notes.txt", "link.engine", "folder.engine"):
+        other = target / name
+        if name.startswith("link"):
+            other.symlink_to(tmp_path)
+        elif name.startswith("folder"):
+            other.mkdir()
+        else:
+            other.write_text("mine")
+        with pytest.raises(InputError, match="neither empty nor a bundle"):
+            write()
+        assert _names(target) == sorted(["a.engine", name])
+        other.rmdir() if other.is_dir() and not other.is_symlink() else other.unlink()
+    write()
+    assert _names(target) == ["engine.json"]

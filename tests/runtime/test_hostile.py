@@ -27,6 +27,7 @@ from onnx import TensorProto, helper
 from PIL import Image
 
 import escnet_runtime.errors
+from escnet_bench.command import main as bench_main
 from escnet_bench.eval_command import main as eval_main
 from escnet_engines.command import main as build_main
 from escnet_runtime import BackendError, EscNetError, Segmenter
@@ -127,6 +128,10 @@ def no_library(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(onnxruntime, "InferenceSession", never)
 
 
+_RTX = ("--backend", "tensorrt-rtx", "--target", "sm_86")
+_FEW = ("--categories", "2", "--repeats", "1")
+
+
 def run_commands(root: Path, place: Path, capsys: Captured) -> dict[str, dict[str, Any]]:
     """What each command that opens a bundle says of it, as JSON; none may succeed or crash."""
     photo, output = place / "photo.png", place / "output"
@@ -137,7 +142,14 @@ def run_commands(root: Path, place: Path, capsys: Captured) -> dict[str, dict[st
         "escnet-verify": (verify_main, [bundle]),
         "escnet-segment": (segment_main, segment),
         "escnet-eval": (eval_main, [bundle, "shapes:heldout", "--limit", "1"]),
-        "escnet-build": (build_main, [bundle, "--backend", "tensorrt-rtx", "--target", "sm_86"]),
+        "escnet-build": (build_main, [bundle, *_RTX]),
+        "escnet-build --plan": (build_main, [bundle, *_RTX, "--plan"]),
+        "escnet-bench builds": (bench_main, ["builds", "--bundle", bundle, *_RTX]),
+        "escnet-bench footprint": (bench_main, ["footprint", "--bundle", bundle, *_FEW]),
+        "escnet-bench gallery": (
+            bench_main,
+            ["gallery", bundle, "shapes:heldout", "--limit", "1", "--output", str(output)],
+        ),
     }
     said = {}
     for name, (main, words) in commands.items():
@@ -287,7 +299,7 @@ def test_every_command_refuses_it(
         with pytest.raises(BundleError):
             Segmenter(root)
     for command, document in said.items():
-        if command == "escnet-build" and attack in _ONLY_RUNNING:
+        if command in _COMPILING and attack in _ONLY_RUNNING:
             continue
         text = sentence(document).replace("\n", " ")
         assert re.search(message, text), (command, text)
@@ -295,6 +307,7 @@ def test_every_command_refuses_it(
 
 #: Sizes that only contradict each other: they matter to what runs the graphs, not to a compiler,
 #: which reads the graph itself; the graph here is none, so it refuses that.
+_COMPILING = {"escnet-build", "escnet-build --plan", "escnet-bench builds"}
 _ONLY_RUNNING = {"undescribed graph", "other shape", "other image", "many blocks"}
 
 

@@ -413,6 +413,74 @@ def test_without_a_gpu_engines_are_a_note(
     assert f"escnet-build {bundle_copy} --backend tensorrt-rtx" in note
 
 
+@pytest.fixture
+def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A device without a GPU, with TensorRT-RTX 1.7.1.116."""
+    for module in ("engines", "verify"):
+        monkeypatch.setattr(f"escnet_runtime.{module}.find_gpu", lambda: None)
+    monkeypatch.setattr("escnet_runtime.engines.installed_version", lambda _: "1.7.1.116")
+
+
+def of_another_graph(root: Path) -> None:
+    """The bundle was exported again after its engines were built."""
+    record = root / FOLDER / "engine.json"
+    document = json.loads(record.read_text(encoding="utf-8"))
+    document["engines"]["decoder"]["onnx_sha256"] = "0" * 64
+    record.write_text(json.dumps(document), encoding="utf-8")
+
+
+def of_fewer_categories(root: Path) -> None:
+    """Engines that take fewer categories at a time than the bundle wants."""
+    record = root / FOLDER / "engine.json"
+    document = json.loads(record.read_text(encoding="utf-8"))
+    document["engines"]["decoder"]["profiles"] = [{"n": {"least": 1, "tuned": 8, "most": 8}}]
+    record.write_text(json.dumps(document), encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("fingerprint", "change", "difference"),
+    [
+        ({"version": "1.6.0.5"}, None, "version is 1.6.0.5, here it is 1.7.1.116"),
+        ({}, of_another_graph, "ONNX of 'decoder' had sha256 000000000000"),
+        ({}, of_fewer_categories, "profiles of 'decoder' end at 8 categories"),
+    ],
+)
+def test_what_no_gpu_would_mend_is_refused_without_one(
+    bundle_copy: Path,
+    fingerprint: dict[str, Any],
+    change: Callable[[Path], None] | None,
+    difference: str,
+    no_gpu: None,
+) -> None:
+    add_engines(bundle_copy, **fingerprint)
+    if change is not None:
+        change(bundle_copy)
+    report = verify_bundle(bundle_copy)
+    assert [check.name for check in report.checks if not check.passed] == [FOLDER]
+    assert difference in report.verdict.sentence
+    command = f"escnet-build {bundle_copy} --backend tensorrt-rtx --target sm_86"
+    assert f"Rebuild them: {command}" in report.verdict.advice
+    assert verify_bundle(bundle_copy, "onnxruntime").passed
+
+
+def test_engines_of_another_system_are_a_note_without_a_gpu(
+    bundle_copy: Path, no_gpu: None
+) -> None:
+    """They were made for another machine: which library is on this one says nothing of them."""
+    add_engines(bundle_copy, os="linux-other", version="1.6.0.5")
+    report = verify_bundle(bundle_copy)
+    assert report.passed
+    assert any("os is linux-other" in note for note in report.verdict.notes)
+
+
+def test_a_folder_that_lost_its_record_is_damaged(bundle_copy: Path, no_gpu: None) -> None:
+    add_engines(bundle_copy)
+    (bundle_copy / FOLDER / "engine.json").unlink()
+    report = verify_bundle(bundle_copy)
+    assert [check.name for check in report.checks if not check.passed] == [FOLDER]
+    assert "--backend tensorrt-rtx --target sm_86" in report.verdict.advice
+
+
 @pytest.mark.parametrize("damage", ["flip", "truncate", "remove", "record", "path"])
 def test_damaged_engines_are_refused_everywhere(bundle_copy: Path, damage: str) -> None:
     add_engines(bundle_copy)
