@@ -75,7 +75,7 @@ class FakeTrt:
         self.logger: Any = None
         self.graphs: MadeUpGraphs | None = None
 
-    def Runtime(self, logger: Any) -> "_Runtime":  # noqa: N802: the library's name
+    def Runtime(self, logger: Any) -> "_Runtime":
         self.logger = logger
         return _Runtime(self)
 

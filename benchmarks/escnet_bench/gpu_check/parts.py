@@ -163,7 +163,7 @@ def _memory(plan: CheckPlan, report: Report) -> None:
         for categories in plan.categories:
             with (
                 report.attempt(f"{model} {precision}, {categories} categories"),
-                _watched_memory(plan) as used,
+                _WatchedMemory(plan) as used,
                 open_segmenter(bundle, plan) as segmenter,
             ):
                 vocabulary = words(segmenter, categories)
@@ -189,7 +189,7 @@ def _memory(plan: CheckPlan, report: Report) -> None:
                 print(planned.table(), flush=True)
 
 
-class _watched_memory:  # noqa: N801: used as a context manager's function
+class _WatchedMemory:
     """Give a function: bytes of the device that are taken since the block began."""
 
     def __init__(self, plan: CheckPlan) -> None:
@@ -311,7 +311,7 @@ def _soak(plan: CheckPlan, report: Report) -> None:
     model, precision = plan.models[0], plan.precisions[0]
     every = max(plan.images // 20, 1)
     with (
-        _watched_memory(plan) as used,
+        _WatchedMemory(plan) as used,
         open_segmenter(plan.bundle(model, precision), plan) as segmenter,
     ):
         vocabulary = words(segmenter, _SOAK_CATEGORIES)
