@@ -189,7 +189,7 @@ def test_a_few_steps_lower_the_loss() -> None:
     optimizer = torch.optim.AdamW(parameters, lr=3e-3)
     batch = trained.collate([trained.samples[i] for i in range(2)])
     losses = []
-    for _ in range(12):
+    for _ in range(24):
         loss = trained.module(batch)["loss"]
         optimizer.zero_grad()
         loss.backward()
