@@ -15,7 +15,7 @@ from .conditions import Conditions
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-__all__ = ["Document", "result_document", "saving"]
+__all__ = ["Document", "plain", "result_document", "saving"]
 
 Document: TypeAlias = dict[str, Any]
 _DIGITS = 6  # behind the point: microseconds, kiloflops
@@ -27,8 +27,8 @@ def result_document(
     """The object that ``--json`` prints and ``--output`` writes."""
     return {
         "benchmark": benchmark,
-        "conditions": _plain(dataclasses.asdict(conditions)),
-        "rows": [_plain(dataclasses.asdict(row)) for row in rows],
+        "conditions": plain(dataclasses.asdict(conditions)),
+        "rows": [plain(dataclasses.asdict(row)) for row in rows],
     }
 
 
@@ -54,13 +54,13 @@ def saving(path: Path | None) -> Iterator[Callable[[Document], None]]:
         yield save
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """What JSON has; a number that is not finite becomes null."""
     match value:
         case Mapping():
-            return {str(key): _plain(entry) for key, entry in value.items()}
+            return {str(key): plain(entry) for key, entry in value.items()}
         case list() | tuple():
-            return [_plain(entry) for entry in value]
+            return [plain(entry) for entry in value]
         case float():
             return round(value, _DIGITS) if math.isfinite(value) else None
         case PurePath():

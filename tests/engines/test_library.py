@@ -88,7 +88,7 @@ class _Severity:
 
 def _hide(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """Our module of a library is imported anew, and forgotten afterwards."""
-    module = f"escnet_engines.libraries.{name}"
+    module = f"escnet_runtime.libraries.{name}"
     monkeypatch.setitem(sys.modules, module, ModuleType(module))
     monkeypatch.delitem(sys.modules, module)
 

@@ -10,10 +10,10 @@ import numpy.typing as npt
 import pytest
 
 from escnet_runtime.errors import BackendError, OutOfDeviceMemory
-from escnet_runtime.gpu.libraries import open_bindings
 from escnet_runtime.gpu.pipeline import DevicePipeline
 from escnet_runtime.gpu.tensorrt import EngineGraphs
 from escnet_runtime.images import ImageArray
+from escnet_runtime.libraries import open_bindings
 from escnet_runtime.manifest import Manifest
 from tests.device.host_device import HostDevice
 from tests.engines.surface import takes

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import math
 import os
 import traceback
 from collections.abc import Iterator, Mapping
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from ..conditions import Conditions
+from ..results import plain
 
 __all__ = ["METHODS", "PARTS", "CheckPlan", "Report"]
 
@@ -141,7 +141,7 @@ class Report:
         }
         self.path.parent.mkdir(parents=True, exist_ok=True)
         temporary = self.path.with_suffix(".part")
-        text = json.dumps(_plain(document), indent=2, ensure_ascii=False, allow_nan=False)
+        text = json.dumps(plain(document), indent=2, ensure_ascii=False, allow_nan=False)
         temporary.write_text(text + "\n", encoding="utf-8")
         os.replace(temporary, self.path)
 
@@ -150,18 +150,6 @@ def _without_folders(plan: CheckPlan) -> dict[str, Any]:
     found = dataclasses.asdict(plan)
     del found["output"], found["bundles"]
     return found
-
-
-def _plain(value: Any) -> Any:
-    """What JSON has; a number that is not finite becomes null."""
-    match value:
-        case Mapping():
-            return {str(key): _plain(entry) for key, entry in value.items()}
-        case list() | tuple():
-            return [_plain(entry) for entry in value]
-        case float():
-            return round(value, 6) if math.isfinite(value) else None
-    return value
 
 
 def _short(value: Any) -> str:

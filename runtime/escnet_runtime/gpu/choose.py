@@ -141,7 +141,7 @@ def _opener(name: str) -> Opener:
 
 
 def _engines(backend: Compiler) -> Opener:
-    from .libraries import open_bindings
+    from ..libraries import open_bindings
     from .tensorrt import EngineGraphs
 
     bindings = open_bindings(backend)

@@ -3,21 +3,25 @@
 import importlib
 from typing import Any, Final
 
-from ...engines import Compiler
-from ...errors import BackendError
+from ..engines import Compiler
+from ..errors import BackendError
 
 __all__ = ["open_bindings"]
 
 _MODULES: Final[dict[Compiler, str]] = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 
 
-def open_bindings(backend: Compiler) -> Any:
+def open_bindings(backend: Compiler, distribution: str = "escnet-runtime") -> Any:
     """The Python module of a backend's library.
+
+    Args:
+        backend: which.
+        distribution: whose extra of that name installs it, for the message.
 
     Raises:
         BackendError: it is not installed, or does not load; says what to install.
     """
-    extra = f"escnet-runtime[{backend}]"
+    extra = f"{distribution}[{backend}]"
     try:
         module = importlib.import_module(f".{_MODULES[backend]}", __name__)
     except ModuleNotFoundError as error:
