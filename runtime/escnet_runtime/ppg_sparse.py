@@ -37,12 +37,16 @@ class SparsePrompts:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _List:
-    """Foreground pixels [F] by category and number; ``first`` [n] is where each one's begin."""
+    """Foreground pixels [F] by category and number; ``first`` [n] is where each one's begin.
+
+    ``small``: the maps are, so that float64 tells distances apart (:func:`_nearest`).
+    """
 
     owner: _Longs
     x: _Longs
     y: _Longs
     first: _Longs
+    small: bool
 
 
 def sparse_prompts(
@@ -69,6 +73,7 @@ def sparse_prompts(
         x=x,
         y=y,
         first=np.flatnonzero(starts),
+        small=_is_small(pixels, *usable.shape[1:]),
     )
     values = usable.reshape(-1)[flat]
     labels = _lloyd(_seeds(values, listed, regions), listed, iterations)
@@ -81,6 +86,15 @@ def sparse_prompts(
     return SparsePrompts(
         flat=flat, regions=labels, best=flat[best], group=category[best] * regions + labels[best]
     )
+
+
+def _is_small(pixels: int, height: int, width: int) -> bool:
+    """Whether float64 tells any two squared distances of pixel and centroid apart.
+
+    Two that differ do so by 1 / (m n)^2 at least, m and n being counts up to ``pixels``; they are
+    below h^2 + w^2, where neighbours of float64 are 2^-52 of that apart.
+    """
+    return pixels**4 * (height**2 + width**2) < 2**51
 
 
 def _first_of_largest(values: npt.NDArray[Any], listed: _List) -> _Longs:
@@ -134,6 +148,30 @@ def _means(labels: _Longs, centroids: _Longs, listed: _List) -> _Longs:
 
 
 def _nearest(centroids: _Longs, listed: _List) -> _Longs:
+    """The region [F] whose centroid is nearest; ties go to the lowest.
+
+    A squared distance is D / m^2 with whole D = |m p - s|^2 and m the region's count. Where
+    float64 tells two different such numbers apart, its quotients decide as whole numbers do:
+    equal ones are rounded to equal ones. Elsewhere the products are compared, see ``ppg._nearest``.
+    """
+    if centroids.shape[2] == 1:
+        return np.zeros(len(listed.x), np.int64)
+    if not listed.small:
+        return _nearest_of_many(centroids, listed)
+    count, sum_x, sum_y = centroids.take(listed.owner, axis=1)
+    dx = count * listed.x[:, None]
+    dx -= sum_x
+    dy = count * listed.y[:, None]
+    dy -= sum_y
+    dx *= dx
+    dy *= dy
+    dx += dy
+    count *= count
+    labels: _Longs = (dx / count).argmin(axis=1)
+    return labels
+
+
+def _nearest_of_many(centroids: _Longs, listed: _List) -> _Longs:
     """The region [F] whose centroid is nearest; the form of ``ppg._nearest``, and its bounds.
 
     Its three terms lie below 2^60, 2^61 and 2^61, so their sum is exact.
