@@ -5,7 +5,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -207,7 +207,7 @@ class Segmenter:
 
     def stream(
         self, images: Iterable[ImageSource], vocabulary: Vocabulary
-    ) -> Iterator[Segmentation]:
+    ) -> Generator[Segmentation, None, None]:
         """Segment images as they come, such as the frames of a video; results in their order.
 
         On a GPU two images are on their way at once: while one computes, the next is uploaded and
@@ -279,7 +279,7 @@ class Segmenter:
 
     def _streamed(
         self, images: Iterable[ImageSource], vocabulary: Vocabulary
-    ) -> Iterator[Segmentation]:
+    ) -> Generator[Segmentation, None, None]:
         device = self._device
         source = iter(images)
         waiting: deque[tuple[InFlight, object]] = deque()

@@ -91,8 +91,6 @@ class VideoReader:
 class VideoWriter:
     """A video file, written frame by frame; the first one gives its size.
 
-    As a context manager it leaves no file behind an error.
-
     Args:
         path: the file; its suffix decides the container, such as ".mp4".
         rate: frames a second.
@@ -150,8 +148,6 @@ class VideoWriter:
         trace: TracebackType | None,
     ) -> None:
         self.close()
-        if error is not None:  # half a video is none
-            self._path.unlink(missing_ok=True)
 
     def _begun(self, height: int, width: int) -> VideoStream:
         for codec in _CODECS:

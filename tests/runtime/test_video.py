@@ -1,6 +1,7 @@
 """Videos: what is written is read, what is no video says so, and escnet-segment takes them."""
 
 import json
+from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 
@@ -83,6 +84,30 @@ def test_a_video_is_segmented(
         assert len(list(reader)) == 3
         assert reader.rate == 10
     assert load_image(entry["legend"]).shape[2] == 3
+
+
+def test_an_error_in_the_middle_leaves_the_overlay_that_was_there(
+    tiny_bundle: Path,
+    video: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def breaking(_: VideoReader) -> Iterator[ImageArray]:
+        yield frame(0)
+        raise ImageError("cannot read on")
+
+    monkeypatch.setattr(VideoReader, "__iter__", breaking)
+    output = tmp_path / "out"
+    output.mkdir()
+    before = output / "bar_overlay.mp4"
+    before.write_bytes(b"the one before")
+    words = ["--classes", "sky, car", "--output", str(output), "--json"]
+    assert main([str(tiny_bundle), str(video), *words]) == 1
+    [entry] = json.loads(capsys.readouterr().out)["videos"]
+    assert "cannot read on" in entry["error"]
+    assert before.read_bytes() == b"the one before"
+    assert list(output.iterdir()) == [before]
 
 
 def test_a_bad_video_does_not_stop_the_others(

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from ..atomic import atomic_file
 from ..console import Console, printable
 from ..errors import BackendError, EscNetError, InputError
 from ..pictures import draw_overlay, save_picture
@@ -116,17 +117,20 @@ def _run(
         reader = owned.enter_context(VideoReader(name))
         if overlay is not None and Path(name).resolve() == overlay.resolve():
             raise InputError(f"{name} would be written over by its own overlay; use --output")
-        writer = None if overlay is None else owned.enter_context(VideoWriter(overlay, reader.rate))
+        writer = None
+        if overlay is not None:
+            place = owned.enter_context(atomic_file(overlay))  # half a video is none
+            writer = owned.enter_context(VideoWriter(place, reader.rate))
         total = most or reader.frames
         advance = owned.enter_context(console.progress(Path(name).name, total))
         results = segmenter.stream(itertools.islice(reader, most), vocabulary)
         # A camera has no end but this one.
-        with suppress(KeyboardInterrupt), closing(results):  # type: ignore[type-var]
+        with suppress(KeyboardInterrupt), closing(results):
             for result in seen.counted(results):
                 _write(writer, result)
                 advance(f"{seen.rate:.1f} frames a second")
-    if seen.last is None:
-        raise InputError(f"{name} has no frame")
+        if seen.last is None:
+            raise InputError(f"{name} has no frame")
     return {"path": name, **seen.entry(legend=overlay is not None)}
 
 
@@ -182,7 +186,7 @@ class _Seen:
         return found
 
     def _legend(self) -> Any:
-        """The last frame with the legend of all that was seen."""
+        """The last frame with its legend: a category has the same colour in all frames."""
         assert self.last is not None
         return draw_overlay(
             self.last.image, self.last.labels, self._names, largest=30, note=self.last.note
