@@ -113,10 +113,15 @@ class UpStage(nn.Module):
             self.up.weight.float(),
         ).flatten(0, 2)
         phases = F.conv2d(x, weight.to(x.dtype), padding=1).unflatten(1, (-1, 2, 2))
-        parts = [
-            phases[:, :, a, b, a : a + height, b : b + width] for a in range(2) for b in range(2)
+        # Columns alternate between two phases, then rows do: less than half of what a pixel shuffle
+        # takes on ONNX Runtime's CPU provider, which moves element by element in six dimensions.
+        rows = [
+            torch.stack(
+                [phases[:, :, a, b, a : a + height, b : b + width] for b in range(2)], dim=4
+            ).flatten(3)
+            for a in range(2)
         ]
-        return F.pixel_shuffle(torch.stack(parts, dim=2).flatten(1, 2), 2)
+        return torch.stack(rows, dim=3).flatten(2, 3)
 
     def _shared(self, skip: Tensor) -> Tensor:
         """What no category changes: the skip's part and both biases, mind the border."""

@@ -185,9 +185,9 @@ class SamBlock(nn.Module):
         assert isinstance(second, nn.Conv2d)
         assert second.bias is not None
         weight, bias = self._first_mask_product()
-        x = (_neighbours(probability.flatten(0, 1)) @ weight).unflatten(3, (4, -1)) + bias
+        x = (_neighbours(probability.flatten(0, 1)) @ weight) + bias
         # The four pixels under one of the grid are what the second convolution takes together.
-        x = act1(_normed(x, norm1)).flatten(3)
+        x = act1(_normed(x, norm1))
         x = x @ second.weight.permute(2, 3, 1, 0).flatten(0, 2) + second.bias
         x = act2(_normed(x, norm2)).permute(0, 3, 1, 2).unflatten(0, (n, count))
         return _mean_over_regions(x, point_labels)
@@ -221,7 +221,7 @@ class SamBlock(nn.Module):
         convolution for.
 
         Returns:
-            Weights [9, 4 · c] and bias [c].
+            Weights [9, 4 · c] and bias [4 · c].
         """
         first = self.prompt_encoder.mask_downscaling[0]
         assert isinstance(first, nn.Conv2d)
@@ -233,7 +233,7 @@ class SamBlock(nn.Module):
         taps = torch.tensor(_TAPS, device=kernel.device)
         shares = torch.einsum("pkt,qlu,ckl->tupqc", taps, taps, kernel).reshape(9, -1)
         bias = first.bias.float() - scale * kernel.sum((1, 2))
-        return (2.0 * scale * shares).to(self._dtype), bias.to(self._dtype)
+        return (2.0 * scale * shares).to(self._dtype), bias.repeat(4).to(self._dtype)
 
     @property
     def _dtype(self) -> torch.dtype:
@@ -300,11 +300,20 @@ def _neighbours(maps: Tensor) -> Tensor:
 
 
 def _normed(x: Tensor, norm: nn.Module) -> Tensor:
-    """SAM's LayerNorm2d as a LayerNormalization: [b, h, w, c], over c.
+    """SAM's LayerNorm2d of pixels side by side: [b, h, w, r · c], each over its c channels.
 
-    The hand-written form squares in fp16, and TensorRT warns of the overflow.
+    Means of c neighbours by products with a constant matrix, in float32: the hand-written form
+    squares in fp16, where TensorRT warns of the overflow, and a LayerNormalization over 4 channels
+    takes ONNX Runtime's CPU provider four times as long.
     """
     assert isinstance(norm.weight, Tensor)
     assert isinstance(norm.bias, Tensor)
     assert isinstance(norm.eps, float)
-    return F.layer_norm(x, norm.weight.shape, norm.weight, norm.bias, norm.eps)
+    channels = len(norm.weight)
+    pixels = x.shape[-1] // channels
+    same = torch.eye(pixels, device=x.device).repeat_interleave(channels, 0)
+    mean = same @ same.T / channels
+    centred = product(x.float(), torch.eye(len(mean), device=x.device) - mean)
+    spread = torch.rsqrt(product(centred.square(), mean) + norm.eps)
+    scale, shift = norm.weight.float().repeat(pixels), norm.bias.float().repeat(pixels)
+    return (centred * spread * scale + shift).to(x.dtype)

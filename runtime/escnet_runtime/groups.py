@@ -49,4 +49,7 @@ class GroupSums(dict[str, _Floats]):
     def add(self, name: str, parts: _Floats) -> None:
         """Add the sums of g groups, float32 [g, ...], one after the other."""
         for part in parts:
-            self[name] = self[name] + part if name in self else part
+            if name in self:
+                np.add(self[name], part, out=self[name])
+            else:
+                self[name] = part.copy()  # the graph's own array may be used again

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
-__all__ = ["PROMPTS", "READS", "SUMS", "WRITES", "Step", "image_steps", "refined"]
+__all__ = ["PROMPTS", "READS", "SUMS", "WRITES", "Step", "by_chunk", "image_steps", "refined"]
 
 #: What the prompt generator writes, of all categories at once.
 PROMPTS: Final = ("points", "point_labels", "regions", "probabilities")
@@ -34,6 +34,9 @@ WRITES: Final = {
     "text": ("embedding_out", "scores_out"),
     "decoder": ("logits",),
 }
+
+#: Kinds of graphs that run once for each chunk of categories.
+_BY_CHUNK: Final = ("correlation", "sam", "image", "text", "decoder")
 
 #: A sum that a graph gives for each group → what it is called once all chunks are added up.
 SUMS: Final = {"enhanced_sum": "enhanced_mean", "kv_sum": "kv_mean", "k_sum": "k_mean"}
@@ -72,3 +75,9 @@ def image_steps(blocks: int, chunks: int) -> Iterator[Step]:
 def refined(output: str) -> str:
     """The name under which later steps read an output: "scores_out" takes the place of "scores"."""
     return output.removesuffix("_out")
+
+
+def by_chunk(graph: str) -> bool:
+    """Whether the graph of that name runs once for each chunk of categories."""
+    kind = graph.partition("_")[2] if graph.startswith("esc") else graph
+    return kind in _BY_CHUNK

@@ -2,12 +2,14 @@
 
 The order is that of :mod:`escnet_runtime.order`. What joins categories is a sum, formed in fixed
 groups (:mod:`escnet_runtime.groups`) and added up between chunks, so the result does not depend on
-the chunk. Between the graphs run the prompt generator (:mod:`escnet_runtime.ppg`) and the sums.
+the chunk. Chunks may run side by side (:mod:`escnet_runtime.lanes`); what becomes of their results
+is done here, in order. Between the graphs run the prompt generator (:mod:`escnet_runtime.ppg`) and
+the sums.
 """
 
 import itertools
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +18,7 @@ import numpy.typing as npt
 
 from .backends.base import Array, Backend, Tensor
 from .groups import GroupSums, category_chunks, group_weights
+from .lanes import Lanes, RunsSideBySide
 from .order import PROMPTS, READS, SUMS, WRITES, Step, image_steps, refined
 from .ppg import PpgConstants, Prompts, pseudo_prompts
 
@@ -32,7 +35,10 @@ PromptSource = Callable[[int, _Floats], Prompts]
 
 @dataclass(slots=True)
 class StageClock:
-    """Seconds spent in each stage, added up over calls."""
+    """Seconds spent in each stage, added up over calls.
+
+    Of chunks that run side by side, the time until all are there.
+    """
 
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -103,11 +109,16 @@ class Pipeline:
 
     def encode_text(self, tokens: npt.NDArray[np.int32]) -> _Floats:
         """Unit-norm embeddings float32 [t, D] of int32 tokens [t, l]."""
-        return self._floats(self._run("text_encoder", {"tokens": tokens})["embeddings"])
+        start = time.perf_counter()
+        out = self.backend.run("text_encoder", {"tokens": tokens})
+        self.clock.add("text_encoder", start)
+        return self._floats(out["embeddings"])
 
     def encode_image(self, image: _Floats, observer: Observer | None = None) -> EncodedImage:
         """Encode one normalised image [1, 3, S, S]."""
-        out = self._run("image_encoder", {"image": image})
+        start = time.perf_counter()
+        out = self.backend.run("image_encoder", {"image": image})
+        self.clock.add("image_encoder", start)
         if observer:
             observer("image_encoder", slice(0, 1), out)
         return EncodedImage(out["features"], out["block_features"], out["skip0"], out["skip1"])
@@ -133,15 +144,36 @@ class Pipeline:
         """
         run = self._started(encoded, text, chunk)
         steps = image_steps(self.blocks, len(run.parts))
-        for step in itertools.islice(steps, 1, None):  # the first is the encoder, which has run
-            if step.kind == "prompts":
-                self._prompt(step, run, observer, prompts)
-                continue
-            part = None if step.chunk is None else run.parts[step.chunk]
-            out = self._step(step, run, part, observer)
-            if part is not None and step.kind == "decoder":
+        for step, out in self._followed(steps, run, observer, prompts):
+            if step.kind == "decoder":
+                assert step.chunk is not None
+                part = run.parts[step.chunk]
                 part.held.clear()  # its memory is not needed any more
                 yield part.where, self._own_rows(part, out["logits"])
+
+    def _followed(
+        self,
+        steps: Iterator[Step],
+        run: _Run,
+        observer: Observer | None = None,
+        prompts: PromptSource | None = None,
+    ) -> Iterator[tuple[Step, dict[str, Tensor]]]:
+        """Run all steps but the first, the encoder, which has run; each graph's step with outputs.
+
+        Chunks of one stage do not read what others of it give, so they may run side by side.
+        """
+        rows = [len(part.rows) for part in run.parts]
+        backend = self.backend
+        with Lanes(backend.lanes(rows) if isinstance(backend, RunsSideBySide) else 1) as lanes:
+            for stage, same in itertools.groupby(itertools.islice(steps, 1, None), _stage):
+                chunks = list(same)
+                if chunks[0].kind == "prompts":
+                    self._prompt(chunks[0], run, observer, prompts)
+                    continue
+                results = lanes.each(lambda step: self._outputs(step, run), chunks)
+                for step, out in zip(chunks, self._timed(stage, results), strict=True):
+                    self._keep(step, run, out, observer)
+                    yield step, out
 
     def _started(self, encoded: EncodedImage, text: _Floats, chunk: int) -> _Run:
         parts = []
@@ -164,12 +196,17 @@ class Pipeline:
         if observer:
             observer(step.stage, slice(0, len(run.scores)), {"prompts": prompts})
 
-    def _step(
-        self, step: Step, run: _Run, part: _Part | None, observer: Observer | None
-    ) -> dict[str, Tensor]:
-        """Run a graph and keep what it gives."""
+    def _outputs(self, step: Step, run: _Run) -> dict[str, Tensor]:
+        """Run a step's graph; only reads ``run``."""
+        part = None if step.chunk is None else run.parts[step.chunk]
         inputs = {name: run.read(name, part) for name in READS[step.kind]}
-        out = self._run(step.stage, inputs)
+        return self.backend.run(step.stage, inputs)
+
+    def _keep(
+        self, step: Step, run: _Run, out: dict[str, Tensor], observer: Observer | None
+    ) -> None:
+        """Keep what a graph gave."""
+        part = None if step.chunk is None else run.parts[step.chunk]
         if observer:
             observer(step.stage, slice(0, 1) if part is None else part.where, out)
         for name in WRITES[step.kind]:
@@ -181,7 +218,19 @@ class Pipeline:
                 self._keep_scores(run, part, out[name])
             else:
                 part.held[refined(name)] = out[name]
-        return out
+
+    def _timed(
+        self, stage: str, results: Iterable[dict[str, Tensor]]
+    ) -> Iterator[dict[str, Tensor]]:
+        """The same results; the time until each is there is the stage's."""
+        remaining = iter(results)
+        while True:
+            start = time.perf_counter()
+            out = next(remaining, None)
+            self.clock.add(stage, start)
+            if out is None:
+                return
+            yield out
 
     def _add(self, step: Step, name: str, run: _Run, groups: Tensor) -> None:
         """Add the sums of a chunk's groups to those of the chunks before."""
@@ -199,18 +248,16 @@ class Pipeline:
             run.scores = np.empty((run.parts[-1].where.stop, *own.shape[1:]), np.float32)
         run.scores[part.where] = own
 
-    def _run(self, graph: str, inputs: Mapping[str, Tensor | Array]) -> dict[str, Tensor]:
-        start = time.perf_counter()
-        out = self.backend.run(graph, inputs)
-        self.clock.add(graph, start)
-        return out
-
     def _floats(self, tensor: Tensor) -> _Floats:
         return np.asarray(self.backend.to_host(tensor), np.float32)
 
     def _own_rows(self, part: _Part, tensor: Tensor) -> _Floats:
         """``tensor`` without the rows of padding."""
         return self._floats(tensor)[: part.where.stop - part.where.start]
+
+
+def _stage(step: Step) -> str:
+    return step.stage
 
 
 def _rows(where: slice, categories: int) -> npt.NDArray[np.intp]:
