@@ -58,53 +58,48 @@ class GuidedSwinLayer(nn.Module):
 
     def forward(self, x: Tensor, guidance: Tensor) -> Tensor:
         """[n, h, w, C] and [1, h, w, G] → [n, h, w, C]."""
-        return self._rest(x, self._qkv(self._shifted(self.norm1(x)), self._shifted(guidance)))
+        own, guide, width = self._windows(self.norm1(x)), self._windows(guidance), x.shape[-1]
+        guided = [
+            F.linear(own, linear.weight[:, :width])
+            + F.linear(guide, linear.weight[:, width:], linear.bias)
+            for linear in (self.query, self.key)
+        ]
+        return self._rest(x, guided[0], guided[1], self.value(own))
 
     def forward_plain(self, x: Tensor, guidance: Tensor) -> Tensor:
         """The same through the concatenation itself: the reference."""
-        normed = self.norm1(x)
-        both = torch.cat([normed, guidance.expand(x.shape[0], -1, -1, -1)], dim=-1)
-        qkv = torch.cat([self.query(both), self.key(both), self.value(normed)], dim=-1)
-        return self._rest(x, self._shifted(qkv))
+        own, guide = self._windows(self.norm1(x)), self._windows(guidance)
+        both = torch.cat([own, guide.expand(x.shape[0], *guide.shape[1:])], dim=-1)
+        return self._rest(x, self.query(both), self.key(both), self.value(own))
 
-    def _shifted(self, x: Tensor) -> Tensor:
-        """The cyclic shift of a grid [n, h, w, ·]."""
-        if not self.shift:
-            return x
-        return torch.roll(x, (-self.shift, -self.shift), dims=(1, 2))
-
-    def _qkv(self, x: Tensor, guidance: Tensor) -> Tensor:
-        width = x.shape[-1]
-        own = torch.cat(
-            [self.query.weight[:, :width], self.key.weight[:, :width], self.value.weight]
-        )
-        shared = torch.cat(
-            [
-                F.linear(guidance, self.query.weight[:, width:], self.query.bias),
-                F.linear(guidance, self.key.weight[:, width:], self.key.bias),
-                self.value.bias.expand(*guidance.shape[:3], -1),
-            ],
-            dim=-1,
-        )
-        return F.linear(x, own) + shared
-
-    def _rest(self, x: Tensor, qkv: Tensor) -> Tensor:
-        """What follows queries, keys and values, [n, h, w, 3 · C] in the shifted grid."""
-        height, width = x.shape[1:3]
-        # [n, rows, a, columns, b, 3, heads, d] → [3, n, rows, columns, heads, a · b, d]
-        side, rows, columns = self.window, height // self.window, width // self.window
-        parts = qkv.reshape(-1, rows, side, columns, side, 3, self.heads, x.shape[3] // self.heads)
-        parts = parts.permute(5, 0, 1, 3, 6, 2, 4, 7).flatten(5, 6)
-        mask = _shift_mask(height, width, side, self.shift, x) if self.shift else None
-        mixed = attend(parts[0], parts[1], parts[2], mask)
-        # [n, rows, columns, heads, a, b, d] → [n, rows, a, columns, b, heads, d]
-        mixed = mixed.unflatten(4, (side, side)).permute(0, 1, 4, 2, 5, 3, 6)
-        mixed = mixed.reshape(-1, height, width, x.shape[3])
+    def _windows(self, x: Tensor) -> Tensor:
+        """[n, h, w, c], shifted, → [n, rows, columns, window², c]."""
+        side = self.window
         if self.shift:
-            mixed = torch.roll(mixed, (self.shift, self.shift), dims=(1, 2))
-        x = x + self.output(mixed)
+            x = torch.roll(x, (-self.shift, -self.shift), dims=(1, 2))
+        return _swapped(x.unflatten(1, (-1, side)).unflatten(3, (-1, side))).flatten(3, 4)
+
+    def _maps(self, x: Tensor) -> Tensor:
+        """The way back."""
+        x = _swapped(x.unflatten(3, (self.window, self.window))).flatten(1, 2).flatten(2, 3)
+        return torch.roll(x, (self.shift, self.shift), dims=(1, 2)) if self.shift else x
+
+    def _rest(self, x: Tensor, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """What follows queries, keys and values of the windows, [n, rows, columns, window², C]."""
+        mask = (
+            _shift_mask(x.shape[1], x.shape[2], self.window, self.shift, x) if self.shift else None
+        )
+        q, k, v = (
+            part.unflatten(-1, (self.heads, -1)).transpose(3, 4) for part in (query, key, value)
+        )
+        x = x + self.output(self._maps(attend(q, k, v, mask).transpose(3, 4).flatten(4)))
         out: Tensor = x + self.mlp(self.norm2(x))
         return out
+
+
+def _swapped(x: Tensor) -> Tensor:
+    """[n, rows, a, columns, b, c] → [n, rows, columns, a, b, c], and back."""
+    return x.transpose(2, 3)
 
 
 def _shift_mask(height: int, width: int, window: int, shift: int, like: Tensor) -> Tensor:
