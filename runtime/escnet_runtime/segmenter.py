@@ -198,15 +198,19 @@ class Segmenter:
         loaded = self._loaded(image)
         with self._lock:
             self._check_open()
-            if self._device is not None and window == "none" and observer is None:
-                flight = self._submitted(self._device, loaded, vocabulary)
+            if self._device is not None and observer is None:
+                flight = self._submitted(self._device, loaded, vocabulary, window)
                 return self._finish(self._device, flight, loaded, vocabulary)
             pixels = self._on_host(loaded)
             labels, confidence = self._segment(pixels, vocabulary, window, observer)
         return self._result(pixels, vocabulary, labels, confidence)
 
     def stream(
-        self, images: Iterable[ImageSource], vocabulary: Vocabulary
+        self,
+        images: Iterable[ImageSource],
+        vocabulary: Vocabulary,
+        *,
+        window: Window = "none",
     ) -> Generator[Segmentation, None, None]:
         """Segment images as they come, such as the frames of a video; results in their order.
 
@@ -221,23 +225,28 @@ class Segmenter:
         Args:
             images: as for :meth:`__call__`.
             vocabulary: as for :meth:`__call__`.
+            window: as for :meth:`__call__`.
 
         Raises:
             ImageError: an image cannot be read.
             BackendError: a graph failed.
         """
-        self._check(vocabulary, "none")
-        return self._streamed(images, vocabulary)
+        self._check(vocabulary, window)
+        return self._streamed(images, vocabulary, window)
 
-    def plan(self, categories: int, size: tuple[int, int]) -> MemoryPlan:
+    def plan(
+        self, categories: int, size: tuple[int, int], *, window: Window = "none"
+    ) -> MemoryPlan:
         """What images of ``size`` = (height, width) need on the GPU; ``print(plan.table())``.
 
-        The memory is taken now, so that the first image does not have to.
+        The memory is taken now, so that the first image does not have to. With sliding windows it
+        includes the canvas that joins the logits of all crops, which grows with the categories.
 
         Raises:
             InputError: this Segmenter runs on the CPU, or a number is out of range.
             OutOfDeviceMemory: it does not fit; says what would.
         """
+        _check_window(window)
         with self._lock:
             self._check_open()
             if self._device is None:
@@ -245,7 +254,7 @@ class Segmenter:
                     f"memory is planned on a GPU, this Segmenter has {self.backend}; choose "
                     "another backend"
                 )
-            return self._device.plan(categories, size)
+            return self._device.plan(categories, size, sliding=window == "sliding")
 
     @property
     def device_pipeline(self) -> DevicePipeline | None:
@@ -278,7 +287,7 @@ class Segmenter:
         return chosen.backend
 
     def _streamed(
-        self, images: Iterable[ImageSource], vocabulary: Vocabulary
+        self, images: Iterable[ImageSource], vocabulary: Vocabulary, window: Window
     ) -> Generator[Segmentation, None, None]:
         device = self._device
         source = iter(images)
@@ -296,11 +305,12 @@ class Segmenter:
                     failure = error
                     break
                 if device is None:
-                    yield self(self._on_host(loaded), vocabulary)
+                    yield self(self._on_host(loaded), vocabulary, window=window)
                     continue
                 with self._lock:
                     self._check_open()
-                    waiting.append((self._submitted(device, loaded, vocabulary), loaded))
+                    flight = self._submitted(device, loaded, vocabulary, window)
+                    waiting.append((flight, loaded))
             while device is not None and waiting:
                 yield self._next(device, waiting, vocabulary)
         finally:
@@ -339,10 +349,10 @@ class Segmenter:
         return load_image(self._device.taken(loaded).copy_to_host()[:, :, :3])
 
     def _submitted(
-        self, device: DevicePipeline, loaded: object, vocabulary: Vocabulary
+        self, device: DevicePipeline, loaded: object, vocabulary: Vocabulary, window: Window
     ) -> InFlight:
         pixels = loaded if isinstance(loaded, np.ndarray) else device.taken(loaded)
-        return device.submit(pixels, vocabulary.embeddings)
+        return device.submit(pixels, vocabulary.embeddings, sliding=window == "sliding")
 
     def _finish(
         self, device: DevicePipeline, flight: InFlight, loaded: object, vocabulary: Vocabulary
@@ -465,12 +475,16 @@ class Segmenter:
                 "the vocabulary was made with another model's text encoder; make it with this "
                 "Segmenter: segmenter.vocabulary([...])"
             )
-        if window not in ("none", "sliding"):
-            raise InputError(f"window is {window!r}, expected 'none' or 'sliding'")
+        _check_window(window)
 
     def _check_open(self) -> None:
         if self._closed:
             raise EscNetError("this Segmenter is closed; make a new one")
+
+
+def _check_window(window: str) -> None:
+    if window not in ("none", "sliding"):
+        raise InputError(f"window is {window!r}, expected 'none' or 'sliding'")
 
 
 def _positive(name: str, value: int) -> int:

@@ -15,6 +15,7 @@ from escnet_runtime.manifest import Manifest
 from escnet_runtime.pipeline import Pipeline
 from escnet_runtime.postprocess import UpsampleArgmax
 from escnet_runtime.preprocess import preprocess
+from escnet_runtime.windows import LogitCanvas, crops, plan_windows
 from tests.device.host_device import HostDevice
 from tests.gpu.made_up import GROUP, MadeUpGraphs, OnHost, made_up_manifest
 from tests.kernels.machines import HostMachine
@@ -37,21 +38,36 @@ class Rig:
     graphs: MadeUpGraphs
     pipeline: DevicePipeline
 
-    def picture(self, pixels: ImageArray, text: Floats) -> Picture:
+    def picture(self, pixels: ImageArray, text: Floats, *, sliding: bool = False) -> Picture:
         """One image, waited for."""
-        return self.pipeline.finish(self.pipeline.submit(pixels, text))
+        return self.pipeline.finish(self.pipeline.submit(pixels, text, sliding=sliding))
 
     def expected(self, pixels: ImageArray, text: Floats) -> Picture:
         """What the pipeline on the CPU gives."""
+        return self._reduced(self._logits(pixels, text), pixels)
+
+    def expected_in_windows(self, pixels: ImageArray, text: Floats) -> Picture:
+        """What the pipeline on the CPU gives with sliding windows."""
+        plan = plan_windows(self.manifest.model.image_size, self.manifest.model.logits[0])
+        canvas, everything = LogitCanvas(plan, len(text)), slice(0, len(text))
+        for crop, part in enumerate(crops(pixels, plan)):
+            canvas.add(crop, everything, self._logits(part, text))
+        return self._reduced(canvas.chunk(everything), pixels)
+
+    def _logits(self, pixels: ImageArray, text: Floats) -> Floats:
         constants, model = self.manifest.constants, self.manifest.model
         pipeline = Pipeline(
             OnHost(self.manifest), blocks=model.blocks, ppg=constants.ppg, group=GROUP
         )
-        height, width = pixels.shape[:2]
         encoded = pipeline.encode_image(preprocess(pixels, constants.preprocessing))
-        reduced = UpsampleArgmax(height, width, model.logits, len(text), threads=1)
-        for where, logits in pipeline.logits(encoded, text, chunk=len(text)):
-            reduced.add(where.start, logits)
+        [(_, logits)] = pipeline.logits(encoded, text, chunk=len(text))
+        return logits
+
+    def _reduced(self, logits: Floats, pixels: ImageArray) -> Picture:
+        height, width = pixels.shape[:2]
+        cells = (logits.shape[1], logits.shape[2])
+        reduced = UpsampleArgmax(height, width, cells, len(logits), threads=1)
+        reduced.add(0, logits)
         return Picture(*reduced.result())
 
 

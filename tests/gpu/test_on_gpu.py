@@ -47,6 +47,15 @@ def test_labels_are_those_of_the_cpu(
     assert np.abs(got.confidence.astype(np.float32) - want.confidence).max() < 0.02
 
 
+def test_sliding_windows_are_those_of_the_cpu(
+    segmenter: Segmenter, tiny_bundle: Path, picture: ImageArray
+) -> None:
+    got = segmenter(picture, segmenter.vocabulary(NAMES), window="sliding")
+    with Segmenter(tiny_bundle, "onnxruntime", cache=None) as on_cpu:
+        want = on_cpu(picture, on_cpu.vocabulary(NAMES), window="sliding")
+    assert (got.labels == want.labels).mean() > 0.97
+
+
 def test_a_stream_gives_what_single_images_give(segmenter: Segmenter, picture: ImageArray) -> None:
     vocabulary = segmenter.vocabulary(NAMES)
     frames = [np.roll(picture, 7 * turn, axis=1) for turn in range(6)]

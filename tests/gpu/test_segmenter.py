@@ -120,10 +120,23 @@ def test_sliding_windows_are_those_of_the_cpu(
     np.testing.assert_array_equal(segmenter(picture, vocabulary, window="sliding").labels, want)
 
 
+def test_sliding_windows_are_one_upload_also_in_a_stream(
+    segmenter: Segmenter, vocabulary: Vocabulary, picture: ImageArray, device: HostDevice
+) -> None:
+    pixels = list(frames(picture, 3, []))
+    want = [segmenter(one, vocabulary, window="sliding").labels for one in pixels]
+    device.log.clear()
+    stream = segmenter.stream(pixels, vocabulary, window="sliding")
+    got = [result.labels for result in stream]
+    np.testing.assert_array_equal(got, want)
+    assert len(device.calls("upload")) == len(device.calls("download")) == 3
+
+
 def test_memory_can_be_planned(segmenter: Segmenter, on_cpu: Segmenter) -> None:
     plan = segmenter.plan(6, (12, 16))
     assert plan.categories == 8
     assert "embedding" in plan.table()
+    assert "canvas" in segmenter.plan(6, (12, 16), window="sliding").table()
     with pytest.raises(InputError, match="planned on a GPU, this Segmenter has made up"):
         on_cpu.plan(6, (12, 16))
 

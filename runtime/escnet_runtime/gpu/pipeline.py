@@ -5,6 +5,7 @@ import logging
 from collections import OrderedDict
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Final
 
 import numpy as np
@@ -15,13 +16,13 @@ from ..device.base import Device, DeviceMemory, Graph, HostMemory
 from ..errors import DeviceError, EscNetError, ImageError, OutOfDeviceMemory
 from ..groups import whole_groups
 from ..images import ImageArray
-from ..kernels import KERNELS, DeviceImage, preprocess_plan
+from ..kernels import KERNELS, DeviceImage, PreprocessPlan, preprocess_plan
 from ..manifest import Manifest
 from ..order import image_steps
 from .backend import DeviceBackend
 from .layout import Layout, bucket_of, make_layout, picture_offsets
 from .memory import MemoryPlan, memory_plan
-from .program import Program
+from .program import Program, Scaling
 from .slots import Slot, SlotPool
 
 __all__ = ["IN_FLIGHT", "DevicePipeline", "InFlight", "Picture"]
@@ -60,6 +61,12 @@ class _Ready:
     @property
     def layout(self) -> Layout:
         return self.program.layout
+
+    @property
+    def crops(self) -> int:
+        """How often each graph runs for an image."""
+        windows = self.layout.windows
+        return 1 if windows is None else len(windows.pixel_offsets) + 1
 
     def close(self) -> None:
         if self.graph is not None:
@@ -102,7 +109,7 @@ class DevicePipeline:
         self._downloads = self._owned.enter_context(device.stream())
         self._slots = self._owned.enter_context(SlotPool(device))
         self._arena: DeviceMemory | None = None
-        self._programs: OrderedDict[tuple[int, tuple[int, int]], _Ready] = OrderedDict()
+        self._programs: OrderedDict[tuple[int, tuple[int, int], bool], _Ready] = OrderedDict()
         # The embeddings that lie in the arena, and the bucket that they are padded to.
         self._text: tuple[_Floats, int] | None = None
         self._staging: HostMemory | None = None
@@ -117,7 +124,9 @@ class DevicePipeline:
         """What runs the graphs."""
         return self._backend
 
-    def submit(self, pixels: ImageArray | DeviceArray, text: _Floats) -> InFlight:
+    def submit(
+        self, pixels: ImageArray | DeviceArray, text: _Floats, *, sliding: bool = False
+    ) -> InFlight:
         """Enqueue one image and return at once.
 
         Args:
@@ -125,19 +134,21 @@ class DevicePipeline:
                 [H,W,4]: nothing is uploaded then, and the image is downloaded with its picture.
             text: float32 [N,D], unit norm; kept, and taken for the same as long as it is the same
                 object, so it must not change.
+            sliding: in sliding windows: all of them on the device, with one upload and download.
 
         Raises:
             BackendError: a graph failed.
+            InputError: the model's sizes allow no windows.
             OutOfDeviceMemory: also the smallest chunk does not fit; says what would.
         """
         size = (pixels.shape[0], pixels.shape[1])
         while True:
             try:
-                ready = self._prepared(len(text), size)
+                ready = self._prepared(len(text), size, sliding)
                 self._send_text(text, ready.layout)
                 return self._submit(pixels, ready)
             except OutOfDeviceMemory as error:
-                self._shrink(error, len(text), size)
+                self._shrink(error, len(text), size, sliding)
 
     def taken(self, array: object) -> DeviceArray:
         """An image of another library in the device's memory, ordered behind what makes it.
@@ -184,7 +195,7 @@ class DevicePipeline:
         if flight.slot.open:
             self.finish(flight)
 
-    def plan(self, categories: int, size: tuple[int, int]) -> MemoryPlan:
+    def plan(self, categories: int, size: tuple[int, int], *, sliding: bool = False) -> MemoryPlan:
         """What such images need; the memory for them is taken now, and the graphs run once.
 
         Raises:
@@ -192,10 +203,10 @@ class DevicePipeline:
         """
         while True:
             try:
-                layout = self._prepared(categories, size).layout
+                layout = self._prepared(categories, size, sliding).layout
                 self._fill_slots(layout)
             except OutOfDeviceMemory as error:
-                self._shrink(error, categories, size)
+                self._shrink(error, categories, size, sliding)
             else:
                 break
         known, taken = self._backend.resident_bytes, self._graph_bytes or 0
@@ -239,9 +250,9 @@ class DevicePipeline:
         self._owned.close()
         self._backend.close()
 
-    def _prepared(self, categories: int, size: tuple[int, int]) -> _Ready:
+    def _prepared(self, categories: int, size: tuple[int, int], sliding: bool = False) -> _Ready:
         """The program for a bucket and a size of image, with its memory."""
-        key = (bucket_of(categories), size)
+        key = (bucket_of(categories), size, sliding)
         if key in self._programs:
             self._programs.move_to_end(key)
             return self._programs[key]
@@ -253,6 +264,7 @@ class DevicePipeline:
             size,
             min(self.chunk, self._backend.most_rows or self.chunk),
             scratch=self._backend.scratch_bytes(),
+            sliding=sliding,
         )
         arena, grown = self._reserved(layout.bytes)
         ready = self._made(layout, arena)
@@ -270,22 +282,26 @@ class DevicePipeline:
         It runs once on zeros, so that kernels are compiled and libraries have settled: what runs
         out of memory does so here, and not in the middle of an image.
         """
-        plan = preprocess_plan(self._manifest.constants.preprocessing, layout.size)
-        size = plan.tables.nbytes
+        plans = self._scalings(layout)
+        content = np.concatenate([plan.tables for plan in plans])
+        size = content.nbytes
         with ExitStack() as owned:
             tables = owned.enter_context(self._device.allocate(size))
             owned.callback(self._settle)  # before what failed is freed
+            starts = [0, *itertools.accumulate(plan.tables.nbytes for plan in plans[:-1])]
             program = Program(
                 layout,
                 arena,
-                tables.address,
-                plan,
+                tuple(
+                    Scaling(plan, tables.address + at)
+                    for plan, at in zip(plans, starts, strict=True)
+                ),
                 device=self._device,
                 backend=self._backend,
                 manifest=self._manifest,
             )
             with self._device.allocate_host(size) as staging:
-                staging.array[:size] = plan.tables.view(np.uint8)
+                staging.array[:size] = content.view(np.uint8)
                 self._device.upload(tables.address, staging, size, self._stream)
                 self._stream.synchronize()
             shape = (layout.bucket, layout.chunk)
@@ -299,6 +315,14 @@ class DevicePipeline:
                 self._tried.add(shape)
             owned.pop_all()
             return _Ready(program, tables)
+
+    def _scalings(self, layout: Layout) -> list[PreprocessPlan]:
+        """From pixels to the encoder's input, in the order of :class:`Program`."""
+        spec = self._manifest.constants.preprocessing
+        whole = preprocess_plan(spec, layout.size)
+        if layout.windows is None:
+            return [whole]
+        return [preprocess_plan(spec, layout.size, canvas=layout.windows.canvas_pixels), whole]
 
     def _reserved(self, size: int) -> tuple[int, int]:
         """The arena's address, of so many bytes at least, and by how many it has grown."""
@@ -343,7 +367,8 @@ class DevicePipeline:
 
     def _run(self, ready: _Ready, image: DeviceImage) -> None:
         """Everything between upload and download; captured where that can be."""
-        self._device.launch(ready.program.resize(image), self._stream)
+        for launch in ready.program.resize(image):
+            self._device.launch(launch, self._stream)
         if self._backend.capturable and ready.graph is None and not ready.eager:
             self._capture(ready)
         if ready.graph is not None:
@@ -354,7 +379,7 @@ class DevicePipeline:
             with self._backend.tidying():
                 ready.program.enqueue()
         else:
-            self._untidy_images += 1
+            self._untidy_images += ready.crops
             ready.program.enqueue()
 
     def _capture(self, ready: _Ready) -> None:
@@ -399,7 +424,9 @@ class DevicePipeline:
             self._staging = self._device.allocate_host(size)
         return self._staging
 
-    def _shrink(self, error: OutOfDeviceMemory, categories: int, size: tuple[int, int]) -> None:
+    def _shrink(
+        self, error: OutOfDeviceMemory, categories: int, size: tuple[int, int], sliding: bool
+    ) -> None:
         """Free everything and make the chunk smaller; raises where it is the smallest."""
         self._settle()
         self._forget()
@@ -407,7 +434,7 @@ class DevicePipeline:
         bucket = bucket_of(categories)
         chunk = min(self.chunk, whole_groups(bucket, self._group))
         if chunk <= self._group:
-            raise OutOfDeviceMemory(self._what_fits(error, categories, size)) from error
+            raise OutOfDeviceMemory(self._what_fits(error, categories, size, sliding)) from error
         smaller = whole_groups(chunk // 2, self._group)
         smaller = smaller if smaller < chunk else chunk - self._group
         _LOG.warning(
@@ -419,13 +446,16 @@ class DevicePipeline:
         )
         self.chunk = smaller
 
-    def _what_fits(self, error: Exception, categories: int, size: tuple[int, int]) -> str:
+    def _what_fits(
+        self, error: Exception, categories: int, size: tuple[int, int], sliding: bool
+    ) -> str:
         """In a sentence, from plans at the smallest chunk."""
         free, total = self._device.memory()
         counts = (8 * self._group, 16 * self._group)
-        plans = [make_layout(self._manifest, count, size, self._group) for count in counts]
+        plan = partial(make_layout, self._manifest, size=size, chunk=self._group, sliding=sliding)
+        plans = [plan(count) for count in counts]
         each = (plans[1].bytes - plans[0].bytes) / (counts[1] - counts[0])
-        need = make_layout(self._manifest, categories, size, self._group)
+        need = plan(categories)
         weights = sum(self._manifest.stages[name].bytes for name in _image_graphs(self._manifest))
         rest = free - weights - IN_FLIGHT * self._slot_bytes(need) - plans[0].bytes
         fitting = int(counts[0] + rest / each) if rest > 0 else 0

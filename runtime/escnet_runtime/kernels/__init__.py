@@ -9,6 +9,7 @@ from importlib.resources import files
 
 from escnet_runtime.errors import InputError
 
+from .canvas import canvas_launch
 from .launch import FloatType, Launch
 from .ppg import PpgBuffers, ppg_launch
 from .preprocess import (
@@ -32,6 +33,7 @@ __all__ = [
     "PreprocessPlan",
     "UpsampleBuffers",
     "accumulate_launch",
+    "canvas_launch",
     "group_weights_launch",
     "kernel_source",
     "normalise_launch",
@@ -43,11 +45,12 @@ __all__ = [
 
 KERNELS = {
     "escnet_accumulate": ("sums.cu",),
+    "escnet_canvas": ("floats.cuh", "bilinear.cuh", "canvas.cu"),
     "escnet_group_weights": ("sums.cu",),
     "escnet_normalise": ("preprocess.cu",),
     "escnet_ppg": ("floats.cuh", "ppg.cu"),
     "escnet_resize": ("preprocess.cu",),
-    "escnet_upsample_argmax": ("floats.cuh", "upsample_argmax.cu"),
+    "escnet_upsample_argmax": ("floats.cuh", "bilinear.cuh", "upsample_argmax.cu"),
 }
 """Kernel → the files that define it, in order."""
 
