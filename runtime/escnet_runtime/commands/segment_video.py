@@ -51,8 +51,6 @@ def require_videos(videos: Sequence[str], arguments: argparse.Namespace) -> None
         )
     if arguments.frames is not None and arguments.frames < 1:
         raise InputError(f"--frames is {arguments.frames}, expected at least 1")
-    if arguments.window != "none":
-        raise InputError("--window sliding is for images; leave it out for videos")
     stems = Counter(_stem(name).casefold() for name in videos)
     twice = [stem for stem, count in stems.items() if count > 1]
     if twice:
@@ -72,14 +70,14 @@ def segment_video(
         segmenter: what segments.
         vocabulary: the categories.
         name: a file or "camera:N".
-        arguments: of the command: ``output``, ``frames``, ``no_overlay``.
+        arguments: of the command: ``output``, ``frames``, ``no_overlay``, ``window``.
         console: shows the frames a second.
     """
     stem = _stem(name)
     overlay = None if arguments.no_overlay else arguments.output / f"{stem}_overlay.mp4"
     legend = arguments.output / f"{stem}_legend.png"
     try:
-        entry = _run(segmenter, vocabulary, name, overlay, arguments.frames, console)
+        entry = _run(segmenter, vocabulary, name, overlay, arguments, console)
         if overlay is not None:
             save_picture(entry.pop("legend"), legend)
             entry |= {"overlay": str(overlay), "legend": str(legend)}
@@ -107,7 +105,7 @@ def _run(
     vocabulary: Vocabulary,
     name: str,
     overlay: Path | None,
-    most: int | None,
+    arguments: argparse.Namespace,
     console: Console,
 ) -> dict[str, Any]:
     from ..video import VideoReader, VideoWriter
@@ -121,9 +119,13 @@ def _run(
         if overlay is not None:
             place = owned.enter_context(atomic_file(overlay))  # half a video is none
             writer = owned.enter_context(VideoWriter(place, reader.rate))
+        most: int | None = arguments.frames
         total = most or reader.frames
         advance = owned.enter_context(console.progress(Path(name).name, total))
-        results = segmenter.stream(itertools.islice(reader, most), vocabulary)
+        # A GPU converts colours itself.
+        frames = iter(reader) if segmenter.device_pipeline is None else reader.nv12()
+        shown = itertools.islice(frames, most)
+        results = segmenter.stream(shown, vocabulary, window=arguments.window)
         # A camera has no end but this one.
         with suppress(KeyboardInterrupt), closing(results):
             for result in seen.counted(results):

@@ -11,17 +11,17 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from ..device.arrays import DeviceArray, device_array
 from ..device.base import Device, DeviceMemory, Graph, HostMemory
-from ..errors import DeviceError, EscNetError, ImageError, OutOfDeviceMemory
+from ..errors import DeviceError, EscNetError, OutOfDeviceMemory
 from ..groups import whole_groups
 from ..images import ImageArray
-from ..kernels import KERNELS, DeviceImage, PreprocessPlan, preprocess_plan
+from ..kernels import KERNELS, DeviceImage, PreprocessPlan, nv12_rgb_launch, preprocess_plan
 from ..manifest import Manifest
 from ..order import image_steps
 from .backend import DeviceBackend
 from .layout import Layout, bucket_of, make_layout, picture_offsets
 from .memory import MemoryPlan, memory_plan
+from .pixels import Pixels, pixels_of, taken_pixels
 from .program import Program, Scaling
 from .slots import Slot, SlotPool
 
@@ -41,7 +41,7 @@ _Floats = npt.NDArray[np.float32]
 class Picture:
     """Rows of the text embeddings [H,W], uint8 or uint16, and their confidence, float16 [H,W].
 
-    ``image`` is uint8 [H,W,3] where the pixels came from the device; else None.
+    ``image`` is uint8 [H,W,3] where the pixels came from the device, or as NV12; else None.
     """
 
     labels: npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
@@ -80,7 +80,7 @@ class InFlight:
 
     slot: Slot
     layout: Layout
-    array: DeviceArray | None = None
+    pixels: Pixels
 
 
 class DevicePipeline:
@@ -125,13 +125,19 @@ class DevicePipeline:
         return self._backend
 
     def submit(
-        self, pixels: ImageArray | DeviceArray, text: _Floats, *, sliding: bool = False
+        self,
+        pixels: ImageArray | Pixels,
+        text: _Floats,
+        *,
+        sliding: bool = False,
     ) -> InFlight:
         """Enqueue one image and return at once.
 
         Args:
-            pixels: uint8 [H,W,3]; not looked at afterwards. Or :meth:`taken` from the device, also
-                [H,W,4]: nothing is uploaded then, and the image is downloaded with its picture.
+            pixels: uint8 [H,W,3]; not looked at afterwards. Or NV12 on the host
+                (:func:`.pixels.frame_pixels`), which is downloaded as RGB with its picture. Or what
+                was :meth:`taken` from the device: nothing is uploaded then, and the image is
+                downloaded with its picture.
             text: float32 [N,D], unit norm; kept, and taken for the same as long as it is the same
                 object, so it must not change.
             sliding: in sliding windows: all of them on the device, with one upload and download.
@@ -141,33 +147,29 @@ class DevicePipeline:
             InputError: the model's sizes allow no windows.
             OutOfDeviceMemory: also the smallest chunk does not fit; says what would.
         """
-        size = (pixels.shape[0], pixels.shape[1])
+        source = pixels if isinstance(pixels, Pixels) else pixels_of(pixels)
+        size = source.size
         while True:
             try:
                 ready = self._prepared(len(text), size, sliding)
                 self._send_text(text, ready.layout)
-                return self._submit(pixels, ready)
+                return self._submit(source, ready)
             except OutOfDeviceMemory as error:
                 self._shrink(error, len(text), size, sliding)
 
-    def taken(self, array: object) -> DeviceArray:
+    def taken(self, array: object) -> Pixels:
         """An image of another library in the device's memory, ordered behind what makes it.
 
         Args:
             array: uint8 [H,W,3] RGB or [H,W,4] RGBA in C order, with ``__dlpack__`` or
-                ``__cuda_array_interface__``. It must not change before its result is there.
+                ``__cuda_array_interface__``, or an Nv12Frame of such arrays. It must not change
+                before its result is there.
 
         Raises:
             ImageError: it is another shape.
             InputError: it is another type, or somewhere else.
         """
-        found = device_array(array, device=self._device, reader=self._stream, dtype=np.uint8)
-        shape = found.shape
-        if len(shape) != 3 or shape[2] not in (3, 4) or 0 in shape:
-            raise ImageError(
-                f"got an array {list(shape)} on the device; expected [H,W,3] RGB or [H,W,4] RGBA"
-            )
-        return found
+        return taken_pixels(array, self._device, self._stream)
 
     def finish(self, flight: InFlight) -> Picture:
         """Wait for an image and take its picture.
@@ -182,11 +184,7 @@ class DevicePipeline:
         try:
             slot.done.synchronize()
             picture = _picture(slot.download.array, layout)
-            if flight.array is None:
-                return picture
-            size = flight.array.nbytes
-            pixels = slot.upload.array[:size].reshape(flight.array.shape)[:, :, :3].copy()
-            return replace(picture, image=pixels)
+            return replace(picture, image=_image(slot, layout, flight.pixels))
         finally:
             self._slots.give_back(slot)
 
@@ -334,36 +332,45 @@ class DevicePipeline:
         self._arena = self._device.allocate(size)
         return self._arena.address, size - before
 
-    def _submit(self, pixels: ImageArray | DeviceArray, ready: _Ready) -> InFlight:
+    def _submit(self, pixels: Pixels, ready: _Ready) -> InFlight:
         layout, device = ready.layout, self._device
         assert self._arena is not None
         picture = self._arena.address + layout.fixed["picture"].offset
-        size = pixels.nbytes
-        slot = self._slots.take(size, layout.picture_bytes)
+        rgb = _pixel_bytes(layout) if pixels.layout == "nv12" else 0
+        wanted = layout.picture_bytes + rgb
+        slot = self._slots.take(pixels.bytes, wanted)
         try:
-            if isinstance(pixels, DeviceArray):
-                # A copy, so that the image is the caller's again once it has been computed with.
-                device.copy(slot.pixels.address, pixels.address, size, self._stream)
-            else:
-                slot.upload.array[:size] = np.ascontiguousarray(pixels).reshape(-1)
-                device.upload(slot.pixels.address, slot.upload, size, self._uploads)
-                device.record(slot.uploaded, self._uploads)
-                device.wait(self._stream, slot.uploaded)
-            self._run(ready, _packed(slot.pixels.address, pixels.shape))
+            self._bring(pixels, slot)
+            image = pixels.at(slot.pixels.address)
+            self._run(ready, image)
             device.copy(slot.picture.address, picture, layout.picture_bytes, self._stream)
+            if rgb:
+                target = slot.picture.address + layout.picture_bytes
+                device.launch(nv12_rgb_launch(image, target), self._stream)
             device.record(slot.computed, self._stream)
             device.wait(self._downloads, slot.computed)
-            device.download(
-                slot.download, slot.picture.address, layout.picture_bytes, self._downloads
-            )
-            if isinstance(pixels, DeviceArray):
-                device.download(slot.upload, slot.pixels.address, size, self._downloads)
+            device.download(slot.download, slot.picture.address, wanted, self._downloads)
+            if pixels.device and not rgb:
+                device.download(slot.upload, slot.pixels.address, pixels.bytes, self._downloads)
             device.record(slot.done, self._downloads)
         except BaseException:
             self._settle()
             self._slots.discard(slot)
             raise
-        return InFlight(slot, layout, pixels if isinstance(pixels, DeviceArray) else None)
+        return InFlight(slot, layout, pixels)
+
+    def _bring(self, pixels: Pixels, slot: Slot) -> None:
+        """Have the pixels in the slot before what the stream does next."""
+        device, target = self._device, slot.pixels.address
+        for part in pixels.device:
+            # A copy, so that the image is the caller's again once it has been computed with.
+            device.copy(target, part.address, part.nbytes, self._stream)
+            target += part.nbytes
+        if pixels.host:
+            pixels.write(slot.upload.array)
+            device.upload(target, slot.upload, pixels.bytes, self._uploads)
+            device.record(slot.uploaded, self._uploads)
+            device.wait(self._stream, slot.uploaded)
 
     def _run(self, ready: _Ready, image: DeviceImage) -> None:
         """Everything between upload and download; captured where that can be."""
@@ -531,15 +538,16 @@ def _pixel_bytes(layout: Layout) -> int:
     return 3 * layout.size[0] * layout.size[1]
 
 
-def _packed(address: int, shape: tuple[int, ...]) -> DeviceImage:
-    height, width, channels = shape
-    return DeviceImage(
-        layout="rgb" if channels == 3 else "rgba",
-        height=height,
-        width=width,
-        pixels=address,
-        pitch=channels * width,
-    )
+def _image(slot: Slot, layout: Layout, pixels: Pixels) -> ImageArray | None:
+    """A copy of the image, where the caller has no RGB of it on the host."""
+    height, width = layout.size
+    if pixels.layout == "nv12":
+        rgb = slot.download.array[layout.picture_bytes :][: _pixel_bytes(layout)]
+        return rgb.reshape(height, width, 3).copy()
+    if not pixels.device:
+        return None
+    packed = slot.upload.array[: pixels.bytes].reshape(height, width, -1)
+    return packed[:, :, :3].copy()
 
 
 def _picture(content: npt.NDArray[np.uint8], layout: Layout) -> Picture:

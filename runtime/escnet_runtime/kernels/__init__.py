@@ -17,6 +17,7 @@ from .preprocess import (
     Layout,
     PreprocessPlan,
     normalise_launch,
+    nv12_rgb_launch,
     preprocess_plan,
     resize_launch,
 )
@@ -37,6 +38,7 @@ __all__ = [
     "group_weights_launch",
     "kernel_source",
     "normalise_launch",
+    "nv12_rgb_launch",
     "ppg_launch",
     "preprocess_plan",
     "resize_launch",
@@ -48,6 +50,7 @@ KERNELS = {
     "escnet_canvas": ("floats.cuh", "bilinear.cuh", "canvas.cu"),
     "escnet_group_weights": ("sums.cu",),
     "escnet_normalise": ("preprocess.cu",),
+    "escnet_nv12_rgb": ("preprocess.cu",),
     "escnet_ppg": ("floats.cuh", "ppg.cu"),
     "escnet_resize": ("preprocess.cu",),
     "escnet_upsample_argmax": ("floats.cuh", "bilinear.cuh", "upsample_argmax.cu"),
