@@ -144,7 +144,9 @@ def test_videos_go_to_the_device_as_nv12(
         frames = list(reader)
     segmenter(frames[0], vocabulary)
     device.log.clear()
-    options = argparse.Namespace(output=tmp_path, frames=None, no_overlay=False, window="none")
+    options = argparse.Namespace(
+        output=tmp_path, frames=None, no_overlay=False, no_legend=False, window="none"
+    )
     entry = segment_video(segmenter, vocabulary, str(video), options, Console(json=True))
     assert entry["frames"] == 3
     images = [one.detail for one in device.calls("upload") if one.detail == 48 * 64 * 3 // 2]

@@ -139,9 +139,23 @@ def test_a_video_is_segmented(
     assert entry["frames_per_second"] > 0
     assert sum(entry["area"].values()) == pytest.approx(1)
     with VideoReader(entry["overlay"]) as reader:
-        assert len(list(reader)) == 3
+        frames = list(reader)
         assert reader.rate == 10
+    assert len(frames) == 3
+    assert frames[0].shape[0] == 240  # enlarged, for the legend's sake
+    assert frames[0].shape[1] > 320
     assert load_image(entry["legend"]).shape[2] == 3
+
+
+def test_without_a_legend_a_video_keeps_its_size(
+    tiny_bundle: Path, video: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--classes", "sky, car", "--output", str(tmp_path / "out"), "--no-legend", "--json"]
+    assert main([str(tiny_bundle), str(video), *words, "--frames", "1"]) == 0
+    [entry] = json.loads(capsys.readouterr().out)["videos"]
+    with VideoReader(entry["overlay"]) as reader:
+        [frame_] = reader
+    assert frame_.shape == (48, 64, 3)
 
 
 def test_an_error_in_the_middle_leaves_the_overlay_that_was_there(
