@@ -9,6 +9,8 @@ from .launch import THREADS, FloatType, Launch, blocks, type_code
 
 __all__ = ["canvas_launch"]
 
+_MOST_CELLS = 1 << 38  # of all categories: a grid has fewer than 2^31 blocks
+
 
 def canvas_launch(
     logits: int,
@@ -39,16 +41,8 @@ def canvas_launch(
 
     Raises InputError for what the kernel does not take.
     """
-    windows = len(plan.cell_offsets)
-    if not 0 <= crop <= windows:
-        raise InputError(f"got crop {crop}; expected 0 to {windows}")
-    elements = categories * plan.canvas_cells**2
-    if categories < 1 or first_category < 0 or elements >= 1 << 38:
-        raise InputError(
-            f"got {categories} categories from category {first_category} on, on a canvas of "
-            f"{plan.canvas_cells}×{plan.canvas_cells} cells; expected at least 1, from 0 on, and "
-            "fewer than 2^38 cells of all"
-        )
+    _check(plan, crop, categories, first_category)
+    windows, elements = len(plan.cell_offsets), categories * plan.canvas_cells**2
     whole = crop == windows
     top, left = (0, 0) if whole else plan.cell_offsets[crop]
     integers = (
@@ -72,3 +66,14 @@ def canvas_launch(
             ctypes.c_double(plan.window_cells / plan.canvas_cells),
         ),
     )
+
+
+def _check(plan: WindowPlan, crop: int, categories: int, first_category: int) -> None:
+    windows, side = len(plan.cell_offsets), plan.canvas_cells
+    if not 0 <= crop <= windows:
+        raise InputError(f"got crop {crop}; expected 0 to {windows}")
+    if categories < 1 or first_category < 0 or categories * side**2 >= _MOST_CELLS:
+        raise InputError(
+            f"got {categories} categories from category {first_category} on, on a canvas of "
+            f"{side}×{side} cells; expected at least 1, from 0 on, and fewer than 2^38 cells of all"
+        )
