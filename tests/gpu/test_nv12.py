@@ -109,6 +109,18 @@ def test_a_stream_takes_frames_among_other_images(
         np.testing.assert_array_equal(result.labels, segmenter(frame.rgb(), vocabulary).labels)
 
 
+def test_frames_and_images_that_take_turns_share_memory(
+    segmenter: Segmenter, vocabulary: Vocabulary, device: HostDevice
+) -> None:
+    frame = nv12()
+    mixed: list[ImageSource] = [frame, frame.rgb(), frame.rgb(), frame, frame]
+    for turn in range(2):
+        device.log.clear()
+        for _ in segmenter.stream(mixed, vocabulary):
+            pass
+        assert turn == 0 or not device.calls("allocate", "allocate_host", "free", "free_host")
+
+
 def test_on_the_cpu_frames_are_converted_and_those_on_a_gpu_refused(
     on_cpu: Segmenter, lend: Lend
 ) -> None:

@@ -338,7 +338,8 @@ class DevicePipeline:
         picture = self._arena.address + layout.fixed["picture"].offset
         rgb = _pixel_bytes(layout) if pixels.layout == "nv12" else 0
         wanted = layout.picture_bytes + rgb
-        slot = self._slots.take(pixels.bytes, wanted)
+        # Never less than for RGB: images that take turns with frames in NV12 share slots.
+        slot = self._slots.take(max(pixels.bytes, _pixel_bytes(layout)), wanted)
         try:
             self._bring(pixels, slot)
             image = pixels.at(slot.pixels.address)
