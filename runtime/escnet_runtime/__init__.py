@@ -23,6 +23,8 @@ from .errors import (
     OutOfDeviceMemory,
     VocabularyError,
 )
+from .frames import Nv12Frame
+from .nv12 import YuvEncoding
 from .result import Segmentation
 from .segmenter import Segmenter
 from .vocabulary import Vocabulary
@@ -37,11 +39,13 @@ __all__ = [
     "EscNetError",
     "ImageError",
     "InputError",
+    "Nv12Frame",
     "OutOfDeviceMemory",
     "Segmentation",
     "Segmenter",
     "Vocabulary",
     "VocabularyError",
+    "YuvEncoding",
     "__version__",
 ]
 

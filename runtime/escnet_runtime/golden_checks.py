@@ -15,7 +15,7 @@ from .segmenter import Segmenter
 from .sketch import sketch, sketch_distance
 from .tokenizer import Tokenizer
 
-__all__ = ["GoldenCheck", "golden_checks"]
+__all__ = ["GoldenCheck", "device_check", "golden_checks"]
 
 #: Decoding and resizing are integer arithmetic: only their last roundings may differ.
 _PREPROCESSING_TOLERANCE: Final = 1e-4
@@ -25,17 +25,23 @@ _PREPROCESSING_TOLERANCE: Final = 1e-4
 class GoldenCheck:
     """One thing that was compared, and what it is about."""
 
-    kind: Literal["tokenizer", "preprocessing", "stage", "prompts", "labels"]
+    kind: Literal["tokenizer", "preprocessing", "stage", "prompts", "labels", "device"]
     name: str
     passed: bool
     detail: str
 
 
-def golden_checks(segmenter: Segmenter, golden: Golden) -> Iterator[GoldenCheck]:
-    """Repeat the golden run: tokenizer, preprocessing, each stage, prompts, labels."""
+def golden_checks(
+    segmenter: Segmenter, golden: Golden, *, shared: bool = True
+) -> Iterator[GoldenCheck]:
+    """Repeat the golden run: tokenizer, preprocessing, each stage, prompts, labels.
+
+    The first two do not depend on the backend: they are left out unless ``shared``.
+    """
     manifest = segmenter.bundle.manifest
-    yield _tokenizer_check(segmenter.bundle, golden)
-    yield _preprocessing_check(manifest, golden)
+    if shared:
+        yield _tokenizer_check(segmenter.bundle, golden)
+        yield _preprocessing_check(manifest, golden)
     run = repeat_golden(segmenter.pipeline, golden, manifest)
     for stage in dict.fromkeys((*golden.reference.stages, *run.stages)):
         yield _stage_check(stage, golden.reference, run)
@@ -47,6 +53,36 @@ def golden_checks(segmenter: Segmenter, golden: Golden) -> Iterator[GoldenCheck]
         "otherwise than the float32 model. A few are normal: they are near-ties.",
     )
     yield _labels_check(golden.reference, run)
+
+
+def device_check(segmenter: Segmenter, golden: Golden) -> GoldenCheck | None:
+    """The golden image as :meth:`Segmenter.__call__` runs it on a GPU; None on the CPU.
+
+    The golden run goes stage by stage, with the host between. Here are the runtime's own kernels,
+    and the CUDA graph, if there is one: labels are compared with those that the same graphs give
+    with the host's kernels. Of untrained weights they are near-ties, so nothing is demanded.
+    """
+    if segmenter.device_pipeline is None:
+        return None
+    least = golden.reference.pixel_agreement if segmenter.bundle.manifest.model.trained else 0.0
+    try:
+        vocabulary = segmenter.vocabulary(golden.reference.categories)
+        whole = segmenter(golden.image, vocabulary)
+        apart = segmenter(golden.image, vocabulary, observer=_unseen)
+    except EscNetError as error:
+        return GoldenCheck(kind="device", name="whole_image", passed=False, detail=str(error))
+    agreement = float((whole.labels == apart.labels).mean())
+    return GoldenCheck(
+        kind="device",
+        name="whole_image",
+        passed=agreement >= least,
+        detail=f"With all of it on the device, {agreement:.2%} of the golden image's pixels get "
+        f"the label that its graphs give one by one; at least {least:.2%} are needed.",
+    )
+
+
+def _unseen(*_: object) -> None:
+    """An observer: with one, an image goes graph by graph."""
 
 
 def _tokenizer_check(bundle: Bundle, golden: Golden) -> GoldenCheck:

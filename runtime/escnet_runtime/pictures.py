@@ -4,17 +4,16 @@ import json
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, PngImagePlugin
+from PIL import Image, PngImagePlugin
 
 from escnet_runtime.atomic import atomic_file
 from escnet_runtime.errors import ImageError, InputError
 from escnet_runtime.images import ImageArray
-from escnet_runtime.lettering import fit, wrap
+from escnet_runtime.legend import legend_entries, with_legend
 from escnet_runtime.palette import PERIOD, palette
 
 __all__ = [
@@ -22,6 +21,7 @@ __all__ = [
     "areas",
     "check_labels",
     "draw_overlay",
+    "enlarged",
     "is_own_picture",
     "label_image",
     "read_label_png",
@@ -35,13 +35,8 @@ CLASSES_KEY = "escnet:classes"
 PICTURE_KEY = "escnet:picture"
 
 _SMALLEST_SIDE = 320  # a picture whose longer side is shorter is enlarged for the legend's sake
-_FONT_SIZES = (14, 64)  # px; between them it grows with the picture
-_LONGEST_NAME = 15  # in font sizes
-_NARROWEST_NOTE = 16  # in font sizes
-_MOST_COLUMNS = 8
 _OUTLINE = 0.3  # what is left of the light of a pixel on an outline
 _MOST_EDGES = 0.25  # where more of a picture would be outline, regions are too small for it
-_PAPER, _INK, _WARNING = (255, 255, 255), (24, 24, 24), (176, 0, 32)
 
 
 def check_labels(labels: Labels, names: Sequence[str]) -> None:
@@ -75,6 +70,7 @@ def draw_overlay(
     legend: bool = True,
     largest: int = 30,
     note: str | None = None,
+    fractions: NDArray[np.float64] | None = None,
 ) -> Image.Image:
     """Lay the colours of ``palette(len(names))`` over an image, with dark lines between regions
     (unless these are so small that the lines would hide them).
@@ -82,7 +78,8 @@ def draw_overlay(
     ``alpha`` is the share of the colour, 0 to 1. The legend names the ``largest`` categories and
     sums up the rest; it stands to the right of the picture, or below a picture more than twice as
     wide as high. With a legend, pictures smaller than 320 px are enlarged by a whole number.
-    Without one the size is the image's and ``note`` is not shown.
+    Without one the size is the image's and ``note`` is not shown. ``fractions``, one of each
+    category, are listed in place of those of ``labels``, say of a whole video.
 
     Raises InputError for labels without a name, other shapes, and options out of range.
     """
@@ -96,13 +93,21 @@ def draw_overlay(
         raise InputError(f"got alpha {alpha}, largest {largest}; expected 0 to 1, and at least 1")
     if not legend:
         return Image.fromarray(_blend(image, labels, len(names), alpha))
-    factor = math.ceil(_SMALLEST_SIDE / max(labels.shape))
-    if factor > 1:
-        height, width = (side * factor for side in labels.shape)
-        enlarged = Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC)
-        image, labels = np.asarray(enlarged), labels.repeat(factor, 0).repeat(factor, 1)
+    if fractions is None:
+        fractions = np.bincount(labels.ravel(), minlength=len(names)) / labels.size
+    image, labels = enlarged(image, labels)
     picture = Image.fromarray(_blend(image, labels, len(names), alpha))
-    return _with_legend(picture, _entries(labels, names, largest), note)
+    return with_legend(picture, legend_entries(fractions, names, largest), note)
+
+
+def enlarged(image: ImageArray, labels: Labels) -> tuple[ImageArray, Labels]:
+    """Both by a whole number, if they are too small to stand beside a legend; else as they are."""
+    factor = math.ceil(_SMALLEST_SIDE / max(labels.shape))
+    if factor <= 1:
+        return image, labels
+    height, width = (side * factor for side in labels.shape)
+    larger = Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC)
+    return np.asarray(larger), labels.repeat(factor, 0).repeat(factor, 1)
 
 
 def _blend(image: ImageArray, labels: Labels, classes: int, alpha: float) -> ImageArray:
@@ -126,91 +131,6 @@ def _edges(labels: Labels, *, thickness: int) -> NDArray[np.bool_]:
         edges[:, d:] |= labels[:, d:] != labels[:, :-d]
         edges[d:] |= labels[d:] != labels[:-d]
     return edges
-
-
-# --- The legend ----------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Entry:
-    """A line of the legend; ``colour`` is None for the line that sums up the rest."""
-
-    name: str
-    share: str
-    colour: tuple[int, ...] | None
-
-
-def _entries(labels: Labels, names: Sequence[str], largest: int) -> list[_Entry]:
-    fractions = np.bincount(labels.ravel(), minlength=len(names)) / labels.size
-    order = np.argsort(-fractions, kind="stable")[: np.count_nonzero(fractions)]
-    colours = palette(len(names)).tolist()
-    entries = [
-        _Entry(name=names[i], share=_percent(fractions[i]), colour=tuple(colours[i]))
-        for i in order[:largest].tolist()
-    ]
-    rest = order[largest:]
-    if len(rest):
-        share = _percent(fractions[rest].sum())
-        entries.append(_Entry(name=f"{len(rest)} more", share=share, colour=None))
-    return entries
-
-
-def _percent(fraction: float) -> str:
-    return f"{100 * fraction:.1f} %" if fraction >= 0.0005 else "< 0.1 %"
-
-
-def _with_legend(picture: Image.Image, entries: list[_Entry], note: str | None) -> Image.Image:
-    """Picture and legend on one sheet."""
-    smallest, largest = _FONT_SIZES
-    size = min(max(round(math.sqrt(picture.width * picture.height) / 45), smallest), largest)
-    below = picture.width > 2 * picture.height
-    panel = _draw_panel(
-        entries,
-        note,
-        size=size,
-        width=picture.width if below else None,
-        height=None if below else picture.height,
-    )
-    corner = (0, picture.height) if below else (picture.width, 0)
-    width = max(picture.width, corner[0] + panel.width)
-    height = max(picture.height, corner[1] + panel.height)
-    sheet = Image.new("RGB", (width, height), _PAPER)
-    sheet.paste(picture, (0, 0))
-    sheet.paste(panel, corner)
-    return sheet
-
-
-def _draw_panel(
-    entries: list[_Entry], note: str | None, *, size: int, width: int | None, height: int | None
-) -> Image.Image:
-    """The legend in letters of ``size`` px, in columns that suit a given width or height in px."""
-    names = [fit(entry.name, _LONGEST_NAME * size, size) for entry in entries]
-    shares = [fit(entry.share, _LONGEST_NAME * size, size) for entry in entries]
-    line, gap = round(1.5 * size), size // 2
-    name_width = max(text.width for text in names)
-    column = size + gap + name_width + 2 * gap + max(text.width for text in shares)
-    if width is not None:
-        columns = min(max(1, (width - size) // (column + size)), _MOST_COLUMNS)
-    else:
-        columns = 1 if (len(entries) + 1) * line <= (height or 0) else 2
-    rows = math.ceil(len(entries) / columns)
-    columns = math.ceil(len(entries) / rows)
-    content = max(columns * (column + size) - size, _NARROWEST_NOTE * size if note else 0)
-    lines = wrap(note, content, size) if note else []
-    heading = len(lines) * line + (gap if lines else 0)
-    panel = Image.new("RGB", (content + 2 * size, heading + rows * line + size), _PAPER)
-    draw = ImageDraw.Draw(panel)
-    for number, text in enumerate(lines):
-        text.draw(draw, size, gap + number * line + line // 2, _WARNING)
-    for number, (entry, name, share) in enumerate(zip(entries, names, shares, strict=True)):
-        x = size + number // rows * (column + size)
-        y = gap + heading + number % rows * line + line // 2
-        if entry.colour is not None:
-            box = (x, y - size // 2, x + size - 1, y - size // 2 + size - 1)
-            draw.rectangle(box, fill=entry.colour, outline=_INK)
-        name.draw(draw, x + size + gap, y, _INK)
-        share.draw(draw, x + column - share.width, y, _INK)
-    return panel
 
 
 # --- Label maps and files ------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Protocol, Self
@@ -22,9 +23,11 @@ from .device.arrays import is_device_array
 from .device.base import Device
 from .embedding_cache import EmbeddingCache, default_cache_directory
 from .errors import EscNetError, ImageError, InputError
+from .frames import Nv12Frame
 from .gpu.choose import choose_backend
 from .gpu.memory import MemoryPlan
 from .gpu.pipeline import IN_FLIGHT, DevicePipeline, InFlight
+from .gpu.pixels import frame_pixels
 from .groups import whole_groups
 from .images import ImageArray, load_image
 from .pipeline import Observer, Pipeline
@@ -53,6 +56,7 @@ ImageSource = (
     | Image.Image
     | npt.NDArray[np.uint8]
     | npt.NDArray[np.uint16]
+    | Nv12Frame
     | _CudaArray
     | _DlpackArray
 )
@@ -180,6 +184,8 @@ class Segmenter:
                 a backend on a GPU also an array there, uint8 [H, W, 3] or [H, W, 4] in C order
                 (the fourth channel is not read), of
                 any library that has DLPack or the CUDA array interface: nothing is uploaded then.
+                Or an :class:`Nv12Frame` of a camera or a decoder, on either side; on a GPU its
+                colours are converted there.
             vocabulary: from :meth:`vocabulary` of a Segmenter of the same model.
             window: "none" looks at the whole image once; "sliding" is the evaluation protocol,
                 four overlapping windows and the whole image, five times the work.
@@ -198,15 +204,19 @@ class Segmenter:
         loaded = self._loaded(image)
         with self._lock:
             self._check_open()
-            if self._device is not None and window == "none" and observer is None:
-                flight = self._submitted(self._device, loaded, vocabulary)
+            if self._device is not None and observer is None:
+                flight = self._submitted(self._device, loaded, vocabulary, window)
                 return self._finish(self._device, flight, loaded, vocabulary)
             pixels = self._on_host(loaded)
             labels, confidence = self._segment(pixels, vocabulary, window, observer)
         return self._result(pixels, vocabulary, labels, confidence)
 
     def stream(
-        self, images: Iterable[ImageSource], vocabulary: Vocabulary
+        self,
+        images: Iterable[ImageSource],
+        vocabulary: Vocabulary,
+        *,
+        window: Window = "none",
     ) -> Generator[Segmentation, None, None]:
         """Segment images as they come, such as the frames of a video; results in their order.
 
@@ -221,23 +231,28 @@ class Segmenter:
         Args:
             images: as for :meth:`__call__`.
             vocabulary: as for :meth:`__call__`.
+            window: as for :meth:`__call__`.
 
         Raises:
             ImageError: an image cannot be read.
             BackendError: a graph failed.
         """
-        self._check(vocabulary, "none")
-        return self._streamed(images, vocabulary)
+        self._check(vocabulary, window)
+        return self._streamed(images, vocabulary, window)
 
-    def plan(self, categories: int, size: tuple[int, int]) -> MemoryPlan:
+    def plan(
+        self, categories: int, size: tuple[int, int], *, window: Window = "none"
+    ) -> MemoryPlan:
         """What images of ``size`` = (height, width) need on the GPU; ``print(plan.table())``.
 
-        The memory is taken now, so that the first image does not have to.
+        The memory is taken now, so that the first image does not have to. With sliding windows it
+        includes the canvas that joins the logits of all crops, which grows with the categories.
 
         Raises:
             InputError: this Segmenter runs on the CPU, or a number is out of range.
             OutOfDeviceMemory: it does not fit; says what would.
         """
+        _check_window(window)
         with self._lock:
             self._check_open()
             if self._device is None:
@@ -245,7 +260,7 @@ class Segmenter:
                     f"memory is planned on a GPU, this Segmenter has {self.backend}; choose "
                     "another backend"
                 )
-            return self._device.plan(categories, size)
+            return self._device.plan(categories, size, sliding=window == "sliding")
 
     @property
     def device_pipeline(self) -> DevicePipeline | None:
@@ -278,7 +293,7 @@ class Segmenter:
         return chosen.backend
 
     def _streamed(
-        self, images: Iterable[ImageSource], vocabulary: Vocabulary
+        self, images: Iterable[ImageSource], vocabulary: Vocabulary, window: Window
     ) -> Generator[Segmentation, None, None]:
         device = self._device
         source = iter(images)
@@ -296,11 +311,12 @@ class Segmenter:
                     failure = error
                     break
                 if device is None:
-                    yield self(self._on_host(loaded), vocabulary)
+                    yield self(self._on_host(loaded), vocabulary, window=window)
                     continue
                 with self._lock:
                     self._check_open()
-                    waiting.append((self._submitted(device, loaded, vocabulary), loaded))
+                    flight = self._submitted(device, loaded, vocabulary, window)
+                    waiting.append((flight, loaded))
             while device is not None and waiting:
                 yield self._next(device, waiting, vocabulary)
         finally:
@@ -322,12 +338,15 @@ class Segmenter:
             return self._finish(device, flight, loaded, vocabulary)
 
     def _loaded(self, image: ImageSource) -> object:
-        """Pixels on the host, or the array on a device as it is."""
-        if not is_device_array(image):
+        """Pixels on the host, or what the device takes: an array there, or NV12, as it is."""
+        if isinstance(image, Nv12Frame) and not image.on_device:
+            return image if self._device is not None else image.rgb()
+        if not isinstance(image, Nv12Frame) and not is_device_array(image):
             return load_image(image)
         if self._device is None:
+            what = "a frame" if isinstance(image, Nv12Frame) else "an array"
             raise ImageError(
-                f"got an array on a GPU, and this Segmenter has {self.backend}; copy it to the "
+                f"got {what} on a GPU, and this Segmenter has {self.backend}; copy it to the "
                 "host, or choose a backend on a GPU"
             )
         return image
@@ -335,14 +354,23 @@ class Segmenter:
     def _on_host(self, loaded: object) -> ImageArray:
         if isinstance(loaded, np.ndarray):
             return loaded
+        if isinstance(loaded, Nv12Frame) and not loaded.on_device:
+            return loaded.rgb()
         assert self._device is not None
-        return load_image(self._device.taken(loaded).copy_to_host()[:, :, :3])
+        planes = [part.copy_to_host() for part in self._device.taken(loaded).device]
+        if isinstance(loaded, Nv12Frame):
+            return replace(loaded, luma=planes[0], chroma=planes[1]).rgb()
+        return load_image(planes[0][:, :, :3])
 
     def _submitted(
-        self, device: DevicePipeline, loaded: object, vocabulary: Vocabulary
+        self, device: DevicePipeline, loaded: object, vocabulary: Vocabulary, window: Window
     ) -> InFlight:
-        pixels = loaded if isinstance(loaded, np.ndarray) else device.taken(loaded)
-        return device.submit(pixels, vocabulary.embeddings)
+        sliding = window == "sliding"
+        if isinstance(loaded, np.ndarray):
+            return device.submit(loaded, vocabulary.embeddings, sliding=sliding)
+        if isinstance(loaded, Nv12Frame) and not loaded.on_device:
+            return device.submit(frame_pixels(loaded), vocabulary.embeddings, sliding=sliding)
+        return device.submit(device.taken(loaded), vocabulary.embeddings, sliding=sliding)
 
     def _finish(
         self, device: DevicePipeline, flight: InFlight, loaded: object, vocabulary: Vocabulary
@@ -465,12 +493,16 @@ class Segmenter:
                 "the vocabulary was made with another model's text encoder; make it with this "
                 "Segmenter: segmenter.vocabulary([...])"
             )
-        if window not in ("none", "sliding"):
-            raise InputError(f"window is {window!r}, expected 'none' or 'sliding'")
+        _check_window(window)
 
     def _check_open(self) -> None:
         if self._closed:
             raise EscNetError("this Segmenter is closed; make a new one")
+
+
+def _check_window(window: str) -> None:
+    if window not in ("none", "sliding"):
+        raise InputError(f"window is {window!r}, expected 'none' or 'sliding'")
 
 
 def _positive(name: str, value: int) -> int:

@@ -1,19 +1,19 @@
 """Whether a bundle is whole and computes on this device what the float32 model computed."""
 
 import importlib.metadata
-import importlib.util
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final, Literal
 
+from .backends_here import BackendHere, backends_here
 from .bundle import Bundle
 from .contract import require_contract
-from .engines import EngineFolder, survey_engines
+from .engines import EngineFolder, installed_version, survey_engines
 from .errors import BundleError, BundleFormatError, EscNetError
 from .golden import Golden
-from .golden_checks import GoldenCheck, golden_checks
+from .golden_checks import GoldenCheck, device_check, golden_checks
 from .manifest import Manifest
 from .nvidia import find_gpu
 from .segmenter import Segmenter
@@ -23,7 +23,7 @@ __all__ = ["BackendState", "Check", "Verdict", "VerifyReport", "verify_bundle"]
 _DISTRIBUTIONS: Final = ("onnxruntime", "onnxruntime-gpu")
 _EXTRAS: Final = "escnet-runtime[onnxruntime] (or [onnxruntime-gpu])"
 _AGAIN: Final = "Copy the bundle again from where it was made; if that does not help, export it."
-_NOT_YET: Final = "present, not run: name its backend with --backend to run it"
+_WITHOUT: Final = "ONNX Runtime runs the bundle without them."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +44,7 @@ class Check:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BackendState:
-    """A backend and what came of it here: "passed", "failed", or "not run" and why."""
+    """A backend and what came of it here: "passed", "failed", or "not run" and what it lacks."""
 
     name: str
     state: Literal["passed", "failed", "not run"]
@@ -81,10 +81,12 @@ def verify_bundle(
 ) -> VerifyReport:
     """Check a bundle's files and repeat its golden run on this device.
 
-    Engines in it are compared with their record, this device and the libraries here; they are not
-    run. Damaged ones fail. Ones made for something else fail if there is an NVIDIA GPU that they
-    could run on, or if no GPU would mend it (another graph, chunk or version of a library that is
-    here); else they are a note. With a ``backend`` by name only damaged ones fail.
+    Every backend that can run it here does; what each of the others lacks is said, and no failure.
+
+    Engines in it are compared with their record, this device and the libraries here. Damaged ones
+    fail. Ones made for something else fail if there is an NVIDIA GPU and their library, so that
+    they could run here, or if no GPU would mend it (another graph, chunk or version of a library
+    that is here); else they are a note. With a ``backend`` by name only damaged ones fail.
 
     Args:
         path: the bundle's folder.
@@ -137,12 +139,28 @@ def _checks(
     files = _files_check(bundle, progress)
     found.files = len(list(bundle.manifest.files()))
     yield files
-    yield _library_check(bundle.manifest.producer)
+    engines = tuple(_engine_checks(bundle, found))
+    there = _backends(bundle, found)
+    names = [one.name for one in there if one.lacks is None] or ["onnxruntime"]
+    if any(name.startswith("onnxruntime") for name in names):
+        yield _library_check(bundle.manifest.producer)
     if files.passed:
-        yield from _run_checks(bundle, found)
+        yield from _run_checks(bundle, names, found)
     else:
         yield _skipped("files of the bundle are damaged or missing")
-    yield from _engine_checks(bundle, found)
+    found.backends += [
+        BackendState(name=one.name, state="not run", detail=one.lacks)
+        for one in there
+        if one.lacks is not None and one.name not in names
+    ]
+    yield from engines
+
+
+def _backends(bundle: Bundle, found: _Findings) -> list[BackendHere]:
+    """All there are, or the one that was asked for: that has to run."""
+    if found.backend != "auto":
+        return [BackendHere(name=found.backend, lacks=None)]
+    return backends_here(bundle.root, found.engines)
 
 
 def _skipped(reason: str) -> Check:
@@ -240,39 +258,27 @@ def _release(version: str) -> tuple[int, ...]:
     return tuple(numbers)
 
 
-def _run_checks(bundle: Bundle, found: _Findings) -> Iterator[Check]:
+def _run_checks(bundle: Bundle, names: list[str], found: _Findings) -> Iterator[Check]:
     """The golden run on each backend; checks of a second one have its name in front."""
-    names = _backends_here() if found.backend == "auto" else [found.backend]
     for index, name in enumerate(names):
         failed = None
-        for check in _backend_checks(bundle, name):
+        for check in _backend_checks(bundle, name, shared=not index):
             if not check.passed and failed is None:
                 failed = check
-            prefix = f"{name}: " if index else ""
-            yield Check(
-                name=f"{prefix}{check.name}",
-                passed=check.passed,
-                detail=check.detail,
-                reason=check.reason,
-                advice=check.advice,
-            )
+            yield _of_another(check, name) if index else check
         state: Literal["passed", "failed"] = "failed" if failed else "passed"
         detail = failed.detail if failed else check.detail
         found.backends.append(BackendState(name=name, state=state, detail=detail))
 
 
-def _backends_here() -> list[str]:
-    """What can run the graphs: ONNX Runtime, and its CUDA provider where there is a GPU for it."""
-    names = ["onnxruntime"]
-    if importlib.util.find_spec("onnxruntime") is not None and find_gpu() is not None:
-        from onnxruntime import get_available_providers  # optional library
-
-        if "CUDAExecutionProvider" in get_available_providers():
-            names.append("onnxruntime-cuda")
-    return names
+def _of_another(check: Check, backend: str) -> Check:
+    """A check of a second backend."""
+    reason = check.reason and f"with {backend}, {check.reason}"
+    return replace(check, name=f"{backend}: {check.name}", reason=reason)
 
 
-def _backend_checks(bundle: Bundle, name: str) -> Iterator[Check]:
+def _backend_checks(bundle: Bundle, name: str, *, shared: bool = True) -> Iterator[Check]:
+    """Those of one backend; ``shared``: also what is the same for all of them."""
     try:
         segmenter = Segmenter(bundle, name, cache=None)
     except EscNetError as error:
@@ -280,7 +286,7 @@ def _backend_checks(bundle: Bundle, name: str) -> Iterator[Check]:
             name="backend",
             passed=False,
             detail=str(error),
-            reason="nothing here can run its graphs",
+            reason="nothing here can run its graphs" if shared else "its graphs do not run here",
             advice=str(error),
         )
         yield _skipped("the backend could not be created")
@@ -292,12 +298,16 @@ def _backend_checks(bundle: Bundle, name: str) -> Iterator[Check]:
         except EscNetError as error:
             yield _skipped(f"the golden files cannot be used: {error}")
             return
-        for check in golden_checks(segmenter, golden):
-            yield _explained(check)
+        for check in golden_checks(segmenter, golden, shared=shared):
+            yield _explained(check, name)
+        whole = device_check(segmenter, golden)
+        if whole is not None:
+            yield _explained(whole, name)
 
 
-def _explained(check: GoldenCheck) -> Check:
+def _explained(check: GoldenCheck, backend: str) -> Check:
     """With the words for a verdict."""
+    otherwise = _OTHERWISE if backend.startswith("onnxruntime") else _OTHER_ENGINES
     match check.kind:
         case "tokenizer":
             reason = "words do not become what they should"
@@ -307,18 +317,26 @@ def _explained(check: GoldenCheck) -> Check:
             advice = "Install the version of Pillow that escnet-runtime asks for."
         case "labels":
             reason = "the golden picture gets other labels here"
-            advice = _OTHERWISE
+            advice = otherwise
+        case "device":
+            reason = "a whole picture on the device gets other labels than its graphs one by one"
+            advice = f"{_NOT_RELIED} Run it with --backend onnxruntime, and report this."
         case _:
             reason = f"the graph {check.name!r} does not compute here what it should"
-            advice = f"{_OTHERWISE} escnet-verify BUNDLE --layers --stage {check.name} shows where."
+            advice = otherwise
+            if otherwise is _OTHERWISE:
+                advice += f" escnet-verify BUNDLE --layers --stage {check.name} shows where."
     return Check(
         name=check.name, passed=check.passed, detail=check.detail, reason=reason, advice=advice
     )
 
 
+_NOT_RELIED: Final = "Do not rely on its masks here."
 _OTHERWISE: Final = (
-    "Do not rely on its masks here. Install another version of ONNX Runtime, or export the model "
-    "again at fp32."
+    f"{_NOT_RELIED} Install another version of ONNX Runtime, or export the model again at fp32."
+)
+_OTHER_ENGINES: Final = (
+    f"{_NOT_RELIED} Rebuild its engines with escnet-build, or run it with --backend onnxruntime."
 )
 
 
@@ -336,21 +354,22 @@ def _engine_checks(bundle: Bundle, found: _Findings) -> Iterator[Check]:
         return
     found.engines.extend(folders)
     fitting = {folder.backend for folder in folders if folder.state == "fits"}
-    gpu = find_gpu() is not None
     for folder in folders:
-        counts = gpu or bool(folder.outdated)
+        counts = bool(folder.outdated) or _could_run(folder)
         wanted = found.backend == "auto" and counts and folder.backend not in fitting
         yield _engine_check(folder, wanted)
-    for backend in dict.fromkeys(folder.backend for folder in folders if folder.backend):
-        detail = _NOT_YET if backend in fitting else "its engines do not run here"
-        found.backends.append(BackendState(name=backend, state="not run", detail=detail))
+
+
+def _could_run(folder: EngineFolder) -> bool:
+    """Whether engines of that library would run here, were they made for this device."""
+    there = folder.backend is not None and installed_version(folder.backend) is not None
+    return there and find_gpu() is not None
 
 
 def _engine_check(folder: EngineFolder, wanted: bool) -> Check:
     """Of one folder; ``wanted`` says that engines of its backend are to run here, or never do."""
     if folder.state == "fits":
-        detail = f"The engines fit this device; {_NOT_YET}."
-        return Check(name=folder.folder, passed=True, detail=detail)
+        return Check(name=folder.folder, passed=True, detail="The engines fit this device.")
     if folder.state == "damaged":
         return Check(
             name=folder.folder,
@@ -366,7 +385,7 @@ def _engine_check(folder: EngineFolder, wanted: bool) -> Check:
         note=not wanted,
         detail=f"These engines do not run here: {reasons}. {_rebuild(folder)}",
         reason=f"its engines are for something else ({(folder.outdated or folder.reasons)[0]})",
-        advice=f"{_rebuild(folder)} ONNX Runtime runs the bundle without them.",
+        advice=f"{_rebuild(folder)} {_WITHOUT}",
     )
 
 
@@ -384,16 +403,16 @@ def _rebuild(folder: EngineFolder) -> str:
 def _verdict(checks: tuple[Check, ...], found: _Findings) -> Verdict:
     bad = [check for check in checks if not check.passed]
     notes = _notes(found)
+    ran = [state.name for state in found.backends if state.state == "passed"]
     if bad:
         first = bad[0]
         return Verdict(
             fine=False,
             sentence=f"This bundle is not fine on this device: {first.reason or first.detail}.",
             why=f"{len(bad)} of {len(checks)} checks failed, {first.name} first: {first.detail}",
-            advice=first.advice or "Do not rely on it on this device.",
+            advice=(first.advice or "Do not rely on it on this device.") + _good_ones(bad, ran),
             notes=notes,
         )
-    ran = [state.name for state in found.backends if state.state == "passed"]
     return Verdict(
         fine=True,
         sentence="This bundle is fine on this device.",
@@ -402,6 +421,13 @@ def _verdict(checks: tuple[Check, ...], found: _Findings) -> Verdict:
         advice="Nothing to do: use it.",
         notes=notes,
     )
+
+
+def _good_ones(bad: list[Check], ran: list[str]) -> str:
+    """What may be used all the same, where everything that failed is of other backends."""
+    if not ran or not all(": " in check.name for check in bad):
+        return ""
+    return f" With {' and '.join(ran)} it is fine."
 
 
 def _notes(found: _Findings) -> tuple[str, ...]:
@@ -415,6 +441,4 @@ def _notes(found: _Findings) -> tuple[str, ...]:
         if folder.state == "misfit":
             reasons = "; ".join(folder.reasons)
             notes.append(f"{folder.folder} does not run here: {reasons}. {_rebuild(folder)}")
-        elif folder.state == "fits":
-            notes.append(f"{folder.folder}: {_NOT_YET}.")
     return tuple(notes)

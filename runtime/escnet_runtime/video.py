@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self
+from typing import Final, Literal, Self
 
 import av
 import numpy as np
@@ -14,11 +14,23 @@ from av.container import InputContainer, OutputContainer
 from av.video.stream import VideoStream
 
 from .errors import ImageError, InputError
+from .frames import Nv12Frame
 from .images import ImageArray
+from .nv12 import YuvEncoding
 
 __all__ = ["VideoReader", "VideoWriter"]
 
 _CAMERA: Final = re.compile(r"camera:(\d{1,3})")
+#: Formats whose planes are NV12's, or NV12's with chroma in two planes.
+_NEARLY_NV12: Final = frozenset({"nv12", "yuv420p", "yuvj420p"})
+#: FFmpeg's AVColorSpace, those that YuvEncoding has. 2 is "not said".
+_MATRICES: Final[dict[int, Literal["bt601", "bt709"]]] = {
+    1: "bt709",
+    2: "bt601",
+    5: "bt601",
+    6: "bt601",
+}
+_FULL: Final = 2  # of AVColorRange
 _USUAL_RATE: Final = Fraction(30)  # frames a second, where a source does not say
 #: The first that the installed FFmpeg has. All of them take yuv420p and go into .mp4.
 _CODECS: Final = ("libx264", "libopenh264", "mpeg4")
@@ -66,9 +78,24 @@ class VideoReader:
         Raises:
             ImageError: the file is damaged from here on.
         """
+        return map(_rgb_frame, self._decoded())
+
+    def nv12(self) -> Iterator[ImageArray | Nv12Frame]:
+        """Frames in order, as NV12 where the video has them so or nearly so, else as RGB.
+
+        That is 4:2:0 with 8 bits in BT.601 or BT.709, as most videos are. A Segmenter on a GPU
+        converts their colours there, and half as much is uploaded.
+
+        Raises:
+            ImageError: the file is damaged from here on.
+        """
+        for frame in self._decoded():
+            encoding = _encoding(frame)
+            yield _rgb_frame(frame) if encoding is None else _nv12_frame(frame, encoding)
+
+    def _decoded(self) -> Iterator[av.VideoFrame]:
         try:
-            for frame in self._container.decode(self._stream):
-                yield np.ascontiguousarray(frame.to_ndarray(format="rgb24"))
+            yield from self._container.decode(self._stream)
         except av.FFmpegError as error:
             raise ImageError(f"cannot read on in {self.source}: {_reason(error)}") from error
 
@@ -158,6 +185,39 @@ class VideoWriter:
         raise InputError(
             f"cannot write {self._path}: the FFmpeg here has none of {', '.join(_CODECS)}"
         )
+
+
+def _encoding(frame: av.VideoFrame) -> YuvEncoding | None:
+    """What a frame's numbers stand for, if they are those of NV12 in another order; else None.
+
+    A frame that does not say its matrix is taken for BT.601, as FFmpeg does.
+    """
+    matrix = _MATRICES.get(int(frame.colorspace))
+    if frame.format.name not in _NEARLY_NV12 or matrix is None:
+        return None
+    full = frame.format.name == "yuvj420p" or int(frame.color_range) == _FULL
+    return YuvEncoding(matrix=matrix, range="full" if full else "limited")
+
+
+def _rgb_frame(frame: av.VideoFrame) -> ImageArray:
+    return np.ascontiguousarray(frame.to_ndarray(format="rgb24"))
+
+
+def _nv12_frame(frame: av.VideoFrame, encoding: YuvEncoding) -> Nv12Frame:
+    """The planes: luma as it is (the array keeps the frame), chroma interleaved if it is not.
+
+    FFmpeg's own conversion would change the range of full-range video.
+    """
+    luma, *chroma = (
+        np.frombuffer(memoryview(plane), np.uint8).reshape(-1, plane.line_size)
+        for plane in frame.planes
+    )
+    half, wide = -(-frame.height // 2), -(-frame.width // 2)
+    if len(chroma) == 1:
+        pairs = chroma[0][:half, : 2 * wide]
+    else:
+        pairs = np.stack([plane[:half, :wide] for plane in chroma], axis=2)
+    return Nv12Frame(luma=luma[: frame.height, : frame.width], chroma=pairs, encoding=encoding)
 
 
 def _open_camera(number: int) -> InputContainer:

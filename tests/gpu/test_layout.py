@@ -33,11 +33,12 @@ def test_a_bucket_holds_its_categories_with_little_padding(categories: int) -> N
     categories=st.integers(1, 300),
     chunk=st.integers(1, 200),
     size=st.tuples(st.integers(1, 200), st.integers(1, 200)),
+    sliding=st.booleans(),
 )
 def test_what_lives_at_once_lies_apart(
-    manifest: Manifest, categories: int, chunk: int, size: tuple[int, int]
+    manifest: Manifest, categories: int, chunk: int, size: tuple[int, int], sliding: bool
 ) -> None:
-    layout = make_layout(manifest, categories, size, chunk, scratch=1000)
+    layout = make_layout(manifest, categories, size, chunk, scratch=1000, sliding=sliding)
     order = sorted(layout.values, key=lambda value: value.offset)
     for index, one in enumerate(order):
         assert one.offset % 256 == 0
@@ -48,12 +49,13 @@ def test_what_lives_at_once_lies_apart(
             assert one.last < other.first or other.last < one.first, (one.name, other.name)
 
 
+@pytest.mark.parametrize("sliding", [False, True])
 @pytest.mark.parametrize(("categories", "chunk"), [(1, 16), (19, 16), (150, 64), (847, 128)])
 def test_every_read_is_of_what_was_written_before(
-    manifest: Manifest, categories: int, chunk: int
+    manifest: Manifest, categories: int, chunk: int, sliding: bool
 ) -> None:
     """And at a time when it lives."""
-    layout = make_layout(manifest, categories, (30, 40), chunk)
+    layout = make_layout(manifest, categories, (30, 40), chunk, sliding=sliding)
     ready = {id(view.value) for view in layout.fixed.values()}
     ready |= {id(value) for value in layout.values if value.name in ("image", "weight")}
     for time, call in enumerate(layout.calls):

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from escnet_runtime import BackendError, Segmenter
+from escnet_runtime import BackendError, Nv12Frame, Segmenter
 from escnet_runtime.device import open_device
 from escnet_runtime.images import ImageArray
 
@@ -45,6 +45,28 @@ def test_labels_are_those_of_the_cpu(
     # The weights are random: labels near the border of two areas are near-ties.
     assert (got.labels == want.labels).mean() > 0.97
     assert np.abs(got.confidence.astype(np.float32) - want.confidence).max() < 0.02
+
+
+def test_sliding_windows_are_those_of_the_cpu(
+    segmenter: Segmenter, tiny_bundle: Path, picture: ImageArray
+) -> None:
+    got = segmenter(picture, segmenter.vocabulary(NAMES), window="sliding")
+    with Segmenter(tiny_bundle, "onnxruntime", cache=None) as on_cpu:
+        want = on_cpu(picture, on_cpu.vocabulary(NAMES), window="sliding")
+    assert (got.labels == want.labels).mean() > 0.97
+
+
+def test_a_frame_in_nv12_gives_what_its_rgb_gives(segmenter: Segmenter) -> None:
+    random = np.random.default_rng(2)
+    frame = Nv12Frame(
+        luma=random.integers(0, 256, (61, 96), np.uint8),
+        chroma=random.integers(0, 256, (31, 96), np.uint8),
+        width=79,
+    )
+    vocabulary = segmenter.vocabulary(NAMES)
+    got, want = segmenter(frame, vocabulary), segmenter(frame.rgb(), vocabulary)
+    np.testing.assert_array_equal(got.image, want.image)
+    assert (got.labels == want.labels).mean() > 0.999
 
 
 def test_a_stream_gives_what_single_images_give(segmenter: Segmenter, picture: ImageArray) -> None:

@@ -27,14 +27,18 @@ def test_labels_are_those_of_the_cpu(
         Segmenter(tiny_bundle, "onnxruntime-cuda", device=device, cache=tmp_path) as segmenter,
     ):
         want = on_cpu(picture, on_cpu.vocabulary(names))
+        windows = on_cpu(picture, on_cpu.vocabulary(names), window="sliding")
         vocabulary = segmenter.vocabulary(names)
-        got = segmenter(picture, vocabulary)
-        device.log.clear()
+        segmenter.plan(len(names), (24, 32), window="sliding")  # the larger arena of the two
         segmenter(picture, vocabulary)
+        device.log.clear()
+        in_windows = segmenter(picture, vocabulary, window="sliding")
+        got = segmenter(picture, vocabulary)
         kept = ("upload", "download", "synchronize", "allocate", "allocate_host", "prepare")
         asked = [one.name for one in device.calls(*kept)]
     assert np.unique(want.labels).size > 1
     assert (got.labels == want.labels).mean() >= 0.999
     assert np.abs(got.confidence.astype(np.float32) - want.confidence).max() < 5e-3
-    assert asked == ["upload", "download", "synchronize"]
+    assert (in_windows.labels == windows.labels).mean() >= 0.999
+    assert asked == 2 * ["upload", "download", "synchronize"]
     assert not device.open

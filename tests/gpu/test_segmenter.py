@@ -10,67 +10,14 @@ import pytest
 
 from escnet_runtime import EscNetError, ImageError, InputError, Segmenter, Vocabulary
 from escnet_runtime.bundle import Bundle
-from escnet_runtime.device.arrays import DeviceArray
 from escnet_runtime.errors import BackendError, DeviceError
 from escnet_runtime.gpu import choose
 from escnet_runtime.images import ImageArray
-from escnet_runtime.manifest import Manifest
 from escnet_runtime.segmenter import ImageSource
 from tests.device.host_device import HostDevice
-from tests.gpu.made_up import MadeUpGraphs, OnHost
+from tests.gpu.conftest import NAMES, Lend, frames, opener_of
+from tests.gpu.made_up import MadeUpGraphs
 from tests.kernels.machines import HostMachine
-
-Lend = Callable[[ImageArray], DeviceArray]
-
-NAMES = ["sky", "tree", "grass", "road", "house", "car"]
-
-
-@pytest.fixture(scope="module")
-def bundle(tiny_bundle: Path, made_up: Manifest) -> Bundle:
-    """Of the made-up model; what is no graph is that of `tiny`."""
-    return Bundle(root=tiny_bundle, manifest=made_up)
-
-
-def opener_of(device: HostDevice) -> choose.Opener:
-    """Makes the made-up graphs."""
-    return lambda bundle, stream, chunk: MadeUpGraphs(bundle.manifest, stream, device)
-
-
-@pytest.fixture(scope="module")
-def device(host: HostMachine) -> HostDevice:
-    """A device that the tests of this module share."""
-    return HostDevice(host)
-
-
-@pytest.fixture(scope="module")
-def segmenter(bundle: Bundle, device: HostDevice) -> Iterator[Segmenter]:
-    """On the device, shared by the tests of this module."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(choose, "_opener", lambda name: opener_of(device))
-        made = Segmenter(bundle, "onnxruntime-cuda", device=device, cache=None)
-    with made:
-        yield made
-    assert not device.open
-
-
-@pytest.fixture(scope="module")
-def on_cpu(bundle: Bundle) -> Iterator[Segmenter]:
-    """The same model on the CPU."""
-    with Segmenter(bundle, OnHost(bundle.manifest), cache=None) as made:
-        yield made
-
-
-@pytest.fixture(scope="module")
-def vocabulary(segmenter: Segmenter) -> Vocabulary:
-    """Six categories; the text encoder runs on the device."""
-    return segmenter.vocabulary(NAMES)
-
-
-@pytest.fixture(scope="module")
-def picture() -> ImageArray:
-    """uint8 [12, 16, 3]."""
-    return np.random.Generator(np.random.PCG64(4)).integers(0, 256, (12, 16, 3), np.uint8)
-
 
 # Results
 
@@ -120,22 +67,28 @@ def test_sliding_windows_are_those_of_the_cpu(
     np.testing.assert_array_equal(segmenter(picture, vocabulary, window="sliding").labels, want)
 
 
+def test_sliding_windows_are_one_upload_also_in_a_stream(
+    segmenter: Segmenter, vocabulary: Vocabulary, picture: ImageArray, device: HostDevice
+) -> None:
+    pixels = list(frames(picture, 3, []))
+    want = [segmenter(one, vocabulary, window="sliding").labels for one in pixels]
+    device.log.clear()
+    stream = segmenter.stream(pixels, vocabulary, window="sliding")
+    got = [result.labels for result in stream]
+    np.testing.assert_array_equal(got, want)
+    assert len(device.calls("upload")) == len(device.calls("download")) == 3
+
+
 def test_memory_can_be_planned(segmenter: Segmenter, on_cpu: Segmenter) -> None:
     plan = segmenter.plan(6, (12, 16))
     assert plan.categories == 8
     assert "embedding" in plan.table()
+    assert "canvas" in segmenter.plan(6, (12, 16), window="sliding").table()
     with pytest.raises(InputError, match="planned on a GPU, this Segmenter has made up"):
         on_cpu.plan(6, (12, 16))
 
 
 # Streams
-
-
-def frames(picture: ImageArray, count: int, asked: list[int]) -> Iterator[ImageArray]:
-    """Pictures that differ; notes each that is asked for."""
-    for index in range(count):
-        asked.append(index)
-        yield np.roll(picture, 5 * index, axis=1)
 
 
 def test_a_stream_gives_results_in_order_and_asks_for_no_more_than_two(
@@ -214,21 +167,6 @@ def test_a_source_that_fails_ends_a_stream_with_its_own_error(
 
 
 # Arrays on the device
-
-
-@pytest.fixture
-def lend(device: HostDevice) -> Lend:
-    """Puts an image on the device."""
-
-    def make(pixels: ImageArray) -> DeviceArray:
-        memory = device.allocate(pixels.nbytes)
-        with device.stream() as stream, device.allocate_host(pixels.nbytes) as staging:
-            staging.array[:] = pixels.reshape(-1)
-            device.upload(memory.address, staging, pixels.nbytes, stream)
-            stream.synchronize()
-        return DeviceArray.of(device, memory, pixels.shape, np.uint8)
-
-    return make
 
 
 def test_an_array_on_the_device_is_not_uploaded(

@@ -10,7 +10,9 @@ import numpy.typing as npt
 import pytest
 
 from escnet_runtime.errors import BackendError, OutOfDeviceMemory
+from escnet_runtime.frames import Nv12Frame
 from escnet_runtime.gpu.pipeline import DevicePipeline
+from escnet_runtime.gpu.pixels import frame_pixels
 from escnet_runtime.gpu.tensorrt import EngineGraphs
 from escnet_runtime.images import ImageArray
 from escnet_runtime.libraries import open_bindings
@@ -75,6 +77,35 @@ def test_an_image_is_one_upload_one_graph_and_one_download(
     engines.rig.picture(image, words)
     names = [one.name for one in engines.device.log if one.name not in ("record", "wait")]
     assert names == ["upload", "launch", "graph", "copy", "download", "synchronize"]
+
+
+def test_windows_are_one_upload_one_graph_and_one_download_too(
+    engines: Engines, image: ImageArray, text: Floats
+) -> None:
+    words = text[:13]
+    want = engines.rig.expected_in_windows(image, words)
+    assert_same(engines.rig.picture(image, words, sliding=True), want)
+    engines.device.log.clear()
+    assert_same(engines.rig.picture(image, words, sliding=True), want)
+    names = [one.name for one in engines.device.log if one.name not in ("record", "wait")]
+    assert names == ["upload", "launch", "launch", "graph", "copy", "download", "synchronize"]
+
+
+def test_a_frame_in_nv12_is_one_upload_one_graph_and_one_download_too(
+    engines: Engines, text: Floats
+) -> None:
+    random = np.random.default_rng(1)
+    frame = Nv12Frame(
+        luma=random.integers(0, 256, (12, 10), np.uint8),
+        chroma=random.integers(0, 256, (6, 10), np.uint8),
+    )
+    pixels, words = frame_pixels(frame), text[:13]
+    engines.pipeline.finish(engines.pipeline.submit(pixels, words))
+    engines.device.log.clear()
+    picture = engines.pipeline.finish(engines.pipeline.submit(pixels, words))
+    assert_same(picture, engines.rig.expected(frame.rgb(), words))
+    names = [one.name for one in engines.device.log if one.name not in ("record", "wait")]
+    assert names == ["upload", "launch", "graph", "copy", "launch", "download", "synchronize"]
 
 
 def test_the_scratch_of_all_engines_is_one_place_of_the_arena(

@@ -16,6 +16,7 @@ from escnet_runtime.kernels import (
     Layout,
     PreprocessPlan,
     normalise_launch,
+    nv12_rgb_launch,
     preprocess_plan,
     resize_launch,
 )
@@ -193,6 +194,19 @@ def test_windows_are_those_of_the_cpu_path(
         assert_same(tensor, preprocess(crop, spec))
 
 
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (6, 8), (7, 9), (37, 90)])
+@pytest.mark.parametrize("range_", ["limited", "full"])
+def test_nv12_becomes_the_rgb_of_the_cpu_path(
+    machine: Machine, height: int, width: int, range_: Any
+) -> None:
+    encoding = YuvEncoding(matrix="bt709", range=range_)
+    image = frame(height, width, layout="nv12", gap=3, encoding=encoding)
+    buffers = Buffers(machine, image, preprocess_plan(spec_of(8), (height, width)))
+    rgb = Guarded(machine, np.full((height, width, 3), 77, np.uint8))
+    machine.launch(nv12_rgb_launch(buffers.image, rgb.address), seed=height)
+    np.testing.assert_array_equal(rgb.read(), image.rgb)
+
+
 def test_a_part_of_an_image_is_an_image(machine: Machine) -> None:
     """By its address and the pitch of the whole."""
     image = frame(40, 50, layout="bgra", gap=5)
@@ -282,6 +296,11 @@ def test_an_image_of_another_size_than_the_plan_is_refused() -> None:
     plan = preprocess_plan(spec_of(8), (5, 4))
     with pytest.raises(InputError, match="got an image of 4×5 pixels for a plan of 5×4"):
         resize_launch(plan, DeviceImage(**RGB), tables=0, scratch=0)
+
+
+def test_only_nv12_becomes_rgb() -> None:
+    with pytest.raises(InputError, match="got an image of layout 'rgb'; expected 'nv12'"):
+        nv12_rgb_launch(DeviceImage(**RGB), 0)
 
 
 @pytest.mark.parametrize("offset", [(-1, 0), (0, 5), (5, 0)])

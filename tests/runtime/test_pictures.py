@@ -7,8 +7,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from escnet_runtime import pictures
 from escnet_runtime.errors import ImageError, InputError
+from escnet_runtime.legend import legend_entries
 from escnet_runtime.palette import oklab, palette
 from escnet_runtime.pictures import (
     Labels,
@@ -175,11 +175,20 @@ def test_legend_stands_beside_the_picture(
 
 
 def test_rest_of_the_categories_is_summed_up() -> None:
-    labels = np.arange(100).reshape(10, 10).astype(np.uint8)
-    entries = pictures._entries(labels, [str(i) for i in range(100)], 30)
+    entries = legend_entries(np.full(100, 0.01), [str(i) for i in range(100)], 30)
     assert len(entries) == 31
     assert (entries[-1].name, entries[-1].share, entries[-1].colour) == ("70 more", "70.0 %", None)
     assert (entries[0].name, entries[0].share) == ("0", "1.0 %")
+
+
+def test_the_legend_lists_other_fractions_than_the_picture_s_own() -> None:
+    """Those of a whole video, of which this is a frame."""
+    labels = np.zeros((240, 320), np.uint8)
+    image = np.full((240, 320, 3), 90, np.uint8)
+    sheet = draw_overlay(image, labels, ("a", "b"), fractions=np.array([0.25, 0.75]))
+    panel = sheet.crop((320, 0, sheet.width, sheet.height))
+    colours = [colour for _, colour in panel.getcolors(1 << 24) or []]
+    assert all(tuple(colour.tolist()) in colours for colour in palette(2))
 
 
 @pytest.mark.parametrize("options", [{"alpha": -0.1}, {"alpha": 1.1}, {"largest": 0}])

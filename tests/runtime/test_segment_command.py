@@ -233,10 +233,12 @@ def test_peak_memory_is_this_processes_own(tiny_bundle: Path, photos: Path, tmp_
 def test_the_public_face() -> None:
     assert sorted(escnet_runtime.__all__) == escnet_runtime.__all__
     assert {name for name in escnet_runtime.__all__ if not name.endswith("Error")} == {
+        "Nv12Frame",
         "OutOfDeviceMemory",
         "Segmentation",
         "Segmenter",
         "Vocabulary",
+        "YuvEncoding",
         "__version__",
     }
     assert all(hasattr(escnet_runtime, name) for name in escnet_runtime.__all__)

@@ -1,8 +1,9 @@
 """escnet-verify: each way in which a bundle or a device can be wrong has a check that says so."""
 
 import importlib.metadata
+import importlib.util
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -10,14 +11,19 @@ from typing import Any, TypeVar
 import numpy as np
 import pytest
 
+from escnet_runtime import verify
 from escnet_runtime.backends.onnxruntime import OnnxRuntimeBackend
-from escnet_runtime.bundle import sha256_file
+from escnet_runtime.bundle import Bundle, sha256_file
 from escnet_runtime.commands.verify import main
 from escnet_runtime.engines import Engine, EngineRecord, Fingerprint, fingerprint_here
 from escnet_runtime.errors import BackendError, BundleError
+from escnet_runtime.gpu import choose
 from escnet_runtime.manifest import FileRef, Manifest
 from escnet_runtime.nvidia import Gpu
 from escnet_runtime.verify import Check, verify_bundle
+from tests.device.host_device import HostDevice
+from tests.gpu.host_graphs import host_opener
+from tests.kernels.machines import HostMachine
 
 Captured = pytest.CaptureFixture[str]
 _Ref = TypeVar("_Ref", bound=FileRef)
@@ -354,24 +360,146 @@ def add_engines(root: Path, **fingerprint: Any) -> None:
 def on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """A device with an sm_86 and TensorRT-RTX 1.7.1.116."""
     gpu = Gpu(target="sm_86", driver="13.0")
-    for module in ("engines", "verify"):
+    pretend(monkeypatch, gpu, "1.7.1.116")
+
+
+def pretend(monkeypatch: pytest.MonkeyPatch, gpu: Gpu | None, version: str | None) -> None:
+    """A device with this GPU and this version of TensorRT-RTX."""
+    for module in ("engines", "verify", "backends_here"):
         monkeypatch.setattr(f"escnet_runtime.{module}.find_gpu", lambda: gpu)
-    monkeypatch.setattr("escnet_runtime.engines.installed_version", lambda _: "1.7.1.116")
+        if module != "engines":
+            monkeypatch.setattr(
+                f"escnet_runtime.{module}.installed_version",
+                lambda name: version if name == "tensorrt-rtx" else None,
+            )
+    monkeypatch.setattr("escnet_runtime.engines.installed_version", lambda _: version)
 
 
-def test_engines_that_fit_are_said_to_be_there_and_not_run(
-    bundle_copy: Path, on_a_gpu: None, capsys: Captured
+@pytest.fixture
+def tried(monkeypatch: pytest.MonkeyPatch) -> dict[str, bool]:
+    """No graph runs: backends only say whether they compute what they should.
+
+    Maps each that was run to that; "wrong" in it makes engines compute something else.
+    """
+    seen: dict[str, bool] = {}
+
+    def stand_in(bundle: Bundle, name: str, *, shared: bool = True) -> Iterator[Check]:
+        assert shared == (not seen.keys() - {"wrong", name})
+        seen[name] = name == "onnxruntime" or "wrong" not in seen
+        yield Check(name="backend", passed=True, detail=f"The graphs run on {name}.")
+        detail, reason = "Differs by 3 %.", "the graph 'decoder' does not compute what it should"
+        yield Check(
+            name="decoder", passed=seen[name], detail=detail, reason=reason, advice="Beware."
+        )
+
+    monkeypatch.setattr(verify, "_backend_checks", stand_in)
+    return seen
+
+
+def test_engines_that_fit_are_run(
+    bundle_copy: Path, on_a_gpu: None, tried: dict[str, bool], capsys: Captured
 ) -> None:
     add_engines(bundle_copy)
     assert main([str(bundle_copy), "--json"]) == 0
     said = json.loads(capsys.readouterr().out)
-    words = "present, not run: name its backend with --backend to run it"
-    assert said["backends"] == [
-        {"name": "onnxruntime", "state": "passed", "detail": said["backends"][0]["detail"]},
-        {"name": "tensorrt-rtx", "state": "not run", "detail": words},
-    ]
+    assert tried == {"onnxruntime": True, "tensorrt-rtx": True}
+    states = {state["name"]: state for state in said["backends"]}
+    assert {name: state["state"] for name, state in states.items()} == {
+        "onnxruntime": "passed",
+        "tensorrt-rtx": "passed",
+        "onnxruntime-cuda": "not run",
+        "tensorrt": "not run",
+    }
+    assert "has no CUDAExecutionProvider" in states["onnxruntime-cuda"]["detail"]
+    assert "escnet-runtime[tensorrt]" in states["tensorrt"]["detail"]
+    assert "on onnxruntime and on tensorrt-rtx it computes" in said["verdict"]["why"]
     assert [(e["folder"], e["state"]) for e in said["engines"]] == [(FOLDER, "fits")]
-    assert words in said["checks"][-1]["detail"]
+    names = [check["name"] for check in said["checks"]]
+    assert names[-3:] == ["tensorrt-rtx: backend", "tensorrt-rtx: decoder", FOLDER]
+
+
+def test_engines_that_compute_something_else_fail_and_the_others_are_named(
+    bundle_copy: Path, on_a_gpu: None, tried: dict[str, bool]
+) -> None:
+    add_engines(bundle_copy)
+    tried["wrong"] = True
+    report = verify_bundle(bundle_copy)
+    assert [check.name for check in report.checks if not check.passed] == ["tensorrt-rtx: decoder"]
+    assert "with tensorrt-rtx, the graph 'decoder' does not compute" in report.verdict.sentence
+    assert report.verdict.advice == "Beware. With onnxruntime it is fine."
+
+
+def test_a_backend_by_name_is_the_only_one(
+    bundle_copy: Path, on_a_gpu: None, tried: dict[str, bool]
+) -> None:
+    add_engines(bundle_copy)
+    report = verify_bundle(bundle_copy, "onnxruntime")
+    assert [*tried] == ["onnxruntime"]
+    assert [state.name for state in report.backends] == ["onnxruntime"]
+
+
+def test_a_gpu_without_engines_names_the_command_that_builds_them(
+    bundle_copy: Path, on_a_gpu: None, tried: dict[str, bool]
+) -> None:
+    report = verify_bundle(bundle_copy)
+    assert report.passed
+    assert [*tried] == ["onnxruntime"]
+    states = {state.name: state for state in report.backends}
+    assert states["tensorrt-rtx"].detail == (
+        "the bundle has no engines for it; build them: "
+        f"escnet-build {bundle_copy} --backend tensorrt-rtx"
+    )
+
+
+def test_a_device_that_has_engines_alone_needs_no_onnx_runtime(
+    bundle_copy: Path,
+    on_a_gpu: None,
+    tried: dict[str, bool],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        "escnet_runtime.backends_here.importlib.util.find_spec",
+        lambda name: None if name == "onnxruntime" else find(name),
+    )
+    add_engines(bundle_copy)
+    report = verify_bundle(bundle_copy)
+    assert report.passed
+    assert tried == {"tensorrt-rtx": True}
+    states = {state.name: state.detail for state in report.backends if state.state == "not run"}
+    assert "is not installed" in states["onnxruntime"]
+    assert "library" not in [check.name for check in report.checks]
+
+
+def test_what_is_not_here_is_said_a_line_for_each_reason(
+    bundle_copy: Path, no_gpu: None, tried: dict[str, bool], capsys: Captured
+) -> None:
+    assert main([str(bundle_copy)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [" ".join(line.split()) for line in lines if line.startswith("Not checked")] == [
+        "Not checked: onnxruntime-cuda, tensorrt, tensorrt-rtx: there is no NVIDIA GPU with a "
+        "driver."
+    ]
+
+
+@pytest.mark.slow
+def test_a_backend_on_a_device_is_run_stage_by_stage_and_as_a_whole(
+    bundle_copy: Path, on_a_gpu: None, host: HostMachine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ONNX Runtime on a device on the CPU, with the shipped kernels, in place of engines."""
+    device = HostDevice(host)
+    monkeypatch.setattr(choose, "_opener", lambda name: host_opener(device))
+    monkeypatch.setattr(choose, "open_device", lambda: device)
+    add_engines(bundle_copy)
+    checks = checks_of(bundle_copy)
+    assert not failed(checks)
+    own = [name.partition(": ")[2] for name in checks if name.startswith("tensorrt-rtx: ")]
+    assert own[:2] == ["backend", "text_encoder"]
+    assert own[-3:] == ["prompts", "labels", "whole_image"]
+    assert "esc3_text" in own
+    agreement = checks["tensorrt-rtx: whole_image"].detail.split("device, ")[1].split("%")[0]
+    assert float(agreement) >= 99.9
+    assert not device.open
 
 
 @pytest.mark.parametrize(
@@ -383,6 +511,7 @@ def test_engines_that_fit_are_said_to_be_there_and_not_run(
         ({"driver": "13.9"}, "driver is CUDA 13.9, here it is the older CUDA 13.0"),
     ],
 )
+@pytest.mark.usefixtures("tried")
 def test_engines_for_something_else_are_refused_on_a_gpu(
     bundle_copy: Path, change: dict[str, Any], difference: str, on_a_gpu: None
 ) -> None:
@@ -398,12 +527,11 @@ def test_engines_for_something_else_are_refused_on_a_gpu(
     assert verify_bundle(bundle_copy, "onnxruntime").passed
 
 
+@pytest.mark.usefixtures("tried")
 def test_without_a_gpu_engines_are_a_note(
     bundle_copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in ("engines", "verify"):
-        monkeypatch.setattr(f"escnet_runtime.{module}.find_gpu", lambda: None)
-    monkeypatch.setattr("escnet_runtime.engines.installed_version", lambda _: None)
+    pretend(monkeypatch, None, None)
     add_engines(bundle_copy)
     report = verify_bundle(bundle_copy)
     assert report.passed
@@ -416,9 +544,7 @@ def test_without_a_gpu_engines_are_a_note(
 @pytest.fixture
 def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """A device without a GPU, with TensorRT-RTX 1.7.1.116."""
-    for module in ("engines", "verify"):
-        monkeypatch.setattr(f"escnet_runtime.{module}.find_gpu", lambda: None)
-    monkeypatch.setattr("escnet_runtime.engines.installed_version", lambda _: "1.7.1.116")
+    pretend(monkeypatch, None, "1.7.1.116")
 
 
 def of_another_graph(root: Path) -> None:
@@ -445,6 +571,7 @@ def of_fewer_categories(root: Path) -> None:
         ({}, of_fewer_categories, "profiles of 'decoder' end at 8 categories"),
     ],
 )
+@pytest.mark.usefixtures("tried")
 def test_what_no_gpu_would_mend_is_refused_without_one(
     bundle_copy: Path,
     fingerprint: dict[str, Any],
@@ -463,6 +590,7 @@ def test_what_no_gpu_would_mend_is_refused_without_one(
     assert verify_bundle(bundle_copy, "onnxruntime").passed
 
 
+@pytest.mark.usefixtures("tried")
 def test_engines_of_another_system_are_a_note_without_a_gpu(
     bundle_copy: Path, no_gpu: None
 ) -> None:
@@ -473,6 +601,7 @@ def test_engines_of_another_system_are_a_note_without_a_gpu(
     assert any("os is linux-other" in note for note in report.verdict.notes)
 
 
+@pytest.mark.usefixtures("tried")
 def test_a_folder_that_lost_its_record_is_damaged(bundle_copy: Path, no_gpu: None) -> None:
     add_engines(bundle_copy)
     (bundle_copy / FOLDER / "engine.json").unlink()
@@ -482,6 +611,7 @@ def test_a_folder_that_lost_its_record_is_damaged(bundle_copy: Path, no_gpu: Non
 
 
 @pytest.mark.parametrize("damage", ["flip", "truncate", "remove", "record", "path"])
+@pytest.mark.usefixtures("tried")
 def test_damaged_engines_are_refused_everywhere(bundle_copy: Path, damage: str) -> None:
     add_engines(bundle_copy)
     engine, record = (bundle_copy / FOLDER / name for name in ("decoder.engine", "engine.json"))
@@ -505,11 +635,24 @@ def test_damaged_engines_are_refused_everywhere(bundle_copy: Path, damage: str) 
 
 
 def test_the_engines_of_another_device_beside_those_of_this_one_do_no_harm(
-    bundle_copy: Path, on_a_gpu: None
+    bundle_copy: Path, on_a_gpu: None, tried: dict[str, bool]
 ) -> None:
     add_engines(bundle_copy, targets=("sm_120",))
     (bundle_copy / FOLDER).rename(bundle_copy / "engines/tensorrt-rtx-sm_120")
     add_engines(bundle_copy)
     report = verify_bundle(bundle_copy)
     assert report.passed
+    assert tried == {"onnxruntime": True, "tensorrt-rtx": True}
     assert {folder.state for folder in report.engines} == {"fits", "misfit"}
+
+
+@pytest.mark.usefixtures("tried")
+def test_engines_for_something_else_are_a_note_without_their_library(
+    bundle_copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A GPU on which another backend is used."""
+    pretend(monkeypatch, Gpu(target="sm_86", driver="13.0"), None)
+    add_engines(bundle_copy, targets=("sm_120",))
+    report = verify_bundle(bundle_copy)
+    assert report.passed
+    assert any("tensorrt-rtx is not installed here" in note for note in report.verdict.notes)

@@ -5,13 +5,15 @@ from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 
+from escnet_runtime import Nv12Frame, YuvEncoding
 from escnet_runtime.commands.segment import main
 from escnet_runtime.errors import ImageError, InputError
 from escnet_runtime.images import ImageArray, load_image
-from escnet_runtime.video import VideoReader, VideoWriter
+from escnet_runtime.video import VideoReader, VideoWriter, _encoding, _nv12_frame
 
 
 def frame(index: int, height: int = 48, width: int = 64) -> ImageArray:
@@ -40,6 +42,62 @@ def test_what_is_written_is_read(video: Path) -> None:
     for index, pixels in enumerate(read):
         assert pixels.shape == (48, 64, 3)
         assert np.abs(pixels.astype(int) - frame(index)).mean() < 12  # it is lossy
+
+
+@pytest.mark.parametrize(
+    ("form", "space", "side", "matrix", "range_"),
+    [
+        ("yuv420p", 1, 1, "bt709", "limited"),
+        ("yuv420p", 2, 0, "bt601", "limited"),
+        ("yuv420p", 6, 2, "bt601", "full"),
+        ("yuvj420p", 5, 0, "bt601", "full"),
+        ("nv12", 1, 1, "bt709", "limited"),
+    ],
+)
+@pytest.mark.parametrize(("height", "width"), [(48, 64), (49, 65)])
+def test_frames_of_four_two_zero_become_nv12_without_a_change(
+    form: str, space: int, side: int, matrix: str, range_: str, height: int, width: int
+) -> None:
+    """Also full range, which FFmpeg's own conversion to NV12 would make limited."""
+    decoded = av.VideoFrame(width, height, form)
+    decoded.colorspace, decoded.color_range = space, side
+    random = np.random.default_rng(3)
+    for plane in decoded.planes:
+        plane.update(random.integers(0, 256, plane.buffer_size, np.uint8).tobytes())
+    encoding = _encoding(decoded)
+    assert encoding == YuvEncoding(matrix=matrix, range=range_)  # type: ignore[arg-type]
+    made = _nv12_frame(decoded, encoding)
+    assert made.size == (height, width)
+    luma, *chroma = (
+        np.frombuffer(memoryview(plane), np.uint8).reshape(-1, plane.line_size)
+        for plane in decoded.planes
+    )
+    np.testing.assert_array_equal(made.luma, luma[:height, :width])
+    pairs = made.chroma.reshape(len(made.chroma), -1, 2)
+    half, wide = -(-height // 2), -(-width // 2)
+    assert pairs.shape == (half, wide, 2)
+    want = chroma if len(chroma) == 2 else [chroma[0][:, 0::2], chroma[0][:, 1::2]]
+    for channel in range(2):
+        np.testing.assert_array_equal(pairs[:, :, channel], want[channel][:half, :wide])
+
+
+@pytest.mark.parametrize(("form", "space"), [("yuv420p", 9), ("yuv444p", 1), ("rgb24", 2)])
+def test_other_frames_stay_rgb(form: str, space: int) -> None:
+    decoded = av.VideoFrame(64, 48, form)
+    decoded.colorspace = space
+    assert _encoding(decoded) is None
+
+
+def test_a_video_as_nv12_has_the_colours_that_it_has_as_rgb(video: Path) -> None:
+    with VideoReader(str(video)) as reader:
+        plain = list(reader)
+    with VideoReader(str(video)) as reader:
+        frames = list(reader.nv12())
+    assert len(frames) == 5
+    for one, other in zip(frames, plain, strict=True):
+        assert isinstance(one, Nv12Frame)
+        # FFmpeg's tables are off by a level or two.
+        assert np.abs(one.rgb().astype(int) - other).max() <= 3
 
 
 def test_odd_sides_lose_a_row_and_a_column(tmp_path: Path) -> None:
@@ -81,9 +139,23 @@ def test_a_video_is_segmented(
     assert entry["frames_per_second"] > 0
     assert sum(entry["area"].values()) == pytest.approx(1)
     with VideoReader(entry["overlay"]) as reader:
-        assert len(list(reader)) == 3
+        frames = list(reader)
         assert reader.rate == 10
+    assert len(frames) == 3
+    assert frames[0].shape[0] == 240  # enlarged, for the legend's sake
+    assert frames[0].shape[1] > 320
     assert load_image(entry["legend"]).shape[2] == 3
+
+
+def test_without_a_legend_a_video_keeps_its_size(
+    tiny_bundle: Path, video: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--classes", "sky, car", "--output", str(tmp_path / "out"), "--no-legend", "--json"]
+    assert main([str(tiny_bundle), str(video), *words, "--frames", "1"]) == 0
+    [entry] = json.loads(capsys.readouterr().out)["videos"]
+    with VideoReader(entry["overlay"]) as reader:
+        [frame_] = reader
+    assert frame_.shape == (48, 64, 3)
 
 
 def test_an_error_in_the_middle_leaves_the_overlay_that_was_there(
@@ -128,7 +200,6 @@ def test_a_bad_video_does_not_stop_the_others(
     ("options", "message"),
     [
         (["--frames", "0"], "--frames is 0"),
-        (["--window", "sliding"], "for images"),
         (["same/bar.MP4"], "two videos are called bar"),
     ],
 )

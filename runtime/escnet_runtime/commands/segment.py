@@ -36,8 +36,10 @@ Each image gives STEM_labels.png, a palette PNG (16-bit grey above 256 categorie
 the categories, and STEM_overlay.png, the image under colours with a legend. An image that cannot be
 read does not stop the others; the exit code is then 1.
 
-A video file or a camera ("camera:0") gives STEM_overlay.mp4, every frame under its colours, and
-STEM_legend.png; it needs escnet-runtime[video]. Ctrl-C ends a camera and keeps what is written.
+A video file or a camera ("camera:0") gives STEM_overlay.mp4, every frame under its colours beside a
+legend (categories keep their line; those not in the picture are pale), and STEM_legend.png, the
+categories of the whole video; it needs escnet-runtime[video]. Ctrl-C ends a camera and keeps what
+is written.
 """
 
 
@@ -93,6 +95,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--frames", metavar="N", type=int, help="stop a video or a camera after so many frames")
     add("--no-overlay", action="store_true", help="write the label maps alone")
+    add("--no-legend", action="store_true", help="write videos at their own size, without legend")
     add("--no-cache", action="store_true", help="neither read nor write the cache of embeddings")
     return parser
 

@@ -24,6 +24,7 @@ from ..vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from ..video import VideoWriter
+    from ..video_legend import VideoOverlay
 
 __all__ = ["VIDEO_SUFFIXES", "is_video", "require_videos", "segment_video", "video_line"]
 
@@ -51,8 +52,6 @@ def require_videos(videos: Sequence[str], arguments: argparse.Namespace) -> None
         )
     if arguments.frames is not None and arguments.frames < 1:
         raise InputError(f"--frames is {arguments.frames}, expected at least 1")
-    if arguments.window != "none":
-        raise InputError("--window sliding is for images; leave it out for videos")
     stems = Counter(_stem(name).casefold() for name in videos)
     twice = [stem for stem, count in stems.items() if count > 1]
     if twice:
@@ -72,14 +71,15 @@ def segment_video(
         segmenter: what segments.
         vocabulary: the categories.
         name: a file or "camera:N".
-        arguments: of the command: ``output``, ``frames``, ``no_overlay``.
+        arguments: of the command: ``output``, ``frames``, ``no_overlay``, ``no_legend``,
+            ``window``.
         console: shows the frames a second.
     """
     stem = _stem(name)
     overlay = None if arguments.no_overlay else arguments.output / f"{stem}_overlay.mp4"
     legend = arguments.output / f"{stem}_legend.png"
     try:
-        entry = _run(segmenter, vocabulary, name, overlay, arguments.frames, console)
+        entry = _run(segmenter, vocabulary, name, overlay, arguments, console)
         if overlay is not None:
             save_picture(entry.pop("legend"), legend)
             entry |= {"overlay": str(overlay), "legend": str(legend)}
@@ -107,36 +107,49 @@ def _run(
     vocabulary: Vocabulary,
     name: str,
     overlay: Path | None,
-    most: int | None,
+    arguments: argparse.Namespace,
     console: Console,
 ) -> dict[str, Any]:
     from ..video import VideoReader, VideoWriter
+    from ..video_legend import VideoOverlay
 
     seen = _Seen(vocabulary)
     with ExitStack() as owned:
         reader = owned.enter_context(VideoReader(name))
         if overlay is not None and Path(name).resolve() == overlay.resolve():
             raise InputError(f"{name} would be written over by its own overlay; use --output")
-        writer = None
+        writer = drawn = None
         if overlay is not None:
             place = owned.enter_context(atomic_file(overlay))  # half a video is none
             writer = owned.enter_context(VideoWriter(place, reader.rate))
+            if not arguments.no_legend:
+                drawn = VideoOverlay(vocabulary.names, float(reader.rate), note=segmenter.note)
+        most: int | None = arguments.frames
         total = most or reader.frames
         advance = owned.enter_context(console.progress(Path(name).name, total))
-        results = segmenter.stream(itertools.islice(reader, most), vocabulary)
+        # A GPU converts colours itself.
+        frames = iter(reader) if segmenter.device_pipeline is None else reader.nv12()
+        shown = itertools.islice(frames, most)
+        results = segmenter.stream(shown, vocabulary, window=arguments.window)
         # A camera has no end but this one.
         with suppress(KeyboardInterrupt), closing(results):
             for result in seen.counted(results):
-                _write(writer, result)
+                _write(writer, drawn, result)
                 advance(f"{seen.rate:.1f} frames a second")
         if seen.last is None:
             raise InputError(f"{name} has no frame")
     return {"path": name, **seen.entry(legend=overlay is not None)}
 
 
-def _write(writer: "VideoWriter | None", result: Segmentation) -> None:
-    if writer is not None:
+def _write(
+    writer: "VideoWriter | None", drawn: "VideoOverlay | None", result: Segmentation
+) -> None:
+    if writer is None:
+        return
+    if drawn is None:
         writer.write(np.asarray(result.overlay(legend=False)))
+    else:
+        writer.write(drawn.draw(result))
 
 
 class _Seen:
@@ -186,10 +199,14 @@ class _Seen:
         return found
 
     def _legend(self) -> Any:
-        """The last frame with its legend: a category has the same colour in all frames."""
+        """The last frame beside the categories of the whole video, the largest first."""
         assert self.last is not None
         return draw_overlay(
-            self.last.image, self.last.labels, self._names, largest=30, note=self.last.note
+            self.last.image,
+            self.last.labels,
+            self._names,
+            note=self.last.note,
+            fractions=self._pixels / self._pixels.sum(),
         )
 
 

@@ -119,6 +119,8 @@ def _show(report: VerifyReport, console: Console) -> None:
     console.print(Text(printable(verdict.why)))
     for note in verdict.notes:
         console.print(Text(printable(f"Note: {note}"), "yellow"))
+    for line in _unchecked(report):
+        console.print(Text(printable(line), "dim"))
     console.print("")
     table = Table.grid(padding=(0, 2))
     for check in report.checks:
@@ -126,6 +128,15 @@ def _show(report: VerifyReport, console: Console) -> None:
         mark = Text("note", "yellow") if check.note else mark
         table.add_row(mark, Text(printable(check.name)), Text(printable(check.detail)))
     console.print(table)
+
+
+def _unchecked(report: VerifyReport) -> list[str]:
+    """Backends that have not run, a line for each reason."""
+    reasons: dict[str, list[str]] = {}
+    for state in report.backends:
+        if state.state == "not run":
+            reasons.setdefault(state.detail, []).append(state.name)
+    return [f"Not checked: {', '.join(names)}: {reason}." for reason, names in reasons.items()]
 
 
 # --- Layers --------------------------------------------------------------------------------------

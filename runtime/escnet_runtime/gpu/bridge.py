@@ -1,7 +1,7 @@
 """Graphs on a device for a pipeline that keeps its tensors on the host.
 
 The pipeline on the CPU runs over it where every stage is looked at (``escnet-verify``, observers),
-for the crops of a sliding window, and for texts. Each graph is one upload, one run, one download.
+and for texts. Each graph is one upload, one run, one download.
 """
 
 from collections.abc import Mapping

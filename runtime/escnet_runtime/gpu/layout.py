@@ -17,6 +17,7 @@ from ..kernels import preprocess_plan
 from ..manifest import DType, Manifest, TensorSpec
 from ..order import PROMPTS, READS, SUMS, WRITES, Step, image_steps, refined
 from ..vocabulary import MAX_CATEGORIES
+from ..windows import WindowPlan, plan_windows
 
 __all__ = [
     "ITEM_BYTES",
@@ -27,6 +28,7 @@ __all__ = [
     "View",
     "bucket_of",
     "make_layout",
+    "window_plan",
 ]
 
 ITEM_BYTES: Final[dict[DType, int]] = {
@@ -95,8 +97,8 @@ class Call:
     """A step with the places that it reads and writes, by the names of the graph's ports.
 
     The sums of a graph have a second place, under the name that they go by when all chunks are
-    added up; the decoder's logits have "best", "total" and the picture beside them. ``where`` are
-    the rows of the bucket that it works on.
+    added up; the decoder's logits have "best", "total" and the picture beside them, or with windows
+    its part of the canvas. ``where`` are the rows of the bucket that it works on.
     """
 
     step: Step
@@ -109,13 +111,20 @@ class Call:
 class Layout:
     """All calls of an image and the arena they share.
 
+    With sliding windows the calls are those of one crop: all crops run the same ones, one after the
+    other, and only the canvas is kept from one to the next. It holds the logits of all categories
+    as float32, as on the CPU: the categories of a crop have to be computed together, so nothing
+    smaller can wait for the next crop (each category's embedding is larger than its canvas).
+
     Attributes:
         bucket: rows of categories, the real ones and padding.
         chunk: the most of them that a graph is given at once.
         size: height and width of the image in pixels.
         label_bytes: of a label.
         bytes: of the arena.
-        fixed: what stays in place between images: "active", "text", "picture".
+        fixed: what stays in place between images: "active", "text", "picture". With windows also
+            "canvas", "resized" and "resized_whole".
+        windows: where the sliding windows lie; None if the image is looked at once.
     """
 
     bucket: int
@@ -126,6 +135,7 @@ class Layout:
     calls: tuple[Call, ...]
     values: tuple[Value, ...]
     fixed: Mapping[str, View]
+    windows: WindowPlan | None = None
 
     @property
     def picture_bytes(self) -> int:
@@ -140,7 +150,13 @@ def picture_offsets(pixels: int, label_bytes: int) -> tuple[int, int]:
 
 
 def make_layout(
-    manifest: Manifest, categories: int, size: tuple[int, int], chunk: int, *, scratch: int = 0
+    manifest: Manifest,
+    categories: int,
+    size: tuple[int, int],
+    chunk: int,
+    *,
+    scratch: int = 0,
+    sliding: bool = False,
 ) -> Layout:
     """Plan for up to ``bucket_of(categories)`` categories and images of ``size`` pixels.
 
@@ -150,9 +166,10 @@ def make_layout(
         size: height and width.
         chunk: categories at a time, rounded up to whole groups.
         scratch: bytes that every graph may use while it runs, beside its tensors.
+        sliding: with sliding windows.
 
     Raises:
-        InputError: a number is out of range.
+        InputError: a number is out of range, or the model's sizes allow no windows.
     """
     if not 1 <= categories < _MOST_CATEGORIES or min(size) < 1 or chunk < 1:
         raise InputError(
@@ -161,7 +178,8 @@ def make_layout(
             "sizes of at least 1"
         )
     bucket = bucket_of(categories)
-    planner = _Planner(manifest, bucket, size, chunk)
+    windows = window_plan(manifest) if sliding else None
+    planner = _Planner(manifest, bucket, size, chunk, windows)
     planner.fixed(scratch)
     planner.walk()
     values = tuple(planner.values)
@@ -178,7 +196,13 @@ def make_layout(
         calls=tuple(planner.calls),
         values=values,
         fixed=planner.places,
+        windows=windows,
     )
+
+
+def window_plan(manifest: Manifest) -> WindowPlan:
+    """Of the sliding windows of a model; raises InputError if its sizes allow none."""
+    return plan_windows(manifest.constants.preprocessing.size, manifest.model.logits[0])
 
 
 @dataclass(slots=True)
@@ -189,6 +213,7 @@ class _Planner:
     bucket: int
     size: tuple[int, int]
     most: int
+    windows: WindowPlan | None
     chunks: list[slice] = field(init=False)
     label_bytes: int = field(init=False)
     values: list[Value] = field(default_factory=list)
@@ -216,6 +241,12 @@ class _Planner:
         self._fix("picture", "uint8", (picture,), "pixels")
         if scratch:
             self._fix("scratch", "uint8", (scratch,), "chunk")
+        if self.windows is not None:
+            side = self.windows.canvas_cells
+            self._fix("canvas", "float32", (self.bucket, side, side), "categories")
+            # All windows are cut from the first one, so it is made once and stays.
+            for name, canvas in (("resized", self.windows.canvas_pixels), ("resized_whole", None)):
+                self._fix(name, "uint8", (self._between(canvas),), "pixels")
 
     def walk(self) -> None:
         """Go through all steps of an image."""
@@ -227,6 +258,8 @@ class _Planner:
                 self._prompts(time, step)
             else:
                 self._graph(time, step)
+        if self.windows is not None:  # the canvas becomes the picture
+            self._picture(self.end)
 
     def _weights(self) -> None:
         rows = -(-self.bucket // self._group)
@@ -236,10 +269,15 @@ class _Planner:
     def _front(self, time: int) -> None:
         """What is made of the pixels before the encoder."""
         spec = self.manifest.constants.preprocessing
-        between = preprocess_plan(spec, self.size).scratch_bytes
-        self._value("resized", "uint8", (between,), "pixels", time)
+        if self.windows is None:
+            self._value("resized", "uint8", (self._between(None),), "pixels", time)
         shape = (1, 3, spec.size, spec.size)
         self.shared["image"] = self._value("image", "float32", shape, "nothing", time)
+
+    def _between(self, canvas: int | None) -> int:
+        """Bytes of an image of which one axis has been resized."""
+        spec = self.manifest.constants.preprocessing
+        return preprocess_plan(spec, self.size, canvas=canvas).scratch_bytes
 
     def _prompts(self, time: int, step: Step) -> None:
         """All categories at once."""
@@ -273,7 +311,7 @@ class _Planner:
             if name in SUMS:
                 writes[SUMS[name]] = self._sum(outputs[name], time, step)
         if step.kind == "decoder":
-            writes |= self._picture(time)
+            writes |= self._joined(time, where)
         self.calls.append(Call(step, where, reads, writes))
 
     def _write(self, spec: TensorSpec, time: int, step: Step) -> View:
@@ -309,6 +347,12 @@ class _Planner:
         value = self.shared[name]
         value.last = max(value.last, time)
         return _all(value)
+
+    def _joined(self, time: int, where: slice) -> dict[str, View]:
+        """What becomes of logits."""
+        if self.windows is None:
+            return self._picture(time)
+        return {"canvas": _rows(self.places["canvas"].value, where)}
 
     def _picture(self, time: int) -> dict[str, View]:
         """What up-sampling keeps of each pixel between chunks, and what it gives."""

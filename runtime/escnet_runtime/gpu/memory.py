@@ -28,6 +28,7 @@ class MemoryPlan:
         categories: the bucket: up to so many categories need no more.
         chunk: the most of them that a graph is given at once.
         size: height and width of the images in pixels.
+        sliding: whether it is for sliding windows.
         rows: the tensors; those that never live at the same time share memory.
         arena_bytes: all tensors of an image.
         slot_bytes: images and pictures on their way, beside the arena.
@@ -39,6 +40,7 @@ class MemoryPlan:
     categories: int
     chunk: int
     size: tuple[int, int]
+    sliding: bool
     rows: tuple[MemoryRow, ...]
     arena_bytes: int
     slot_bytes: int
@@ -57,7 +59,7 @@ class MemoryPlan:
         graphs = "graphs, measured" if self.measured else "graphs, as far as is known"
         lines = [
             f"up to {self.categories} categories in chunks of {self.chunk}, images of "
-            f"{height}×{width}",
+            f"{height}×{width}{', in sliding windows' if self.sliding else ''}",
             _line("tensor", "type and shape", "at once", "MB", "grows with"),
             *(
                 _line(row.name, f"{row.dtype} {list(row.shape)}", str(row.count), row.bytes, grows)
@@ -84,6 +86,7 @@ def memory_plan(
         categories=layout.bucket,
         chunk=layout.chunk,
         size=layout.size,
+        sliding=layout.windows is not None,
         rows=tuple(sorted(rows, key=lambda row: -row.bytes)),
         arena_bytes=layout.bytes,
         slot_bytes=slot_bytes,

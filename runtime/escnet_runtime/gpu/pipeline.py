@@ -5,23 +5,24 @@ import logging
 from collections import OrderedDict
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
-from ..device.arrays import DeviceArray, device_array
 from ..device.base import Device, DeviceMemory, Graph, HostMemory
-from ..errors import DeviceError, EscNetError, ImageError, OutOfDeviceMemory
+from ..errors import DeviceError, EscNetError, OutOfDeviceMemory
 from ..groups import whole_groups
 from ..images import ImageArray
-from ..kernels import KERNELS, DeviceImage, preprocess_plan
+from ..kernels import KERNELS, DeviceImage, PreprocessPlan, nv12_rgb_launch, preprocess_plan
 from ..manifest import Manifest
 from ..order import image_steps
 from .backend import DeviceBackend
 from .layout import Layout, bucket_of, make_layout, picture_offsets
 from .memory import MemoryPlan, memory_plan
-from .program import Program
+from .pixels import Pixels, pixels_of, taken_pixels
+from .program import Program, Scaling
 from .slots import Slot, SlotPool
 
 __all__ = ["IN_FLIGHT", "DevicePipeline", "InFlight", "Picture"]
@@ -40,7 +41,7 @@ _Floats = npt.NDArray[np.float32]
 class Picture:
     """Rows of the text embeddings [H,W], uint8 or uint16, and their confidence, float16 [H,W].
 
-    ``image`` is uint8 [H,W,3] where the pixels came from the device; else None.
+    ``image`` is uint8 [H,W,3] where the pixels came from the device, or as NV12; else None.
     """
 
     labels: npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
@@ -61,6 +62,12 @@ class _Ready:
     def layout(self) -> Layout:
         return self.program.layout
 
+    @property
+    def crops(self) -> int:
+        """How often each graph runs for an image."""
+        windows = self.layout.windows
+        return 1 if windows is None else len(windows.pixel_offsets) + 1
+
     def close(self) -> None:
         if self.graph is not None:
             self.graph.close()
@@ -73,7 +80,7 @@ class InFlight:
 
     slot: Slot
     layout: Layout
-    array: DeviceArray | None = None
+    pixels: Pixels
 
 
 class DevicePipeline:
@@ -102,7 +109,7 @@ class DevicePipeline:
         self._downloads = self._owned.enter_context(device.stream())
         self._slots = self._owned.enter_context(SlotPool(device))
         self._arena: DeviceMemory | None = None
-        self._programs: OrderedDict[tuple[int, tuple[int, int]], _Ready] = OrderedDict()
+        self._programs: OrderedDict[tuple[int, tuple[int, int], bool], _Ready] = OrderedDict()
         # The embeddings that lie in the arena, and the bucket that they are padded to.
         self._text: tuple[_Floats, int] | None = None
         self._staging: HostMemory | None = None
@@ -117,46 +124,52 @@ class DevicePipeline:
         """What runs the graphs."""
         return self._backend
 
-    def submit(self, pixels: ImageArray | DeviceArray, text: _Floats) -> InFlight:
+    def submit(
+        self,
+        pixels: ImageArray | Pixels,
+        text: _Floats,
+        *,
+        sliding: bool = False,
+    ) -> InFlight:
         """Enqueue one image and return at once.
 
         Args:
-            pixels: uint8 [H,W,3]; not looked at afterwards. Or :meth:`taken` from the device, also
-                [H,W,4]: nothing is uploaded then, and the image is downloaded with its picture.
+            pixels: uint8 [H,W,3]; not looked at afterwards. Or NV12 on the host
+                (:func:`.pixels.frame_pixels`), which is downloaded as RGB with its picture. Or what
+                was :meth:`taken` from the device: nothing is uploaded then, and the image is
+                downloaded with its picture.
             text: float32 [N,D], unit norm; kept, and taken for the same as long as it is the same
                 object, so it must not change.
+            sliding: in sliding windows: all of them on the device, with one upload and download.
 
         Raises:
             BackendError: a graph failed.
+            InputError: the model's sizes allow no windows.
             OutOfDeviceMemory: also the smallest chunk does not fit; says what would.
         """
-        size = (pixels.shape[0], pixels.shape[1])
+        source = pixels if isinstance(pixels, Pixels) else pixels_of(pixels)
+        size = source.size
         while True:
             try:
-                ready = self._prepared(len(text), size)
+                ready = self._prepared(len(text), size, sliding)
                 self._send_text(text, ready.layout)
-                return self._submit(pixels, ready)
+                return self._submit(source, ready)
             except OutOfDeviceMemory as error:
-                self._shrink(error, len(text), size)
+                self._shrink(error, len(text), size, sliding)
 
-    def taken(self, array: object) -> DeviceArray:
+    def taken(self, array: object) -> Pixels:
         """An image of another library in the device's memory, ordered behind what makes it.
 
         Args:
             array: uint8 [H,W,3] RGB or [H,W,4] RGBA in C order, with ``__dlpack__`` or
-                ``__cuda_array_interface__``. It must not change before its result is there.
+                ``__cuda_array_interface__``, or an Nv12Frame of such arrays. It must not change
+                before its result is there.
 
         Raises:
             ImageError: it is another shape.
             InputError: it is another type, or somewhere else.
         """
-        found = device_array(array, device=self._device, reader=self._stream, dtype=np.uint8)
-        shape = found.shape
-        if len(shape) != 3 or shape[2] not in (3, 4) or 0 in shape:
-            raise ImageError(
-                f"got an array {list(shape)} on the device; expected [H,W,3] RGB or [H,W,4] RGBA"
-            )
-        return found
+        return taken_pixels(array, self._device, self._stream)
 
     def finish(self, flight: InFlight) -> Picture:
         """Wait for an image and take its picture.
@@ -171,11 +184,7 @@ class DevicePipeline:
         try:
             slot.done.synchronize()
             picture = _picture(slot.download.array, layout)
-            if flight.array is None:
-                return picture
-            size = flight.array.nbytes
-            pixels = slot.upload.array[:size].reshape(flight.array.shape)[:, :, :3].copy()
-            return replace(picture, image=pixels)
+            return replace(picture, image=_image(slot, layout, flight.pixels))
         finally:
             self._slots.give_back(slot)
 
@@ -184,7 +193,7 @@ class DevicePipeline:
         if flight.slot.open:
             self.finish(flight)
 
-    def plan(self, categories: int, size: tuple[int, int]) -> MemoryPlan:
+    def plan(self, categories: int, size: tuple[int, int], *, sliding: bool = False) -> MemoryPlan:
         """What such images need; the memory for them is taken now, and the graphs run once.
 
         Raises:
@@ -192,10 +201,10 @@ class DevicePipeline:
         """
         while True:
             try:
-                layout = self._prepared(categories, size).layout
+                layout = self._prepared(categories, size, sliding).layout
                 self._fill_slots(layout)
             except OutOfDeviceMemory as error:
-                self._shrink(error, categories, size)
+                self._shrink(error, categories, size, sliding)
             else:
                 break
         known, taken = self._backend.resident_bytes, self._graph_bytes or 0
@@ -239,9 +248,9 @@ class DevicePipeline:
         self._owned.close()
         self._backend.close()
 
-    def _prepared(self, categories: int, size: tuple[int, int]) -> _Ready:
+    def _prepared(self, categories: int, size: tuple[int, int], sliding: bool = False) -> _Ready:
         """The program for a bucket and a size of image, with its memory."""
-        key = (bucket_of(categories), size)
+        key = (bucket_of(categories), size, sliding)
         if key in self._programs:
             self._programs.move_to_end(key)
             return self._programs[key]
@@ -253,6 +262,7 @@ class DevicePipeline:
             size,
             min(self.chunk, self._backend.most_rows or self.chunk),
             scratch=self._backend.scratch_bytes(),
+            sliding=sliding,
         )
         arena, grown = self._reserved(layout.bytes)
         ready = self._made(layout, arena)
@@ -270,22 +280,26 @@ class DevicePipeline:
         It runs once on zeros, so that kernels are compiled and libraries have settled: what runs
         out of memory does so here, and not in the middle of an image.
         """
-        plan = preprocess_plan(self._manifest.constants.preprocessing, layout.size)
-        size = plan.tables.nbytes
+        plans = self._scalings(layout)
+        content = np.concatenate([plan.tables for plan in plans])
+        size = content.nbytes
         with ExitStack() as owned:
             tables = owned.enter_context(self._device.allocate(size))
             owned.callback(self._settle)  # before what failed is freed
+            starts = [0, *itertools.accumulate(plan.tables.nbytes for plan in plans[:-1])]
             program = Program(
                 layout,
                 arena,
-                tables.address,
-                plan,
+                tuple(
+                    Scaling(plan, tables.address + at)
+                    for plan, at in zip(plans, starts, strict=True)
+                ),
                 device=self._device,
                 backend=self._backend,
                 manifest=self._manifest,
             )
             with self._device.allocate_host(size) as staging:
-                staging.array[:size] = plan.tables.view(np.uint8)
+                staging.array[:size] = content.view(np.uint8)
                 self._device.upload(tables.address, staging, size, self._stream)
                 self._stream.synchronize()
             shape = (layout.bucket, layout.chunk)
@@ -300,6 +314,14 @@ class DevicePipeline:
             owned.pop_all()
             return _Ready(program, tables)
 
+    def _scalings(self, layout: Layout) -> list[PreprocessPlan]:
+        """From pixels to the encoder's input, in the order of :class:`Program`."""
+        spec = self._manifest.constants.preprocessing
+        whole = preprocess_plan(spec, layout.size)
+        if layout.windows is None:
+            return [whole]
+        return [preprocess_plan(spec, layout.size, canvas=layout.windows.canvas_pixels), whole]
+
     def _reserved(self, size: int) -> tuple[int, int]:
         """The arena's address, of so many bytes at least, and by how many it has grown."""
         if self._arena is not None and self._arena.size >= size:
@@ -310,40 +332,51 @@ class DevicePipeline:
         self._arena = self._device.allocate(size)
         return self._arena.address, size - before
 
-    def _submit(self, pixels: ImageArray | DeviceArray, ready: _Ready) -> InFlight:
+    def _submit(self, pixels: Pixels, ready: _Ready) -> InFlight:
         layout, device = ready.layout, self._device
         assert self._arena is not None
         picture = self._arena.address + layout.fixed["picture"].offset
-        size = pixels.nbytes
-        slot = self._slots.take(size, layout.picture_bytes)
+        rgb = _pixel_bytes(layout) if pixels.layout == "nv12" else 0
+        wanted = layout.picture_bytes + rgb
+        # Never less than for RGB: images that take turns with frames in NV12 share slots.
+        slot = self._slots.take(max(pixels.bytes, _pixel_bytes(layout)), wanted)
         try:
-            if isinstance(pixels, DeviceArray):
-                # A copy, so that the image is the caller's again once it has been computed with.
-                device.copy(slot.pixels.address, pixels.address, size, self._stream)
-            else:
-                slot.upload.array[:size] = np.ascontiguousarray(pixels).reshape(-1)
-                device.upload(slot.pixels.address, slot.upload, size, self._uploads)
-                device.record(slot.uploaded, self._uploads)
-                device.wait(self._stream, slot.uploaded)
-            self._run(ready, _packed(slot.pixels.address, pixels.shape))
+            self._bring(pixels, slot)
+            image = pixels.at(slot.pixels.address)
+            self._run(ready, image)
             device.copy(slot.picture.address, picture, layout.picture_bytes, self._stream)
+            if rgb:
+                target = slot.picture.address + layout.picture_bytes
+                device.launch(nv12_rgb_launch(image, target), self._stream)
             device.record(slot.computed, self._stream)
             device.wait(self._downloads, slot.computed)
-            device.download(
-                slot.download, slot.picture.address, layout.picture_bytes, self._downloads
-            )
-            if isinstance(pixels, DeviceArray):
-                device.download(slot.upload, slot.pixels.address, size, self._downloads)
+            device.download(slot.download, slot.picture.address, wanted, self._downloads)
+            if pixels.device and not rgb:
+                device.download(slot.upload, slot.pixels.address, pixels.bytes, self._downloads)
             device.record(slot.done, self._downloads)
         except BaseException:
             self._settle()
             self._slots.discard(slot)
             raise
-        return InFlight(slot, layout, pixels if isinstance(pixels, DeviceArray) else None)
+        return InFlight(slot, layout, pixels)
+
+    def _bring(self, pixels: Pixels, slot: Slot) -> None:
+        """Have the pixels in the slot before what the stream does next."""
+        device, target = self._device, slot.pixels.address
+        for part in pixels.device:
+            # A copy, so that the image is the caller's again once it has been computed with.
+            device.copy(target, part.address, part.nbytes, self._stream)
+            target += part.nbytes
+        if pixels.host:
+            pixels.write(slot.upload.array)
+            device.upload(target, slot.upload, pixels.bytes, self._uploads)
+            device.record(slot.uploaded, self._uploads)
+            device.wait(self._stream, slot.uploaded)
 
     def _run(self, ready: _Ready, image: DeviceImage) -> None:
         """Everything between upload and download; captured where that can be."""
-        self._device.launch(ready.program.resize(image), self._stream)
+        for launch in ready.program.resize(image):
+            self._device.launch(launch, self._stream)
         if self._backend.capturable and ready.graph is None and not ready.eager:
             self._capture(ready)
         if ready.graph is not None:
@@ -354,7 +387,7 @@ class DevicePipeline:
             with self._backend.tidying():
                 ready.program.enqueue()
         else:
-            self._untidy_images += 1
+            self._untidy_images += ready.crops
             ready.program.enqueue()
 
     def _capture(self, ready: _Ready) -> None:
@@ -399,7 +432,9 @@ class DevicePipeline:
             self._staging = self._device.allocate_host(size)
         return self._staging
 
-    def _shrink(self, error: OutOfDeviceMemory, categories: int, size: tuple[int, int]) -> None:
+    def _shrink(
+        self, error: OutOfDeviceMemory, categories: int, size: tuple[int, int], sliding: bool
+    ) -> None:
         """Free everything and make the chunk smaller; raises where it is the smallest."""
         self._settle()
         self._forget()
@@ -407,7 +442,7 @@ class DevicePipeline:
         bucket = bucket_of(categories)
         chunk = min(self.chunk, whole_groups(bucket, self._group))
         if chunk <= self._group:
-            raise OutOfDeviceMemory(self._what_fits(error, categories, size)) from error
+            raise OutOfDeviceMemory(self._what_fits(error, categories, size, sliding)) from error
         smaller = whole_groups(chunk // 2, self._group)
         smaller = smaller if smaller < chunk else chunk - self._group
         _LOG.warning(
@@ -419,13 +454,16 @@ class DevicePipeline:
         )
         self.chunk = smaller
 
-    def _what_fits(self, error: Exception, categories: int, size: tuple[int, int]) -> str:
+    def _what_fits(
+        self, error: Exception, categories: int, size: tuple[int, int], sliding: bool
+    ) -> str:
         """In a sentence, from plans at the smallest chunk."""
         free, total = self._device.memory()
         counts = (8 * self._group, 16 * self._group)
-        plans = [make_layout(self._manifest, count, size, self._group) for count in counts]
+        plan = partial(make_layout, self._manifest, size=size, chunk=self._group, sliding=sliding)
+        plans = [plan(count) for count in counts]
         each = (plans[1].bytes - plans[0].bytes) / (counts[1] - counts[0])
-        need = make_layout(self._manifest, categories, size, self._group)
+        need = plan(categories)
         weights = sum(self._manifest.stages[name].bytes for name in _image_graphs(self._manifest))
         rest = free - weights - IN_FLIGHT * self._slot_bytes(need) - plans[0].bytes
         fitting = int(counts[0] + rest / each) if rest > 0 else 0
@@ -501,15 +539,16 @@ def _pixel_bytes(layout: Layout) -> int:
     return 3 * layout.size[0] * layout.size[1]
 
 
-def _packed(address: int, shape: tuple[int, ...]) -> DeviceImage:
-    height, width, channels = shape
-    return DeviceImage(
-        layout="rgb" if channels == 3 else "rgba",
-        height=height,
-        width=width,
-        pixels=address,
-        pitch=channels * width,
-    )
+def _image(slot: Slot, layout: Layout, pixels: Pixels) -> ImageArray | None:
+    """A copy of the image, where the caller has no RGB of it on the host."""
+    height, width = layout.size
+    if pixels.layout == "nv12":
+        rgb = slot.download.array[layout.picture_bytes :][: _pixel_bytes(layout)]
+        return rgb.reshape(height, width, 3).copy()
+    if not pixels.device:
+        return None
+    packed = slot.upload.array[: pixels.bytes].reshape(height, width, -1)
+    return packed[:, :, :3].copy()
 
 
 def _picture(content: npt.NDArray[np.uint8], layout: Layout) -> Picture:

@@ -1,4 +1,7 @@
-"""The work of one image as a list of calls on fixed addresses, made once for a layout."""
+"""The work of one image as a list of calls on fixed addresses, made once for a layout.
+
+With sliding windows, the calls of a crop are made once and stand in the list once for each crop.
+"""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -11,6 +14,7 @@ from ..kernels import (
     PreprocessPlan,
     UpsampleBuffers,
     accumulate_launch,
+    canvas_launch,
     group_weights_launch,
     normalise_launch,
     ppg_launch,
@@ -19,10 +23,11 @@ from ..kernels import (
 )
 from ..manifest import Manifest
 from ..order import SUMS
+from ..windows import WindowPlan
 from .backend import Binding, DeviceBackend
 from .layout import Call, Layout, View, picture_offsets
 
-__all__ = ["Operation", "Program"]
+__all__ = ["Operation", "Program", "Scaling"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,14 +38,22 @@ class Operation:
     enqueue: Callable[[], None]
 
 
+@dataclass(frozen=True, slots=True)
+class Scaling:
+    """A plan of the pre-processing, and the address of a copy of its tables."""
+
+    plan: PreprocessPlan
+    tables: int
+
+
 class Program:
     """The work of one image of a layout.
 
     Args:
         layout: the places of all tensors.
         arena: address of ``layout.bytes`` bytes.
-        tables: address of a copy of ``plan.tables``.
-        plan: of the pre-processing.
+        scaling: how pixels become the encoder's input; with windows, that of the canvas that they
+            are cut from, and behind it that of the whole image.
         device: launches the kernels.
         backend: runs the graphs.
         manifest: of the bundle.
@@ -54,22 +67,23 @@ class Program:
         self,
         layout: Layout,
         arena: int,
-        tables: int,
-        plan: PreprocessPlan,
+        scaling: tuple["Scaling", ...],
         *,
         device: Device,
         backend: DeviceBackend,
         manifest: Manifest,
     ) -> None:
-        maker = _Maker(layout, arena, tables, plan, device, backend, manifest, backend.stream())
+        maker = _Maker(layout, arena, scaling, device, backend, manifest, backend.stream())
         self.layout = layout
-        self.resize = maker.resize
-        self.operations = list(maker.front())
-        for call in layout.calls:
-            self.operations += maker.operations(call)
+        self._maker = maker
+        self.operations = maker.image() if layout.windows is None else maker.crops(layout.windows)
+
+    def resize(self, pixels: DeviceImage) -> list[Launch]:
+        """Bring an image that lies on the device into the arena."""
+        return self._maker.resize(pixels)
 
     def enqueue(self) -> None:
-        """Give all of it to the stream, behind :attr:`resize`."""
+        """Give all of it to the stream, behind :meth:`resize`."""
         for operation in self.operations:
             operation.enqueue()
 
@@ -78,15 +92,40 @@ class Program:
 class _Maker:
     layout: Layout
     arena: int
-    tables: int
-    plan: PreprocessPlan
+    scaling: tuple[Scaling, ...]
     device: Device
     backend: DeviceBackend
     manifest: Manifest
     stream: Stream
 
-    def front(self) -> list[Operation]:
-        """What comes before the first graph."""
+    def image(self) -> list[Operation]:
+        """All of an image that is looked at once."""
+        found = self.front(self.scaling[0], "resized")
+        for call in self.layout.calls:
+            found += self.operations(call)
+            if call.step.kind == "decoder":
+                found.append(self._kernel("upsample_argmax", self._upsample(call)))
+        return found
+
+    def crops(self, windows: WindowPlan) -> list[Operation]:
+        """All of an image that is looked at in windows and as a whole."""
+        calls = [(call, self.operations(call)) for call in self.layout.calls]
+        canvas, whole = self.scaling
+        fronts = [self.front(canvas, "resized", offset) for offset in windows.pixel_offsets]
+        fronts.append(self.front(whole, "resized_whole"))
+        found = []
+        for crop, front in enumerate(fronts):
+            found += front
+            for call, operations in calls:
+                found += operations
+                if call.step.kind == "decoder":
+                    found.append(self._kernel("windows", self._canvas(call, windows, crop)))
+        return [*found, self._kernel("upsample_argmax", self._upsample(None))]
+
+    def front(
+        self, scaling: Scaling, resized: str, offset: tuple[int, int] = (0, 0)
+    ) -> list[Operation]:
+        """What comes before the first graph; the weights may have been written over."""
         layout = self.layout
         weights = group_weights_launch(
             self.at(self._value("weight")),
@@ -95,18 +134,22 @@ class _Maker:
             active=self.at(layout.fixed["active"]),
         )
         normalise = normalise_launch(
-            self.plan,
-            tables=self.tables,
-            scratch=self.at(self._value("resized")),
+            scaling.plan,
+            tables=scaling.tables,
+            scratch=self.at(self._value(resized)),
             output=self.at(self._value("image")),
+            offset=offset,
         )
         return [self._kernel("weights", weights), self._kernel("preprocess", normalise)]
 
-    def resize(self, pixels: DeviceImage) -> Launch:
+    def resize(self, pixels: DeviceImage) -> list[Launch]:
         """Bring an image that lies on the device into the arena."""
-        return resize_launch(
-            self.plan, pixels, tables=self.tables, scratch=self.at(self._value("resized"))
-        )
+        return [
+            resize_launch(
+                one.plan, pixels, tables=one.tables, scratch=self.at(self._value(resized))
+            )
+            for one, resized in zip(self.scaling, ("resized", "resized_whole"), strict=False)
+        ]
 
     def operations(self, call: Call) -> list[Operation]:
         """Of one step: the graph, and what the runtime does with its outputs."""
@@ -125,8 +168,6 @@ class _Maker:
         found = [Operation(call.step.stage, run)]
         for name in SUMS.keys() & call.writes.keys():
             found.append(self._kernel("sums", self._accumulate(call, name)))
-        if call.step.kind == "decoder":
-            found.append(self._kernel("upsample_argmax", self._upsample(call)))
         return found
 
     def at(self, view: View) -> int:
@@ -170,25 +211,39 @@ class _Maker:
             active=self.at(self.layout.fixed["active"]),
         )
 
-    def _upsample(self, call: Call) -> Launch:
-        layout, logits = self.layout, call.writes["logits"]
+    def _canvas(self, call: Call, windows: WindowPlan, crop: int) -> Launch:
+        logits = call.writes["logits"]
+        return canvas_launch(
+            self.at(logits),
+            self.at(call.writes["canvas"]),
+            windows,
+            crop,
+            categories=logits.shape[0],
+            first_category=call.where.start,
+            active=self.at(self.layout.fixed["active"]),
+        )
+
+    def _upsample(self, call: Call | None) -> Launch:
+        """Of the logits of a call; None stands for the canvas, with all categories at once."""
+        layout = self.layout
+        logits = layout.fixed["canvas"] if call is None else call.writes["logits"]
         height, width = layout.size
-        labels = self.at(call.writes["picture"])
+        labels = self.at(layout.fixed["picture"])
         confidence, _ = picture_offsets(height * width, layout.label_bytes)
         n, h, w = logits.shape
         return upsample_argmax_launch(
             UpsampleBuffers(
                 logits=self.at(logits),
                 active=self.at(layout.fixed["active"]),
-                best=self.at(call.writes["best"]),
-                total=self.at(call.writes["total"]),
+                best=self.at(self._value("best")),
+                total=self.at(self._value("total")),
                 labels=labels,
                 confidence=labels + confidence,
             ),
             (n, h, w),
             "float32",
-            first_category=call.where.start,
-            start=call.step.chunk == 0,
+            first_category=0 if call is None else call.where.start,
+            start=call is None or call.step.chunk == 0,
             classes=layout.bucket,
             size=layout.size,
         )

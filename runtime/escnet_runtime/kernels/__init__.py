@@ -9,6 +9,7 @@ from importlib.resources import files
 
 from escnet_runtime.errors import InputError
 
+from .canvas import canvas_launch
 from .launch import FloatType, Launch
 from .ppg import PpgBuffers, ppg_launch
 from .preprocess import (
@@ -16,6 +17,7 @@ from .preprocess import (
     Layout,
     PreprocessPlan,
     normalise_launch,
+    nv12_rgb_launch,
     preprocess_plan,
     resize_launch,
 )
@@ -32,9 +34,11 @@ __all__ = [
     "PreprocessPlan",
     "UpsampleBuffers",
     "accumulate_launch",
+    "canvas_launch",
     "group_weights_launch",
     "kernel_source",
     "normalise_launch",
+    "nv12_rgb_launch",
     "ppg_launch",
     "preprocess_plan",
     "resize_launch",
@@ -43,11 +47,13 @@ __all__ = [
 
 KERNELS = {
     "escnet_accumulate": ("sums.cu",),
+    "escnet_canvas": ("floats.cuh", "bilinear.cuh", "canvas.cu"),
     "escnet_group_weights": ("sums.cu",),
     "escnet_normalise": ("preprocess.cu",),
+    "escnet_nv12_rgb": ("preprocess.cu",),
     "escnet_ppg": ("floats.cuh", "ppg.cu"),
     "escnet_resize": ("preprocess.cu",),
-    "escnet_upsample_argmax": ("floats.cuh", "upsample_argmax.cu"),
+    "escnet_upsample_argmax": ("floats.cuh", "bilinear.cuh", "upsample_argmax.cu"),
 }
 """Kernel → the files that define it, in order."""
 

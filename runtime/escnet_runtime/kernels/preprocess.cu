@@ -131,3 +131,25 @@ extern "C" __global__ void __launch_bounds__(256)
   }
   tensor[index] = levels[channel * 256 + to_level(sum, kWeightBits)];
 }
+
+// An image in NV12 as RGB, for who looks at the result.
+// rgb:         uint8 [height,width,3]
+// The rest as above.
+extern "C" __global__ void __launch_bounds__(256)
+    escnet_nv12_rgb(const unsigned char* pixels, const unsigned char* chroma, unsigned char* rgb,
+                    int pitch, int chroma_pitch, int height, int width, int black, int luma,
+                    int red_cr, int green_cb, int green_cr, int blue_cb) {
+  const long long index =
+      static_cast<long long>(blockIdx.x) * blockDim.x + static_cast<long long>(threadIdx.x);
+  if (index >= static_cast<long long>(height) * width) {
+    return;
+  }
+  const int y = static_cast<int>(index / width), x = static_cast<int>(index % width);
+  const Colours colours{black, luma, red_cr, green_cb, green_cr, blue_cb};
+  const unsigned char* pair = chroma + static_cast<long long>(y / 2) * chroma_pitch + x / 2 * 2;
+  const int level = pixels[static_cast<long long>(y) * pitch + x];
+  const Rgb pixel = rgb_of_yuv(level, pair[0], pair[1], colours);
+  rgb[3 * index] = static_cast<unsigned char>(pixel.r);
+  rgb[3 * index + 1] = static_cast<unsigned char>(pixel.g);
+  rgb[3 * index + 2] = static_cast<unsigned char>(pixel.b);
+}

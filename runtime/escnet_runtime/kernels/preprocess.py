@@ -1,4 +1,7 @@
-"""Launching ``escnet_resize`` and ``escnet_normalise``: from an image to the encoder's input."""
+"""Launching ``escnet_resize`` and ``escnet_normalise``: from an image to the encoder's input.
+
+And ``escnet_nv12_rgb``: from NV12 to what people look at.
+"""
 
 import ctypes
 from dataclasses import dataclass
@@ -18,6 +21,7 @@ __all__ = [
     "Layout",
     "PreprocessPlan",
     "normalise_launch",
+    "nv12_rgb_launch",
     "preprocess_plan",
     "resize_launch",
 ]
@@ -201,6 +205,35 @@ def normalise_launch(
         block=(THREADS, 1, 1),
         arguments=(
             *map(ctypes.c_void_p, (scratch, second, tables, output)),
+            *map(ctypes.c_int, integers),
+        ),
+    )
+
+
+def nv12_rgb_launch(image: DeviceImage, rgb: int) -> Launch:
+    """Write an image in NV12 as uint8 [H,W,3] RGB, as ``rgb_of_nv12`` and bit for bit.
+
+    Args:
+        image: in NV12.
+        rgb: address of contiguous uint8 [H,W,3].
+
+    Raises InputError for an image of another layout.
+    """
+    if image.encoding is None or image.layout != "nv12":
+        raise InputError(f"got an image of layout {image.layout!r}; expected 'nv12'")
+    integers = (
+        image.pitch,
+        image.chroma_pitch,
+        image.height,
+        image.width,
+        *image.encoding.coefficients(),
+    )
+    return Launch(
+        kernel="escnet_nv12_rgb",
+        grid=(blocks(image.height * image.width), 1, 1),
+        block=(THREADS, 1, 1),
+        arguments=(
+            *map(ctypes.c_void_p, (image.pixels, image.chroma, rgb)),
             *map(ctypes.c_int, integers),
         ),
     )

@@ -6,31 +6,11 @@
 //
 // One thread a pixel of the image; grid * block covers them. A launch takes one chunk of categories,
 // and what it knows of a pixel stays in device memory until the next one. No array of categories
-// times pixels ever exists. floats.cuh stands before this file.
+// times pixels ever exists. floats.cuh and bilinear.cuh stand before this file.
 
 namespace {
 
 constexpr float kLargestLogit = 1e30f;  // keeps the difference of two logits finite
-
-// Where an output pixel lies between two cells of the grid.
-struct Tap {
-  int lower;
-  int upper;
-  float weight;  // of upper
-};
-
-__device__ Tap bilinear_tap(int pixel, int cells, double scale) {
-  double position = __dadd_rn(__dmul_rn(pixel + 0.5, scale), -0.5);
-  position = position < 0.0 ? 0.0 : position;
-  position = position > cells - 1 ? cells - 1 : position;
-  const int lower = static_cast<int>(position);
-  const int upper = lower + 1 < cells ? lower + 1 : cells - 1;
-  return {lower, upper, __double2float_rn(position - lower)};
-}
-
-__device__ float between(float a, float b, float weight) {
-  return __fadd_rn(a, __fmul_rn(__fadd_rn(b, -a), weight));
-}
 
 // A logit that interpolation and differences leave finite. NaN loses to everything.
 __device__ float load_logit(const void* logits, int type, long long index) {
