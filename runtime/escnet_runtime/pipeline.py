@@ -143,6 +143,24 @@ class Pipeline:
                 part.held.clear()  # its memory is not needed any more
                 yield part.where, self._own_rows(part, out["logits"])
 
+    def features(self, encoded: EncodedImage) -> _Floats:
+        """Unit-norm features float32 [1, D, h, w] on the host."""
+        return self._floats(encoded.features)
+
+    def scores(self, encoded: EncodedImage, text: _Floats, *, chunk: int, blocks: int) -> _Floats:
+        """Scores float32 [N, h, w] of all categories after the first ``blocks`` ESC blocks.
+
+        Arguments are those of :meth:`logits`.
+        """
+        run = self._started(encoded, text, chunk)
+        for step in itertools.islice(image_steps(blocks, len(run.parts)), 1, None):
+            if step.kind == "prompts":
+                self._prompt(step, run, None, None)
+            elif step.kind != "decoder":
+                part = None if step.chunk is None else run.parts[step.chunk]
+                self._step(step, run, part, None)
+        return run.scores
+
     def _started(self, encoded: EncodedImage, text: _Floats, chunk: int) -> _Run:
         parts = []
         for where in category_chunks(len(text), chunk, self.group):
