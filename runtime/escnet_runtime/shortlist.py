@@ -22,6 +22,7 @@ from .groups import whole_groups
 from .pipeline import EncodedImage, Observer, Pipeline
 
 __all__ = [
+    "AUTO_LEAST",
     "AUTO_MARGIN",
     "Keep",
     "Shortlist",
@@ -36,9 +37,10 @@ _Floats = npt.NDArray[np.float32]
 
 Keep = int | Literal["auto"]
 
-#: "auto" keeps what stays behind by at most so much, in units of the prompts' temperature; it was
-#: chosen by measurement (docs/shortlist.md).
+#: "auto" keeps what stays behind by at most so much, in units of the prompts' temperature, and at
+#: least so many categories; both were chosen by measurement (docs/shortlist.md).
 AUTO_MARGIN: Final = 2.0
+AUTO_LEAST: Final = 64
 _EXPECTED: Final = 'a whole number of at least 1, or "auto"'
 
 
@@ -48,7 +50,8 @@ class Shortlist:
 
     Attributes:
         keep: so many; or "auto", those whose margin is at most :data:`AUTO_MARGIN` temperatures of
-            the prompt generator, made up to whole groups of the bundle (16) by the next best.
+            the prompt generator, made up by the next best to :data:`AUTO_LEAST` categories at least
+            and to whole groups of the bundle (16).
         blocks: ESC blocks that refine the scores of all categories first: 0 takes the correlation.
             "auto" is calibrated for that alone.
 
@@ -82,7 +85,7 @@ class Shortlist:
         if value is None:
             return None
         made = value if isinstance(value, cls) else cls(value)  # type: ignore[arg-type]
-        least = group if made.keep == "auto" else int(made.keep)
+        least = whole_groups(AUTO_LEAST, group) if made.keep == "auto" else int(made.keep)
         return made if least < categories else None
 
 
@@ -171,11 +174,11 @@ def select(
         margin: float32 [N], from :func:`margins`.
         shortlist: how many.
         temperature: of the prompt generator, in units of the scores.
-        group: categories of a group; "auto" keeps whole ones, at least one.
+        group: categories of a group; "auto" keeps whole ones.
     """
     if shortlist.keep == "auto":
         near = int((margin <= np.float32(AUTO_MARGIN * temperature)).sum())
-        count = max(whole_groups(near, group), group)
+        count = whole_groups(max(near, AUTO_LEAST), group)
     else:
         count = shortlist.keep
     return np.sort(np.argsort(margin, kind="stable")[:count])

@@ -13,6 +13,7 @@ from escnet_runtime import InputError, Segmentation, Segmenter, Vocabulary
 from escnet_runtime.images import ImageArray
 from escnet_runtime.segmenter import Window
 from escnet_runtime.shortlist import (
+    AUTO_LEAST,
     AUTO_MARGIN,
     Shortlist,
     correlation,
@@ -107,14 +108,22 @@ def test_ties_go_to_the_first_and_the_order_is_kept() -> None:
         assert select(margin, Shortlist(keep), temperature=1, group=16).tolist() == list(kept)
 
 
-@pytest.mark.parametrize(("near", "kept"), [(0, 4), (1, 4), (4, 4), (5, 8), (13, 14), (14, 14)])
+@pytest.mark.parametrize(
+    ("near", "kept"), [(0, 64), (1, 64), (64, 64), (65, 80), (80, 80), (99, 100), (100, 100)]
+)
 def test_auto_keeps_whole_groups_of_what_is_near(near: int, kept: int) -> None:
-    """Fourteen categories, of which so many are within the margin: the last ones of the list."""
-    margin = np.full(14, 2.1 * AUTO_MARGIN, np.float32)
-    margin[14 - near :] = 2 * AUTO_MARGIN
-    found = select(margin, Shortlist("auto"), temperature=2, group=4)
+    """Of a hundred categories so many are within the margin: the last ones of the list."""
+    margin = np.full(100, 2.1 * AUTO_MARGIN, np.float32)
+    margin[100 - near :] = 2 * AUTO_MARGIN
+    found = select(margin, Shortlist("auto"), temperature=2, group=16)
     assert len(found) == kept
-    assert set(range(14 - near, 14)) <= set(found.tolist())
+    assert set(range(100 - near, 100)) <= set(found.tolist())
+
+
+def test_auto_drops_none_of_few() -> None:
+    assert Shortlist.of("auto", AUTO_LEAST, 16) is None
+    assert Shortlist.of("auto", AUTO_LEAST + 1, 16) == Shortlist("auto")
+    assert Shortlist.of("auto", 70, 36) is None  # two whole groups
 
 
 @pytest.mark.parametrize("wrong", [0, -1, True, 2.5, "7", "many", ""])
@@ -287,14 +296,13 @@ def test_a_number_of_distinct_categories_is_meant(
     assert found.kept == 2
 
 
-def test_auto_keeps_whole_groups(
-    segmenter: Segmenter, vocabulary: Vocabulary, picture: ImageArray
-) -> None:
+def test_auto_keeps_whole_groups(segmenter: Segmenter, picture: ImageArray) -> None:
+    many = segmenter.vocabulary([*NAMES, *(f"small {name}" for name in NAMES)])
     seen = Kept()
-    found = segmenter(picture, vocabulary, shortlist="auto", observer=seen)
-    assert found.kept in (16, 32, 40)
+    found = segmenter(picture, many, shortlist="auto", observer=seen)
+    assert found.kept in (64, 80)
     assert found.kept == len(seen.rows[0])
-    same(found, segmenter(picture, vocabulary, shortlist=found.kept))
+    same(found, segmenter(picture, many, shortlist=found.kept))
 
 
 def test_a_stream_has_a_shortlist_for_each_image(

@@ -72,14 +72,14 @@ def segment_video(
         segmenter: what segments.
         vocabulary: the categories.
         name: a file or "camera:N".
-        arguments: of the command: ``output``, ``frames``, ``no_overlay``.
+        arguments: of the command: ``output``, ``frames``, ``no_overlay``, ``shortlist``.
         console: shows the frames a second.
     """
     stem = _stem(name)
     overlay = None if arguments.no_overlay else arguments.output / f"{stem}_overlay.mp4"
     legend = arguments.output / f"{stem}_legend.png"
     try:
-        entry = _run(segmenter, vocabulary, name, overlay, arguments.frames, console)
+        entry = _run(segmenter, vocabulary, name, overlay, arguments, console)
         if overlay is not None:
             save_picture(entry.pop("legend"), legend)
             entry |= {"overlay": str(overlay), "legend": str(legend)}
@@ -107,12 +107,12 @@ def _run(
     vocabulary: Vocabulary,
     name: str,
     overlay: Path | None,
-    most: int | None,
+    arguments: argparse.Namespace,
     console: Console,
 ) -> dict[str, Any]:
     from ..video import VideoReader, VideoWriter
 
-    seen = _Seen(vocabulary)
+    seen, most = _Seen(vocabulary), arguments.frames
     with ExitStack() as owned:
         reader = owned.enter_context(VideoReader(name))
         if overlay is not None and Path(name).resolve() == overlay.resolve():
@@ -123,7 +123,9 @@ def _run(
             writer = owned.enter_context(VideoWriter(place, reader.rate))
         total = most or reader.frames
         advance = owned.enter_context(console.progress(Path(name).name, total))
-        results = segmenter.stream(itertools.islice(reader, most), vocabulary)
+        results = segmenter.stream(
+            itertools.islice(reader, most), vocabulary, shortlist=arguments.shortlist
+        )
         # A camera has no end but this one.
         with suppress(KeyboardInterrupt), closing(results):
             for result in seen.counted(results):
@@ -148,12 +150,14 @@ class _Seen:
         self._start = time.perf_counter()
         self._seconds = 0.0
         self._frames = 0
+        self._kept = 0
         self.last: Segmentation | None = None
 
     def counted(self, results: Iterator[Segmentation]) -> Iterator[Segmentation]:
         """Pass results on and count them."""
         for result in results:
             self._frames += 1
+            self._kept = max(self._kept, result.kept or 0)
             self._seconds = time.perf_counter() - self._start
             self._pixels += np.bincount(result.labels.ravel(), minlength=len(self._names))
             self.last = result
@@ -179,6 +183,7 @@ class _Seen:
             "height": height,
             "frames": self._frames,
             "frames_per_second": round(self.rate, 3),
+            "kept": self._kept,
             "area": area,
         }
         if legend:
