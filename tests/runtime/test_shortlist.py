@@ -163,7 +163,7 @@ def test_keeping_all_is_no_shortlist_to_the_last_bit(
     assert plain.kept == 7
     for shortlist in (7, 8, 10**9, "auto", Shortlist(7, blocks=1)):
         seen = Kept()
-        found = segmenter(picture, few, window=window, shortlist=shortlist, observer=seen)  # type: ignore[arg-type]
+        found = segmenter(picture, few, window=window, shortlist=shortlist, observer=seen)
         same(found, plain)
         assert found.kept == 7
         assert "shortlist" not in seen.stages
