@@ -26,6 +26,7 @@ from .footprint import FootprintRow, Startup, measure_footprint
 from .gallery.command import add_gallery_options, gallery
 from .ppg_time import PpgRow, measure_ppg
 from .results import Document, result_document, saving
+from .shortlist_command import add_shortlist_options, shortlists
 
 if TYPE_CHECKING:
     from .gflop import GflopRow
@@ -65,6 +66,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_builds(_subparser(benchmarks, "builds", text))
     text = "what each precision costs: mIoU, equal labels, flips, size, CPU time (needs torch)"
     _add_precision(_subparser(benchmarks, "precision", text))
+    text = "what giving the model fewer of many categories saves and costs (no torch)"
+    add_shortlist_options(_subparser(benchmarks, "shortlist", text))
     text = "draw images with their masks and how the correlation and the prompts lead to them"
     add_gallery_options(_subparser(benchmarks, "gallery", text, result_file=False))
     return parser
@@ -214,6 +217,11 @@ def _add_categories(parser: argparse.ArgumentParser, default: list[int]) -> None
 def _bench(arguments: argparse.Namespace, console: Console) -> tuple[int, Mapping[str, Any]]:
     if arguments.benchmark == "gallery":
         return 0, gallery(arguments, console)
+    if arguments.benchmark == "shortlist":
+        with saving(arguments.output) as save:
+            document = shortlists(arguments, console)
+            save(document)
+        return 0, document
     if arguments.benchmark == "builds":
         with saving(arguments.output) as save:
             document = _builds(arguments, console)

@@ -14,6 +14,7 @@ from escnet_runtime.dataset import LabelledImages
 from escnet_runtime.errors import InputError
 from escnet_runtime.labelled import ShapesImages, dataset_name, open_labelled
 from escnet_runtime.segmenter import Segmenter
+from escnet_runtime.shortlist import parse_shortlist
 from escnet_runtime.vocabulary import read_classes_file
 from escnet_runtime.world import WORLD_VERSION
 
@@ -74,6 +75,13 @@ def _parser() -> argparse.ArgumentParser:
         help="sliding: the paper's protocol, five times the work (none)",
     )
     add(
+        "--shortlist",
+        metavar="K|auto",
+        type=parse_shortlist,
+        help="give the model only the K categories that come nearest to winning a pixel by their "
+        "correlation, or, with auto, all that come near (all there are)",
+    )
+    add(
         "--limit",
         metavar="N",
         type=int,
@@ -112,6 +120,7 @@ def _eval(arguments: argparse.Namespace, console: Console) -> tuple[int, Mapping
                 categories=categories,
                 merge_extra=arguments.merge_extra,
                 window=arguments.window,
+                shortlist=arguments.shortlist,
                 limit=arguments.limit,
                 progress=advance,
             )
@@ -147,6 +156,9 @@ def _document(
         "weights": manifest.model.weights,
         "backend": segmenter.backend,
         "window": arguments.window,
+        "shortlist": arguments.shortlist,
+        "kept_mean": found.kept_mean,
+        "kept_max": found.kept_max,
         "chunk": segmenter.chunk,
         "categories": found.categories,
         "classes": len(found.names),
@@ -197,7 +209,8 @@ def _report(document: Mapping[str, Any], found: Evaluation) -> list[Table | str]
     summary = (
         f"{more}{document['model']} ({document['kind']}, {document['precision']}), window "
         f"{document['window']}, {document['backend']}: {found.images} images, {len(there)} classes "
-        f"in the ground truth, {absent} not in it, {found.seconds:.1f} s\n"
+        f"in the ground truth, {absent} not in it, {found.seconds:.1f} s; {found.kept_mean:.1f} of "
+        f"{found.categories} categories given to the model\n"
         f"mIoU {_percent(document['miou'])}, pixel accuracy {_percent(document['pixel_accuracy'])}"
     )
     for name, group in document["groups"].items():

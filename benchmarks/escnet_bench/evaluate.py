@@ -11,6 +11,7 @@ from escnet_runtime.confusion import Confusion, ConfusionCounter, Labels, Scores
 from escnet_runtime.dataset import LabelledImages
 from escnet_runtime.errors import InputError
 from escnet_runtime.segmenter import Segmenter, Window
+from escnet_runtime.shortlist import Keep, Shortlist
 
 __all__ = ["Evaluation", "class_keys", "evaluate"]
 
@@ -22,6 +23,7 @@ class Evaluation:
     ``groups`` are the figures of the dataset's groups of classes, by their names.
     ``confusions`` are the commonest mistakes, None for very many classes; ``seconds`` is the wall
     clock of reading, segmenting and counting all images, without encoding the categories.
+    ``kept_mean`` and ``kept_max`` are how many distinct categories the model was given an image.
     """
 
     scores: Scores
@@ -30,6 +32,8 @@ class Evaluation:
     categories: int
     images: int
     seconds: float
+    kept_mean: float
+    kept_max: int
     confusions: tuple[Confusion, ...] | None
 
 
@@ -40,6 +44,7 @@ def evaluate(
     categories: Sequence[str] | None = None,
     merge_extra: bool = False,
     window: Window = "none",
+    shortlist: Keep | Shortlist | None = None,
     limit: int | None = None,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Evaluation:
@@ -55,6 +60,7 @@ def evaluate(
         merge_extra: ``categories`` may be more than the classes; those beyond count as the last
             class (PASCAL VOC-20b: the background, described by the things that are in it).
         window: "sliding" is the protocol of the paper.
+        shortlist: give the model only the categories that may win; see docs/shortlist.md.
         limit: the first so many images, in the dataset's order.
         progress: called after each image with the name of it.
 
@@ -66,16 +72,19 @@ def evaluate(
     _check(len(names), len(asked), merge_extra, limit)
     vocabulary = segmenter.vocabulary(asked)
     counter = ConfusionCounter(len(names))
-    images, start = 0, time.perf_counter()
+    kept: list[int] = []
+    start = time.perf_counter()
     for sample in islice(iter(dataset), limit):
-        labels: Labels = segmenter(sample.image, vocabulary, window=window).labels
+        result = segmenter(sample.image, vocabulary, window=window, shortlist=shortlist)
+        labels: Labels = result.labels
         if merge_extra:
             labels = np.minimum(labels, labels.dtype.type(len(names) - 1))
         try:
             counter.add(labels, sample.labels)
         except InputError as error:
             raise InputError(f"{sample.name}: {error}") from error
-        images += 1
+        assert result.kept is not None
+        kept.append(result.kept)
         progress(sample.name)
     worst = counter.worst()
     return Evaluation(
@@ -83,8 +92,10 @@ def evaluate(
         groups={name: counter.scores(classes) for name, classes in dataset.groups.items()},
         names=names,
         categories=len(asked),
-        images=images,
+        images=len(kept),
         seconds=time.perf_counter() - start,
+        kept_mean=sum(kept) / len(kept) if kept else 0.0,
+        kept_max=max(kept, default=0),
         confusions=None if worst is None else tuple(worst),
     )
 

@@ -55,8 +55,11 @@ class Step:
     chunk: int | None = None
 
 
-def image_steps(blocks: int, chunks: int) -> Iterator[Step]:
-    """The steps of one image with so many ESC blocks and chunks of categories."""
+def image_steps(blocks: int, chunks: int, *, decoded: bool = True) -> Iterator[Step]:
+    """The steps of one image with so many ESC blocks and chunks of categories.
+
+    Without the decoder the last are those that refine the scores.
+    """
     yield Step("image_encoder", "image_encoder")
     for chunk in range(chunks):
         yield Step("correlation", "correlation", chunk=chunk)
@@ -68,7 +71,7 @@ def image_steps(blocks: int, chunks: int) -> Iterator[Step]:
         for kind in ("image", "text"):
             for chunk in range(chunks):
                 yield Step(f"esc{block}_{kind}", kind, block, chunk)
-    for chunk in range(chunks):
+    for chunk in range(chunks if decoded else 0):
         yield Step("decoder", "decoder", chunk=chunk)
 
 

@@ -175,6 +175,20 @@ class Pipeline:
                     self._keep(step, run, out, observer)
                     yield step, out
 
+    def features(self, encoded: EncodedImage) -> _Floats:
+        """Unit-norm features float32 [1, D, h, w] on the host."""
+        return self._floats(encoded.features)
+
+    def scores(self, encoded: EncodedImage, text: _Floats, *, chunk: int, blocks: int) -> _Floats:
+        """Scores float32 [N, h, w] of all categories after the first ``blocks`` ESC blocks.
+
+        Arguments are those of :meth:`logits`.
+        """
+        run = self._started(encoded, text, chunk)
+        for _ in self._followed(image_steps(blocks, len(run.parts), decoded=False), run):
+            pass
+        return run.scores
+
     def _started(self, encoded: EncodedImage, text: _Floats, chunk: int) -> _Run:
         parts = []
         for where in category_chunks(len(text), chunk, self.group):

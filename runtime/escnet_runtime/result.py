@@ -19,8 +19,10 @@ class Segmentation:
     """The category of each pixel of an image.
 
     ``labels`` is uint8 or uint16 [H,W], an index into ``names``; ``confidence`` float16 [H,W] is
-    the softmax over all categories of the pixel's label; ``image`` is uint8 [H,W,3]. ``note`` is a
-    caution the legend prints, such as "untrained weights: masks are noise".
+    the softmax over all categories of the pixel's label, with a shortlist over those it keeps;
+    ``image`` is uint8 [H,W,3]. ``note`` is a caution the legend prints, such as "untrained weights:
+    masks are noise". ``kept`` is how many distinct categories the model was given: all, or those of
+    a shortlist; None if that is not known.
 
     Raises InputError if the shapes differ or a label has no name.
     """
@@ -30,6 +32,7 @@ class Segmentation:
     names: tuple[str, ...]
     image: ImageArray
     note: str | None = None
+    kept: int | None = None
 
     def __post_init__(self) -> None:
         pictures.check_labels(self.labels, self.names)

@@ -7,7 +7,7 @@ import time
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Protocol, Self
@@ -27,13 +27,14 @@ from .frames import Nv12Frame
 from .gpu.choose import choose_backend
 from .gpu.memory import MemoryPlan
 from .gpu.pipeline import IN_FLIGHT, DevicePipeline, InFlight
-from .gpu.pixels import frame_pixels
+from .gpu.pixels import Pixels, frame_pixels
 from .groups import whole_groups
 from .images import ImageArray, load_image
-from .pipeline import Observer, Pipeline
+from .pipeline import EncodedImage, Observer, Pipeline
 from .postprocess import UpsampleArgmax
 from .preprocess import preprocess
 from .result import Segmentation
+from .shortlist import Keep, Shortlist, kept_categories
 from .tokenizer import Tokenizer
 from .vocabulary import Vocabulary, assemble, plan_texts
 from .windows import LogitCanvas, crops, plan_windows
@@ -175,6 +176,7 @@ class Segmenter:
         vocabulary: Vocabulary,
         *,
         window: Window = "none",
+        shortlist: Keep | Shortlist | None = None,
         observer: Observer | None = None,
     ) -> Segmentation:
         """Segment one image.
@@ -189,9 +191,15 @@ class Segmenter:
             vocabulary: from :meth:`vocabulary` of a Segmenter of the same model.
             window: "none" looks at the whole image once; "sliding" is the evaluation protocol,
                 four overlapping windows and the whole image, five times the work.
+            shortlist: the categories that may win are chosen first, by the correlation, and the
+                model sees these alone: so many distinct ones, or "auto", all that come near the
+                best one at some pixel. None, and a number that drops none, is the model as it is.
+                With "sliding" there is one choice for all windows. See docs/shortlist.md.
             observer: sees every stage's outputs, tensors of ``pipeline.backend``, as they are made;
                 categories there are rows of ``vocabulary.embeddings``. With "sliding" it sees one
-                crop after another. It must not call this Segmenter's pipeline.
+                crop after another. With a shortlist it sees a stage "shortlist", whose output
+                "kept" has the rows that are kept, behind ``image_encoder`` of all crops; from then
+                on categories are rows of that. It must not call this Segmenter's pipeline.
 
         Returns:
             Labels and confidence at the image's own size.
@@ -201,15 +209,16 @@ class Segmenter:
             BackendError: a graph failed.
         """
         self._check(vocabulary, window)
+        chosen = self._chosen(shortlist, vocabulary)
         loaded = self._loaded(image)
         with self._lock:
             self._check_open()
             if self._device is not None and observer is None:
-                flight = self._submitted(self._device, loaded, vocabulary, window)
-                return self._finish(self._device, flight, loaded, vocabulary)
+                sent = self._submitted(self._device, loaded, vocabulary, window, chosen)
+                return self._finish(self._device, sent, vocabulary)
             pixels = self._on_host(loaded)
-            labels, confidence = self._segment(pixels, vocabulary, window, observer)
-        return self._result(pixels, vocabulary, labels, confidence)
+            labels, confidence, kept = self._segment(pixels, vocabulary, window, chosen, observer)
+        return self._result(pixels, vocabulary, kept, labels, confidence)
 
     def stream(
         self,
@@ -217,6 +226,7 @@ class Segmenter:
         vocabulary: Vocabulary,
         *,
         window: Window = "none",
+        shortlist: Keep | Shortlist | None = None,
     ) -> Generator[Segmentation, None, None]:
         """Segment images as they come, such as the frames of a video; results in their order.
 
@@ -232,13 +242,14 @@ class Segmenter:
             images: as for :meth:`__call__`.
             vocabulary: as for :meth:`__call__`.
             window: as for :meth:`__call__`.
+            shortlist: as for :meth:`__call__`; each image has its own.
 
         Raises:
             ImageError: an image cannot be read.
             BackendError: a graph failed.
         """
         self._check(vocabulary, window)
-        return self._streamed(images, vocabulary, window)
+        return self._streamed(images, vocabulary, window, self._chosen(shortlist, vocabulary))
 
     def plan(
         self, categories: int, size: tuple[int, int], *, window: Window = "none"
@@ -293,11 +304,15 @@ class Segmenter:
         return chosen.backend
 
     def _streamed(
-        self, images: Iterable[ImageSource], vocabulary: Vocabulary, window: Window
+        self,
+        images: Iterable[ImageSource],
+        vocabulary: Vocabulary,
+        window: Window,
+        shortlist: Shortlist | None,
     ) -> Generator[Segmentation, None, None]:
         device = self._device
         source = iter(images)
-        waiting: deque[tuple[InFlight, object]] = deque()
+        waiting: deque[_Sent] = deque()
         failure: Exception | None = None
         try:
             while True:
@@ -311,31 +326,27 @@ class Segmenter:
                     failure = error
                     break
                 if device is None:
-                    yield self(self._on_host(loaded), vocabulary, window=window)
+                    pixels = self._on_host(loaded)
+                    yield self(pixels, vocabulary, window=window, shortlist=shortlist)
                     continue
                 with self._lock:
                     self._check_open()
-                    flight = self._submitted(device, loaded, vocabulary, window)
-                    waiting.append((flight, loaded))
+                    waiting.append(self._submitted(device, loaded, vocabulary, window, shortlist))
             while device is not None and waiting:
                 yield self._next(device, waiting, vocabulary)
         finally:
             with self._lock:
-                for flight, _ in waiting:
+                for sent in waiting:
                     if device is not None:
-                        device.drop(flight)
+                        device.drop(sent.flight)
         if failure is not None:
             raise failure
 
     def _next(
-        self,
-        device: DevicePipeline,
-        waiting: "deque[tuple[InFlight, object]]",
-        vocabulary: Vocabulary,
+        self, device: DevicePipeline, waiting: "deque[_Sent]", vocabulary: Vocabulary
     ) -> Segmentation:
         with self._lock:
-            flight, loaded = waiting.popleft()
-            return self._finish(device, flight, loaded, vocabulary)
+            return self._finish(device, waiting.popleft(), vocabulary)
 
     def _loaded(self, image: ImageSource) -> object:
         """Pixels on the host, or what the device takes: an array there, or NV12, as it is."""
@@ -363,28 +374,44 @@ class Segmenter:
         return load_image(planes[0][:, :, :3])
 
     def _submitted(
-        self, device: DevicePipeline, loaded: object, vocabulary: Vocabulary, window: Window
-    ) -> InFlight:
-        sliding = window == "sliding"
+        self,
+        device: DevicePipeline,
+        loaded: object,
+        vocabulary: Vocabulary,
+        window: Window,
+        shortlist: Shortlist | None,
+    ) -> "_Sent":
+        """One image on its way; what it is a shortlist of is chosen on the host before."""
+        kept, text = None, vocabulary.embeddings
+        if shortlist is not None:
+            looks = self._looks(self._on_host(loaded), window)
+            kept = self._kept([self._encoded(look, None) for look in looks], text, shortlist, None)
+            text = text[kept]
+        pixels: ImageArray | Pixels
         if isinstance(loaded, np.ndarray):
-            return device.submit(loaded, vocabulary.embeddings, sliding=sliding)
-        if isinstance(loaded, Nv12Frame) and not loaded.on_device:
-            return device.submit(frame_pixels(loaded), vocabulary.embeddings, sliding=sliding)
-        return device.submit(device.taken(loaded), vocabulary.embeddings, sliding=sliding)
+            pixels = loaded
+        elif isinstance(loaded, Nv12Frame) and not loaded.on_device:
+            pixels = frame_pixels(loaded)
+        else:
+            pixels = device.taken(loaded)
+        flight = device.submit(pixels, text, sliding=window == "sliding")
+        return _Sent(flight, loaded, kept)
 
     def _finish(
-        self, device: DevicePipeline, flight: InFlight, loaded: object, vocabulary: Vocabulary
+        self, device: DevicePipeline, sent: "_Sent", vocabulary: Vocabulary
     ) -> Segmentation:
-        picture = device.finish(flight)
-        labels = vocabulary.label_of[picture.labels]
-        pixels = loaded if isinstance(loaded, np.ndarray) else picture.image
+        picture = device.finish(sent.flight)
+        label_of = _label_of(vocabulary, sent.kept)
+        pixels = sent.loaded if isinstance(sent.loaded, np.ndarray) else picture.image
         assert pixels is not None
-        return self._result(pixels, vocabulary, labels, picture.confidence)
+        labels = label_of[picture.labels]
+        return self._result(pixels, vocabulary, len(label_of), labels, picture.confidence)
 
     def _result(
         self,
         pixels: ImageArray,
         vocabulary: Vocabulary,
+        kept: int,
         labels: npt.NDArray[np.uint16],
         confidence: npt.NDArray[np.float16],
     ) -> Segmentation:
@@ -395,6 +422,7 @@ class Segmenter:
             names=vocabulary.names,
             image=pixels,
             note=self.note,
+            kept=kept,
         )
 
     def _segment(
@@ -402,21 +430,33 @@ class Segmenter:
         pixels: ImageArray,
         vocabulary: Vocabulary,
         window: Window,
+        shortlist: Shortlist | None,
         observer: Observer | None,
-    ) -> tuple[npt.NDArray[np.uint16], npt.NDArray[np.float16]]:
-        """Labels, indices into the names, and confidence, stage by stage on the host."""
-        count = len(vocabulary.embeddings)
+    ) -> tuple[npt.NDArray[np.uint16], npt.NDArray[np.float16], int]:
+        """Stage by stage on the host.
+
+        Labels, which are indices into the names, confidence, and how many categories were kept.
+        """
         cells = self.bundle.manifest.model.logits
         height, width = pixels.shape[:2]
-        if window == "none":
+        plan = None if window == "none" else plan_windows(self._preprocessing.size, cells[0])
+        looks = self._looks(pixels, window)
+        text, kept = vocabulary.embeddings, None
+        encoded: Iterable[EncodedImage] = (self._encoded(look, observer) for look in looks)
+        if shortlist is not None:
+            encoded = list(encoded)
+            kept = self._kept(encoded, text, shortlist, observer)
+            text = text[kept]
+        count = len(text)
+        if plan is None:
+            (image,) = encoded
             reduced = UpsampleArgmax(height, width, (cells[0], cells[1]), count)
-            for where, logits in self.image_logits(pixels, vocabulary, observer):
+            for where, logits in self._logits(image, text, observer):
                 self._reduce(reduced, where, logits)
         else:
-            plan = plan_windows(self._preprocessing.size, cells[0])
             canvas = LogitCanvas(plan, count)
-            for index, crop in enumerate(crops(pixels, plan)):
-                for where, logits in self.image_logits(crop, vocabulary, observer):
+            for index, image in enumerate(encoded):
+                for where, logits in self._logits(image, text, observer):
                     canvas.add(index, where, logits)
             side = plan.canvas_cells
             reduced = UpsampleArgmax(height, width, (side, side), count)
@@ -424,19 +464,58 @@ class Segmenter:
                 where = slice(start, min(start + self.chunk, count))
                 self._reduce(reduced, where, canvas.chunk(where))
         labels, confidence = reduced.result()
-        return vocabulary.label_of[labels], confidence  # rows of unique categories → names given
+        # Rows of the categories that are there → names given.
+        return _label_of(vocabulary, kept)[labels], confidence, count
+
+    def _looks(self, pixels: ImageArray, window: Window) -> Iterable[ImageArray]:
+        """What the model looks at: the image, or the crops of sliding windows."""
+        if window == "none":
+            return [pixels]
+        cells = self.bundle.manifest.model.logits[0]
+        return crops(pixels, plan_windows(self._preprocessing.size, cells))
+
+    def _chosen(
+        self, shortlist: Keep | Shortlist | None, vocabulary: Vocabulary
+    ) -> Shortlist | None:
+        group = self.bundle.manifest.constants.group
+        return Shortlist.of(shortlist, len(vocabulary.embeddings), group)
+
+    def _kept(
+        self,
+        encoded: Sequence[EncodedImage],
+        text: npt.NDArray[np.float32],
+        shortlist: Shortlist,
+        observer: Observer | None,
+    ) -> npt.NDArray[np.intp]:
+        """Rows of ``text`` that may win in an image, of which ``encoded`` has all looks."""
+        constants = self.bundle.manifest.constants
+        return kept_categories(
+            self.pipeline,
+            encoded,
+            text,
+            shortlist,
+            temperature=constants.ppg.temperature,
+            chunk=self.chunk,
+            observer=observer,
+        )
 
     def image_logits(
         self, pixels: ImageArray, vocabulary: Vocabulary, observer: Observer | None = None
     ) -> Iterator[tuple[slice, npt.NDArray[np.float32]]]:
         """Logits of the unique categories, chunk by chunk: float32 [n, l, l] each."""
+        encoded = self._encoded(pixels, observer)
+        yield from self._logits(encoded, vocabulary.embeddings, observer)
+
+    def _encoded(self, pixels: ImageArray, observer: Observer | None) -> EncodedImage:
         start = time.perf_counter()
         tensor = preprocess(pixels, self._preprocessing)
         self.pipeline.clock.add("preprocess", start)
-        encoded = self.pipeline.encode_image(tensor, observer)
-        yield from self.pipeline.logits(
-            encoded, vocabulary.embeddings, chunk=self.chunk, observer=observer
-        )
+        return self.pipeline.encode_image(tensor, observer)
+
+    def _logits(
+        self, encoded: EncodedImage, text: npt.NDArray[np.float32], observer: Observer | None
+    ) -> Iterator[tuple[slice, npt.NDArray[np.float32]]]:
+        return self.pipeline.logits(encoded, text, chunk=self.chunk, observer=observer)
 
     def _reduce(
         self, reduced: UpsampleArgmax, where: slice, logits: npt.NDArray[np.float32]
@@ -503,6 +582,20 @@ class Segmenter:
 def _check_window(window: str) -> None:
     if window not in ("none", "sliding"):
         raise InputError(f"window is {window!r}, expected 'none' or 'sliding'")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Sent:
+    """An image on its way on a device, and the rows of embeddings it chooses from (None: all)."""
+
+    flight: InFlight
+    loaded: object
+    kept: npt.NDArray[np.intp] | None
+
+
+def _label_of(vocabulary: Vocabulary, kept: npt.NDArray[np.intp] | None) -> npt.NDArray[np.uint16]:
+    """The name's index of each row that the model was given."""
+    return vocabulary.label_of if kept is None else vocabulary.label_of[kept]
 
 
 def _positive(name: str, value: int) -> int:

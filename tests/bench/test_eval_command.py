@@ -139,6 +139,21 @@ def test_checkpoint_and_bundle_give_the_same_figures(
             assert torch_found[key] == bundle_found[key]
 
 
+def test_a_shortlist_of_all_changes_nothing_and_one_of_less_is_said(
+    capsys: pytest.CaptureFixture[str], tiny_bundle: Path, dataset: Path
+) -> None:
+    plain = run_json(capsys, tiny_bundle, dataset)[1]
+    assert (plain["shortlist"], plain["kept_mean"], plain["kept_max"]) == (None, 3, 3)
+    for option in ("3", "auto"):
+        found = run_json(capsys, tiny_bundle, dataset, "--shortlist", option)[1]
+        for key in ("miou", "pixel_accuracy", "per_class", "kept_mean"):
+            assert found[key] == plain[key]
+    one = run_json(capsys, tiny_bundle, dataset, "--shortlist", "1")[1]
+    assert (one["shortlist"], one["kept_mean"], one["kept_max"]) == (1, 1, 1)
+    assert main([str(tiny_bundle), str(dataset), "--shortlist", "0"]) == 2
+    assert "--shortlist is 0" in capsys.readouterr().err
+
+
 def test_a_checkpoint_is_processed_with_the_constants_of_its_bundle(
     tiny_bundle: Path, checkpoint: Path
 ) -> None:

@@ -166,6 +166,54 @@ def test_a_source_that_fails_ends_a_stream_with_its_own_error(
     segmenter(picture, vocabulary)
 
 
+# Shortlists
+
+
+@pytest.mark.parametrize("keep", [1, 2, 5])
+def test_a_shortlist_is_that_of_the_cpu(
+    keep: int,
+    segmenter: Segmenter,
+    on_cpu: Segmenter,
+    lend: Lend,
+    vocabulary: Vocabulary,
+    picture: ImageArray,
+) -> None:
+    """Chosen on the host, then on the device with the others left out; also of arrays there."""
+    want = on_cpu(picture, on_cpu.vocabulary(NAMES), shortlist=keep)
+    images: list[ImageSource] = [picture, lend(picture)]
+    for image in images:
+        found = segmenter(image, vocabulary, shortlist=keep)
+        assert found.kept == want.kept == keep
+        np.testing.assert_array_equal(found.labels, want.labels)
+        np.testing.assert_array_equal(found.image, picture)
+    bridged = segmenter(picture, vocabulary, shortlist=keep, observer=lambda *_: None)
+    np.testing.assert_array_equal(bridged.labels, want.labels)
+
+
+def test_a_stream_of_shortlists(
+    segmenter: Segmenter, vocabulary: Vocabulary, picture: ImageArray
+) -> None:
+    """Two images on their way, each with categories of its own."""
+    for shortlist in (3, 5):
+        results = segmenter.stream(frames(picture, 4, []), vocabulary, shortlist=shortlist)
+        for result, pixels in zip(results, frames(picture, 4, []), strict=True):
+            want = segmenter(pixels, vocabulary, shortlist=shortlist)
+            assert result.kept == want.kept
+            np.testing.assert_array_equal(result.labels, want.labels)
+
+
+def test_without_a_choice_an_image_is_one_upload_and_one_download(
+    segmenter: Segmenter, device: HostDevice, vocabulary: Vocabulary, picture: ImageArray
+) -> None:
+    """Keeping all is no shortlist."""
+    segmenter(picture, vocabulary)
+    for shortlist, copies in ((None, 1), (len(NAMES), 1), (2, 3)):
+        device.log.clear()
+        segmenter(picture, vocabulary, shortlist=shortlist)
+        # Of a choice: the image for the encoder, and the text of those that are kept.
+        assert len(device.calls("upload")) == copies
+
+
 # Arrays on the device
 
 

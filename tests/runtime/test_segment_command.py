@@ -64,6 +64,32 @@ def test_the_answer_is_that_of_the_library(
     assert sorted(os.listdir(output)) == ["wide_labels.png", "wide_overlay.png"]
 
 
+def test_a_shortlist_is_that_of_the_library(
+    tiny_bundle: Path, photos: Path, tmp_path: Path, capsys: Captured
+) -> None:
+    names = [f"{colour} {thing}" for colour in ("red", "old") for thing in "abcdefghijk"]
+    image, output = photos / "wide.png", tmp_path / "results"
+    words = [str(tiny_bundle), str(image), "--classes", ", ".join(names), "--json"]
+    words += ["--output", str(output)]
+    with Segmenter(tiny_bundle) as segmenter:
+        for option, shortlist in (("3", 3), ("auto", "auto"), (None, None)):
+            more = [] if option is None else ["--shortlist", option]
+            assert main([*words, *more]) == 0
+            document = answer(capsys)
+            assert document["shortlist"] == shortlist
+            (entry,) = document["images"]
+            result = segmenter(image, segmenter.vocabulary(names), shortlist=shortlist)  # type: ignore[arg-type]
+            assert entry["kept"] == result.kept
+            assert np.array_equal(read_label_png(entry["labels"])[0], result.labels)
+
+
+@pytest.mark.parametrize("wrong", ["0", "-1", "few", "2.5", ""])
+def test_what_is_no_shortlist_exits_2(wrong: str, capsys: Captured) -> None:
+    words = ["bundle", "image.png", "--classes", "cat", f"--shortlist={wrong}", "--json"]
+    assert main(words) == 2
+    assert "expected a whole number of at least 1" in answer(capsys)["error"]["message"]
+
+
 def test_a_broken_image_does_not_stop_the_others(
     tiny_bundle: Path, photos: Path, tmp_path: Path, capsys: Captured
 ) -> None:

@@ -130,10 +130,14 @@ def test_a_video_is_segmented(
 ) -> None:
     output = tmp_path / "out"
     words = ["--classes", "sky, car, dog", "--output", str(output), "--json"]
+    assert main([str(tiny_bundle), str(video), *words, "--frames", "1", "--shortlist", "2"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert (document["shortlist"], document["videos"][0]["kept"]) == (2, 2)
     assert main([str(tiny_bundle), str(video), *words, "--frames", "3"]) == 0
     document = json.loads(capsys.readouterr().out)
     assert document["images"] == []
     [entry] = document["videos"]
+    assert entry["kept"] == 3
     assert entry["frames"] == 3
     assert (entry["width"], entry["height"]) == (64, 48)
     assert entry["frames_per_second"] > 0

@@ -20,6 +20,7 @@ from ..memory import peak_memory
 from ..pictures import is_own_picture, save_picture
 from ..result import Segmentation
 from ..segmenter import Segmenter
+from ..shortlist import parse_shortlist
 from ..vocabulary import Vocabulary, parse_classes, read_classes_file
 from .segment_video import is_video, require_videos, segment_video, video_line
 
@@ -88,6 +89,13 @@ def _parser() -> argparse.ArgumentParser:
         help="categories at a time, rounded up to whole groups (16); bounds the memory alone",
     )
     add(
+        "--shortlist",
+        metavar="K|auto",
+        type=parse_shortlist,
+        help="give the model only the K categories that come nearest to winning a pixel by their "
+        "correlation, or, with auto, all that come near: faster for many categories",
+    )
+    add(
         "--template",
         metavar="TEXT",
         action="append",
@@ -123,6 +131,7 @@ def _segment(arguments: argparse.Namespace, console: Console) -> tuple[int, dict
         document: dict[str, Any] = {
             "backend": segmenter.backend,
             "categories": len(vocabulary.names),
+            "shortlist": arguments.shortlist,
             "peak_memory_bytes": peak_memory(),
             "images": entries,
         }
@@ -208,7 +217,7 @@ def _one(
     """Segment an image and write its pictures; the entry of the result, also of a failure."""
     start = time.perf_counter()
     try:
-        result = segmenter(path, vocabulary, window=arguments.window)
+        result = segmenter(path, vocabulary, window=arguments.window, shortlist=arguments.shortlist)
         milliseconds = 1000 * (time.perf_counter() - start)
         overlay = _write(result, target, arguments.no_overlay)
     except (EscNetError, OSError, MemoryError) as error:
@@ -223,6 +232,7 @@ def _one(
         "labels": str(target.labels),
         "overlay": overlay and str(overlay),
         "milliseconds": round(milliseconds, 3),
+        "kept": result.kept,
         "area": result.area(),
     }
 

@@ -72,7 +72,7 @@ def segment_video(
         vocabulary: the categories.
         name: a file or "camera:N".
         arguments: of the command: ``output``, ``frames``, ``no_overlay``, ``no_legend``,
-            ``window``.
+            ``window``, ``shortlist``.
         console: shows the frames a second.
     """
     stem = _stem(name)
@@ -114,6 +114,7 @@ def _run(
     from ..video_legend import VideoOverlay
 
     seen = _Seen(vocabulary)
+    most: int | None = arguments.frames
     with ExitStack() as owned:
         reader = owned.enter_context(VideoReader(name))
         if overlay is not None and Path(name).resolve() == overlay.resolve():
@@ -124,13 +125,16 @@ def _run(
             writer = owned.enter_context(VideoWriter(place, reader.rate))
             if not arguments.no_legend:
                 drawn = VideoOverlay(vocabulary.names, float(reader.rate), note=segmenter.note)
-        most: int | None = arguments.frames
         total = most or reader.frames
         advance = owned.enter_context(console.progress(Path(name).name, total))
         # A GPU converts colours itself.
         frames = iter(reader) if segmenter.device_pipeline is None else reader.nv12()
-        shown = itertools.islice(frames, most)
-        results = segmenter.stream(shown, vocabulary, window=arguments.window)
+        results = segmenter.stream(
+            itertools.islice(frames, most),
+            vocabulary,
+            window=arguments.window,
+            shortlist=arguments.shortlist,
+        )
         # A camera has no end but this one.
         with suppress(KeyboardInterrupt), closing(results):
             for result in seen.counted(results):
@@ -161,12 +165,14 @@ class _Seen:
         self._start = time.perf_counter()
         self._seconds = 0.0
         self._frames = 0
+        self._kept = 0
         self.last: Segmentation | None = None
 
     def counted(self, results: Iterator[Segmentation]) -> Iterator[Segmentation]:
         """Pass results on and count them."""
         for result in results:
             self._frames += 1
+            self._kept = max(self._kept, result.kept or 0)
             self._seconds = time.perf_counter() - self._start
             self._pixels += np.bincount(result.labels.ravel(), minlength=len(self._names))
             self.last = result
@@ -192,6 +198,7 @@ class _Seen:
             "height": height,
             "frames": self._frames,
             "frames_per_second": round(self.rate, 3),
+            "kept": self._kept,
             "area": area,
         }
         if legend:
