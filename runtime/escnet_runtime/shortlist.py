@@ -24,6 +24,7 @@ from .pipeline import EncodedImage, Observer, Pipeline
 __all__ = [
     "AUTO_LEAST",
     "AUTO_MARGIN",
+    "AUTO_MOST",
     "Keep",
     "Shortlist",
     "correlation",
@@ -37,10 +38,11 @@ _Floats = npt.NDArray[np.float32]
 
 Keep = int | Literal["auto"]
 
-#: "auto" keeps what stays behind by at most so much, in units of the prompts' temperature, and at
-#: least so many categories; both were chosen by measurement (docs/shortlist.md).
-AUTO_MARGIN: Final = 2.0
+#: "auto" keeps what stays behind by at most so much, in units of the prompts' temperature, but no
+#: fewer and no more categories than these; all were chosen by measurement (docs/shortlist.md).
+AUTO_MARGIN: Final = 1.0
 AUTO_LEAST: Final = 64
+AUTO_MOST: Final = 256
 _EXPECTED: Final = 'a whole number of at least 1, or "auto"'
 
 
@@ -50,8 +52,8 @@ class Shortlist:
 
     Attributes:
         keep: so many; or "auto", those whose margin is at most :data:`AUTO_MARGIN` temperatures of
-            the prompt generator, made up by the next best to :data:`AUTO_LEAST` categories at least
-            and to whole groups of the bundle (16).
+            the prompt generator, but :data:`AUTO_LEAST` at least and :data:`AUTO_MOST` at most, in
+            whole groups of the bundle (16), which the next best make up.
         blocks: ESC blocks that refine the scores of all categories first: 0 takes the correlation.
             "auto" is calibrated for that alone.
 
@@ -178,7 +180,7 @@ def select(
     """
     if shortlist.keep == "auto":
         near = int((margin <= np.float32(AUTO_MARGIN * temperature)).sum())
-        count = whole_groups(max(near, AUTO_LEAST), group)
+        count = whole_groups(min(max(near, AUTO_LEAST), AUTO_MOST), group)
     else:
         count = shortlist.keep
     return np.sort(np.argsort(margin, kind="stable")[:count])
