@@ -24,6 +24,7 @@ from .conditions import Conditions
 from .footprint import METHOD as FOOTPRINT_METHOD
 from .footprint import FootprintRow, Startup, measure_footprint
 from .gallery.command import add_gallery_options, gallery
+from .parity_command import add_parity_options, parity
 from .ppg_time import PpgRow, measure_ppg
 from .results import Document, result_document, saving
 
@@ -65,6 +66,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_builds(_subparser(benchmarks, "builds", text))
     text = "what each precision costs: mIoU, equal labels, flips, size, CPU time (needs torch)"
     _add_precision(_subparser(benchmarks, "precision", text))
+    text = "a bundle on labelled images, against the truth and float32 PyTorch (if it is here)"
+    add_parity_options(_subparser(benchmarks, "parity", text))
     text = "draw images with their masks and how the correlation and the prompts lead to them"
     add_gallery_options(_subparser(benchmarks, "gallery", text, result_file=False))
     return parser
@@ -214,14 +217,10 @@ def _add_categories(parser: argparse.ArgumentParser, default: list[int]) -> None
 def _bench(arguments: argparse.Namespace, console: Console) -> tuple[int, Mapping[str, Any]]:
     if arguments.benchmark == "gallery":
         return 0, gallery(arguments, console)
-    if arguments.benchmark == "builds":
+    without_categories = {"builds": _builds, "parity": parity, "precision": _precision}
+    if arguments.benchmark in without_categories:
         with saving(arguments.output) as save:
-            document = _builds(arguments, console)
-            save(document)
-        return 0, document
-    if arguments.benchmark == "precision":
-        with saving(arguments.output) as save:
-            document = _precision(arguments, console)
+            document = without_categories[arguments.benchmark](arguments, console)
             save(document)
         return 0, document
     least, most = min(arguments.categories), max(arguments.categories)
