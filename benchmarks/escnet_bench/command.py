@@ -26,6 +26,7 @@ from .footprint import FootprintRow, Startup, measure_footprint
 from .gallery.command import add_gallery_options, gallery
 from .parity_command import add_parity_options, parity
 from .ppg_time import PpgRow, measure_ppg
+from .report.command import add_report_options, report
 from .results import Document, result_document, saving
 
 if TYPE_CHECKING:
@@ -68,6 +69,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_precision(_subparser(benchmarks, "precision", text))
     text = "a bundle on labelled images, against the truth and float32 PyTorch (if it is here)"
     add_parity_options(_subparser(benchmarks, "parity", text))
+    text = "result files of any number of machines as one page and plots"
+    add_report_options(_subparser(benchmarks, "report", text, result_file=False))
     text = "draw images with their masks and how the correlation and the prompts lead to them"
     add_gallery_options(_subparser(benchmarks, "gallery", text, result_file=False))
     return parser
@@ -217,6 +220,8 @@ def _add_categories(parser: argparse.ArgumentParser, default: list[int]) -> None
 def _bench(arguments: argparse.Namespace, console: Console) -> tuple[int, Mapping[str, Any]]:
     if arguments.benchmark == "gallery":
         return 0, gallery(arguments, console)
+    if arguments.benchmark == "report":
+        return 0, report(arguments, console)
     without_categories = {"builds": _builds, "parity": parity, "precision": _precision}
     if arguments.benchmark in without_categories:
         with saving(arguments.output) as save:
