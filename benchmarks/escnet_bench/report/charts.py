@@ -20,6 +20,7 @@ __all__ = [
     "accuracy_panels",
     "latency_panels",
     "memory_panels",
+    "same_panels",
     "series_name",
     "stage_bars",
     "styles_of",
@@ -140,11 +141,14 @@ def _line_panels(
         if (number := value(one)) is not None and number > 0
     ]
     panels = []
-    for model, ones in _grouped(found, lambda entry: entry[0].model).items():
+    for model, ones in sorted(_grouped(found, lambda entry: entry[0].model).items()):
         # Machines of one model have the same axes: they stand side by side to be compared.
         x = _log_axis([one.categories for one, _ in ones], "categories", numbers=True)
         y = _log_axis([number for _, number in ones], label)
-        for (machine, allocator), here in _grouped(ones, _place).items():
+        machines = [*_grouped(ones, lambda entry: entry[0].machine)]
+        places = _grouped(ones, _place)
+        for machine, allocator in sorted(places, key=lambda p: (machines.index(p[0]), p[1])):
+            here = places[machine, allocator]
             series, notes = _series(here, styles)
             if allocator == _KEPT:
                 notes.append("allocator keeps memory")
@@ -160,10 +164,11 @@ def _timings(results: Sequence[Result]) -> list[Timing]:
 
 
 def _grouped(items: Iterable[_V], key: Callable[[_V], _K]) -> dict[_K, list[_V]]:
+    """In the order in which they appear, which is that of the files."""
     found: dict[_K, list[_V]] = defaultdict(list)
     for item in items:
         found[key(item)].append(item)
-    return dict(sorted(found.items(), key=lambda entry: str(entry[0])))
+    return dict(found)
 
 
 def _place(entry: tuple[Timing, float]) -> tuple[Machine, str]:
@@ -344,6 +349,46 @@ def _point_panels(
 
 def _data(one: Accuracy) -> str:
     return f"{one.dataset}: {one.images} images, {one.categories} categories"
+
+
+def same_panels(results: Sequence[Result], styles: Styles) -> list[Panel]:
+    """Labels equal to those of ours against latency, as a latency's own rows have them.
+
+    At the number of categories at which most was measured; the largest of several.
+    """
+    found = [
+        one
+        for one in _timings(results)
+        if one.agreement is not None and one.p50_ms and one.allocator != _KEPT
+    ]
+    panels = []
+    for (model, machine), every in _grouped(found, lambda o: (o.model, o.machine)).items():
+        counts = _grouped(every, lambda one: one.categories)
+        count = max(counts, key=lambda n: (len(counts[n]), n))
+        here = counts[count]
+        usual, note = _usual(here)
+        series = [
+            Series(
+                name=series_name(
+                    one.implementation, None if one.precision == usual else one.precision
+                ),
+                style=styles.index[one.implementation],
+                points=((one.p50_ms or 0.0, one.agreement or 0.0),),
+            )
+            for one in here
+        ]
+        panels.append(
+            Panel(
+                model=model,
+                machine=machine,
+                note=f"{count} categories; {note}",
+                x=_log_axis([one.p50_ms or 0.0 for one in here], "ms an image, median"),
+                y=_share_axis([one.agreement or 0.0 for one in here], "labels equal to ours"),
+                series=tuple(series),
+                lines=False,
+            )
+        )
+    return panels
 
 
 def stage_bars(results: Sequence[Result]) -> list[Bars]:

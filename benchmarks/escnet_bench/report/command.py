@@ -122,6 +122,7 @@ def _plots(results: Sequence[Result], folder: Path) -> list[Path]:
         ("gpu-memory", "Memory on the GPU by number of categories", sections.device_memory),
         ("miou-latency", "mIoU against latency", sections.miou),
         ("agreement-latency", "Labels equal to float32 PyTorch's", sections.agreement),
+        ("same-latency", "Labels equal to ours", sections.same),
     ):
         if panels:
             with atomic_file(folder / f"{name}.png") as temporary:

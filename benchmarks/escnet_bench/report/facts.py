@@ -101,7 +101,8 @@ class Accuracy:
     """How right and how true to float32 PyTorch something is; None is what was not measured.
 
     ``milliseconds`` an image where the same file timed it; ``worst_stage`` and ``worst_stage_l2``
-    name the graph that is farthest from PyTorch. ``note`` qualifies the figures.
+    name the graph that is farthest from PyTorch; ``stages`` are relative L2 and cosine of all.
+    ``note`` qualifies the figures.
     """
 
     machine: Machine
@@ -121,6 +122,7 @@ class Accuracy:
     prompts: int | None = None
     worst_stage: str | None = None
     worst_stage_l2: float | None = None
+    stages: Mapping[str, tuple[float | None, float | None]] | None = None
     milliseconds: float | None = None
     note: str | None = None
 

@@ -31,9 +31,10 @@ def box(value: object, tag: str = "td", kind: str = "", *, small: str = "") -> s
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1) -> str:
     """A table in a box of its own, which scrolls; ``left`` columns are words."""
+    kinds = ["left" if i < left or name == "file" else "" for i, name in enumerate(head)]
     heads = "".join(
-        f'<th scope="col" class="{"left" if index < left else ""}">{text(name)}</th>'
-        for index, name in enumerate(head)
+        f'<th scope="col" class="{kind}">{text(name)}</th>'
+        for kind, name in zip(kinds, head, strict=True)
     )
     body = "".join(f"<tr>{''.join(row)}</tr>" for row in rows)
     return (

@@ -207,7 +207,8 @@ def _parity(opened: Opened, result: Result) -> Result:
 
 
 def _parity_row(opened: Opened, row: ParityRowOf, given: Mapping[str, Any], where: str) -> Accuracy:
-    worst, farthest = _worst(given.get("stages"), where)
+    stages = _read_stages(given.get("stages"), where)
+    worst, farthest = _worst(stages)
     agreement, flips = row.pixel_agreement, row.prompt_flips
     prompts, note = sum(row.prompts or ()) or None, None
     if row.reference is None and given.get("golden") is not None:
@@ -233,22 +234,29 @@ def _parity_row(opened: Opened, row: ParityRowOf, given: Mapping[str, Any], wher
         prompts=prompts,
         worst_stage=worst,
         worst_stage_l2=farthest,
+        stages=stages,
         note=note,
     )
 
 
-def _worst(stages: Any, where: str) -> tuple[str | None, float | None]:
-    """The stage farthest from PyTorch; null is not finite, the farthest of all."""
+def _read_stages(stages: Any, where: str) -> Mapping[str, tuple[float | None, float | None]] | None:
+    """Relative L2 and cosine by stage; null there is not finite."""
     if stages is None:
-        return None, None
+        return None
     if not isinstance(stages, Mapping) or not stages:
         raise InputError(f"{where}.stages: expected an object with stages, or null")
-    errors = {
-        name: taken(stage, StageOf, f"{where}.stages.{name}").relative_l2
-        for name, stage in stages.items()
-    }
-    worst = max(errors, key=lambda name: _or_infinite(errors[name]))
-    return worst, errors[worst]
+    read = {name: taken(one, StageOf, f"{where}.stages.{name}") for name, one in stages.items()}
+    return {name: (one.relative_l2, one.cosine) for name, one in read.items()}
+
+
+def _worst(
+    stages: Mapping[str, tuple[float | None, float | None]] | None,
+) -> tuple[str | None, float | None]:
+    """The stage farthest from PyTorch: one that is not finite is the farthest of all."""
+    if stages is None:
+        return None, None
+    worst = max(stages, key=lambda name: _or_infinite(stages[name][0]))
+    return worst, stages[worst][0]
 
 
 def _or_infinite(value: float | None) -> float:

@@ -10,6 +10,7 @@ from .charts import (
     accuracy_panels,
     latency_panels,
     memory_panels,
+    same_panels,
     stage_bars,
     styles_of,
 )
@@ -23,6 +24,7 @@ from .page_tables import (
     machines_table,
     operations_table,
     ratio_table,
+    stages_table,
     times_table,
 )
 from .style import style
@@ -42,6 +44,7 @@ class Sections:
     device_memory: list[Panel]
     miou: list[Panel]
     agreement: list[Panel]
+    same: list[Panel]
 
     @classmethod
     def of(cls, results: Sequence[Result]) -> "Sections":
@@ -49,7 +52,14 @@ class Sections:
         styles = styles_of(results)
         memory, device = memory_panels(results, styles)
         miou, agreement = accuracy_panels(results, styles)
-        return cls(latency_panels(results, styles), memory, device, miou, agreement)
+        return cls(
+            latency=latency_panels(results, styles),
+            memory=memory,
+            device_memory=device,
+            miou=miou,
+            agreement=agreement,
+            same=same_panels(results, styles),
+        )
 
 
 def report_page(results: Sequence[Result], *, baseline: str | None = None) -> str:
@@ -208,28 +218,29 @@ def _stages(results: Sequence[Result]) -> str:
 def _accuracy(results: Sequence[Result], sections: Sections) -> str:
     parts = ['<h2 id="accuracy">Accuracy against latency</h2>']
     rows = [one for result in results for one in result.accuracies]
+    command = "escnet-bench parity --bundle BUNDLE --output FILE"
     if not rows:
-        return parts[0] + missing(
-            "No file says how right the masks are.", "escnet-bench parity --output FILE"
-        )
-    parts.append(
-        "<p>Of what was timed, named by the hash of the bundle, or timed in the same file. Up and "
-        "to the left is better. Beware of the axis of accuracy: it shows the range that occurs, "
-        "not zero.</p>"
-    )
-    if sections.miou:
-        parts += ["<h3>mIoU</h3>", _panels(sections.miou)]
-    if sections.agreement:
-        parts += ["<h3>Labels as in float32 PyTorch</h3>", _panels(sections.agreement)]
-    if not (sections.miou or sections.agreement):
+        parts.append(missing("No file says how right the masks are.", command))
+    elif not (sections.miou or sections.agreement):
+        what = "No bundle has both a time and an accuracy in these files."
+        parts.append(missing(what, command, "of the bundle that was timed"))
+    if sections.miou or sections.agreement or sections.same:
         parts.append(
-            missing(
-                "No bundle has both a time and an accuracy in these files.",
-                "escnet-bench parity --bundle BUNDLE --output FILE",
-                "for the bundle that was timed",
-            )
+            "<p>Of the bundle that was timed, known by its hash, or timed in the same file. Up and "
+            "to the left is better. The axis of accuracy shows the range that occurs, not zero.</p>"
         )
-    parts += ["<h3>All figures</h3>", accuracy_table(rows)]
+    for title, panels in (
+        ("mIoU", sections.miou),
+        ("Labels as in float32 PyTorch", sections.agreement),
+        ("Labels as ours", sections.same),
+    ):
+        if panels:
+            parts.append(f'<h3 class="part">{title}</h3>{_panels(panels)}')
+    if rows:
+        parts += ["<h3>All figures</h3>", accuracy_table(rows)]
+    if any(one.stages for one in rows):
+        summary = "Each stage against float32 PyTorch (relative L2)"
+        parts.append(f"<details><summary>{summary}</summary>{stages_table(rows)}</details>")
     return "".join(parts)
 
 
@@ -268,7 +279,7 @@ def _machines(results: Sequence[Result]) -> str:
     unused = [result for result in results if result.unused is not None]
     parts = [
         '<h2 id="machines">Machines</h2>',
-        machines_table(results),
+        machines_table([result for result in results if result.unused is None]),
         "<h2>Files</h2>",
         files_table([result for result in results if result.unused is None]),
     ]

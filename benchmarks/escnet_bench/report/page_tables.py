@@ -15,6 +15,7 @@ __all__ = [
     "machines_table",
     "operations_table",
     "ratio_table",
+    "stages_table",
     "times_table",
 ]
 
@@ -136,6 +137,26 @@ def accuracy_table(rows: Sequence[Accuracy]) -> str:
             ]
         )
     return table(head, cells, left=3)
+
+
+def stages_table(rows: Sequence[Accuracy]) -> str:
+    """Relative L2 and cosine of each stage, a column for each row that has them."""
+    with_stages = [(one, one.stages) for one in rows if one.stages]
+    names = list(dict.fromkeys(name for _, stages in with_stages for name in stages))
+    head = ["stage", *(f"{one.implementation} {one.precision}" for one, _ in with_stages)]
+    cells = []
+    for name in names:
+        row = [box(name, "th", "left")]
+        for _, stages in with_stages:
+            if name not in stages:
+                row.append(box(None))
+                continue
+            error, cosine = stages[name]
+            shown = "not finite" if error is None else f"{error:.1e}"
+            row.append(box(shown, small="" if cosine is None else f"cosine {cosine:.6f}"))
+        cells.append(row)
+    cells.append([box("file", "th", "left"), *(box(one.file) for one, _ in with_stages)])
+    return table(head, cells)
 
 
 def operations_table(results: Sequence[Result]) -> str:

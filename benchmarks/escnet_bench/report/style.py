@@ -15,6 +15,7 @@ h1 { font-size: 1.6rem; line-height: 1.25; margin: 0 0 .4rem; }
 h2 { font-size: 1.2rem; margin: 2.6rem 0 .4rem; padding-top: .9rem;
   border-top: 1px solid var(--line); }
 h3 { font-size: 1rem; margin: 1.5rem 0 .6rem; }
+h3.part { font-size: 1.08rem; margin-bottom: -.6rem; }
 p { margin: .3rem 0 .7rem; max-width: 46rem; } .soft { color: var(--soft); font-size: .9rem; }
 a { color: inherit; } nav { display: flex; flex-wrap: wrap; gap: .2rem 1rem; font-size: .9rem; }
 code { font: .92em ui-monospace, monospace; background: var(--card); border-radius: .2rem;

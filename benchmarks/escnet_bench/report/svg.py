@@ -14,8 +14,8 @@ _WIDTH: Final = 348
 _HEIGHT: Final = 264
 _TOP, _BOTTOM = 22, 34
 _RIGHT_LEAST: Final = 14
-_CHARACTER: Final = 5.75  # of a label, at 10.5 px
-_LABEL_MOST: Final = 172
+_CHARACTER: Final = 6.1  # of a label, at 10.5 px
+_LABEL_MOST: Final = 184
 _LINE: Final = 13  # between labels
 _GAP: Final = 13  # from the last point to its label
 _R: Final = 3.6
@@ -34,9 +34,8 @@ def panel_svg(panel: Panel, title: str) -> str:
     left = 9 + _CHARACTER * max(len(tick_text(panel.y, tick)) for tick in panel.y.ticks)
     box = _Box(left, _TOP, _WIDTH - right, height - _BOTTOM)
     parts = [_grid(panel.x, panel.y, box)]
-    room = int((right - _GAP) / _CHARACTER) if panel.lines else int(0.8 * _WIDTH / _CHARACTER)
-    draw = _lines if panel.lines else _points
-    parts.append(draw(panel, box, room))
+    room = int((right - _GAP) / _CHARACTER)
+    parts.append(_lines(panel, box, room) if panel.lines else _points(panel, box))
     return (
         f'<svg viewBox="0 0 {_WIDTH} {height}" role="img" aria-label="{_text(title)}">'
         f"{''.join(parts)}</svg>"
@@ -117,17 +116,19 @@ def _lines(panel: Panel, box: _Box, room: int) -> str:
     return "".join(parts)
 
 
-def _points(panel: Panel, box: _Box, room: int) -> str:
+def _points(panel: Panel, box: _Box) -> str:
     """Points, each with its label at the side where there is room, moved off the others."""
     placed: list[tuple[float, float, float]] = []
     parts = []
     for one in sorted(panel.series, key=lambda one: one.points[0][1]):
         x, y = box.x(panel.x, one.points[0][0]), box.y(panel.y, one.points[0][1])
+        rights, lefts = _WIDTH - 4 - x - 8, x - 8 - box.left
+        left = len(one.name) * _CHARACTER > rights and lefts > rights
+        room = max(int((lefts if left else rights) / _CHARACTER), 1)
         name = _short(one.name, room)
-        width = len(one.name[:room]) * _CHARACTER
-        left = x + 8 + width > _WIDTH - 2
+        width = min(len(one.name), room) * _CHARACTER
         start = x - 8 - width if left else x + 8
-        offsets = sorted(range(-60, 61, 2), key=abs)
+        offsets = sorted(range(-400, 401, 2), key=abs)
         free = (
             y + off
             for off in offsets
