@@ -177,6 +177,12 @@ def _place(entry: tuple[Timing, float]) -> tuple[Machine, str]:
     return entry[0].machine, _KEPT if allocator == _KEPT else ""
 
 
+def _by_model(timings: Sequence[Timing]) -> dict[tuple[str, Machine], list[Timing]]:
+    """By model and machine, models by their names."""
+    groups = _grouped(timings, lambda one: (one.model, one.machine))
+    return dict(sorted(groups.items(), key=lambda entry: entry[0][0]))
+
+
 def _series(here: Sequence[tuple[Timing, float]], styles: Styles) -> tuple[list[Series], list[str]]:
     """Lines of a panel, and what is common to them."""
     usual, note = _usual([one for one, _ in here])
@@ -319,9 +325,8 @@ def _point_panels(
         if (share := value(one)) is not None and milliseconds > 0
     ]
     panels = []
-    for (model, machine, data), here in _grouped(
-        found, lambda e: (e[0].model, e[0].machine, _data(e[0]))
-    ).items():
+    groups = _grouped(found, lambda entry: (entry[0].model, entry[0].machine, _data(entry[0])))
+    for (model, machine, data), here in sorted(groups.items(), key=lambda entry: entry[0][0]):
         names = {one.implementation for one, *_ in here}
         notes = {note for *_, note in here if note}
         series = [
@@ -362,7 +367,7 @@ def same_panels(results: Sequence[Result], styles: Styles) -> list[Panel]:
         if one.agreement is not None and one.p50_ms and one.allocator != _KEPT
     ]
     panels = []
-    for (model, machine), every in _grouped(found, lambda o: (o.model, o.machine)).items():
+    for (model, machine), every in _by_model(found).items():
         counts = _grouped(every, lambda one: one.categories)
         count = max(counts, key=lambda n: (len(counts[n]), n))
         here = counts[count]
@@ -400,7 +405,7 @@ def stage_bars(results: Sequence[Result]) -> list[Bars]:
     ]
     kinds = _kinds([one.stages or {} for one in found])
     panels = []
-    for (model, machine), every in _grouped(found, lambda o: (o.model, o.machine)).items():
+    for (model, machine), every in _by_model(found).items():
         # Memory that is kept is shown where nothing else is: the bars would be twice as many.
         here = [one for one in every if one.allocator != _KEPT] or every
         rows = []

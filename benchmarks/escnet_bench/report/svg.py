@@ -118,7 +118,8 @@ def _lines(panel: Panel, box: _Box, room: int) -> str:
 
 def _points(panel: Panel, box: _Box) -> str:
     """Points, each with its label at the side where there is room, moved off the others."""
-    placed: list[tuple[float, float, float]] = []
+    marks = [(box.x(panel.x, x), box.y(panel.y, y)) for one in panel.series for x, y in one.points]
+    placed = [(x - _R, x + _R, y) for x, y in marks]
     parts = []
     for one in sorted(panel.series, key=lambda one: one.points[0][1]):
         x, y = box.x(panel.x, one.points[0][0]), box.y(panel.y, one.points[0][1])
