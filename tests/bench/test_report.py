@@ -15,15 +15,11 @@ from PIL import Image
 
 from escnet_bench.command import main
 from escnet_bench.report import find_results, read_result
-from escnet_bench.report.charts import (
-    accuracy_panels,
-    latency_panels,
-    memory_panels,
-    stage_bars,
-    styles_of,
-)
+from escnet_bench.report.bars import stage_bars
 from escnet_bench.report.colours import DARK, LIGHT, MARKS, PAPER, Styles
+from escnet_bench.report.lines import latency_panels, memory_panels, styles_of
 from escnet_bench.report.page import report_page
+from escnet_bench.report.points import accuracy_panels
 from escnet_bench.report.svg import spread
 from escnet_bench.report.tables import ratio_tables
 from escnet_runtime.errors import InputError
@@ -107,7 +103,7 @@ def test_committed_results_are_all_understood() -> None:
         (latency(rows=[]), "bad.json: rows: got an empty list, expected at least one row"),
         (latency(rows={}), "bad.json: rows: got dict, expected a list"),
         (latency({"model": "x"}), "bad.json: rows[0]: missing implementation"),
-        (latency(latency_row(), 5), "bad.json: rows[1]: got int, expected an object"),
+        (latency(rows=[latency_row(), 5]), "bad.json: rows[1]: got int, expected an object"),
         (latency(latency_row(p50_ms="1")), "bad.json: rows[0]: p50_ms: expected float"),
         (latency(latency_row(p50_ms=-1.0)), "p50_ms is -1, expected 0 to 1e+15"),
         (latency(latency_row(categories=0)), "categories is 0, expected 1 to 1e+15"),

@@ -204,7 +204,7 @@ def test_what_cannot_be_measured_is_said(
     classes = dataset.parent / "classes.txt"
     classes.write_text("red\nblue\n", encoding="utf-8")
     given = [str(classes) if word == "CLASSES" else word for word in options]
-    words = ("--bundle", mini_report.bundle, "--dataset", dataset, *given)
+    words: list[str | Path] = ["--bundle", mini_report.bundle, "--dataset", dataset, *given]
     code, document = run_json(capsys, *words)
     assert code == 2
     assert message in document["error"]["message"]

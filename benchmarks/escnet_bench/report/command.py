@@ -11,7 +11,7 @@ from escnet_runtime.atomic import atomic_file
 from escnet_runtime.console import Console, printable
 from escnet_runtime.errors import BackendError, InputError
 
-from .charts import stage_bars
+from .bars import stage_bars
 from .facts import Result
 from .files import find_results, read_result
 from .page import Sections, report_page

@@ -12,7 +12,8 @@ from escnet_runtime.strict_json import parse_object
 
 from ..results import SCHEMA_VERSION
 from .facts import Machine, Result
-from .kinds import FILL, Opened
+from .kinds import FILL
+from .opened import Opened
 from .schema import BundleOf, ConditionsOf, taken
 
 __all__ = ["find_results", "read_result"]

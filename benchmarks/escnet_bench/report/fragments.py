@@ -4,7 +4,8 @@ import html
 from collections.abc import Sequence
 from typing import Final
 
-from .charts import Bar, Bars, Panel
+from .bars import Bar, Bars
+from .panels import Panel
 from .svg import panel_svg
 
 __all__ = ["box", "figure", "missing", "stacked", "table", "text"]

@@ -2,23 +2,19 @@
 
 import dataclasses
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Final, TypeAlias, TypeVar
+from collections.abc import Mapping
+from typing import Any, Final
 
 from escnet_runtime.errors import InputError
 
-from .facts import Accuracy, LeftOut, Machine, Operations, Ratio, Result, Timing
+from .facts import Accuracy, LeftOut, Operations, Ratio, Result, Timing
+from .kinds_gpu import gpu_latency, gpu_memory, gpu_stages
+from .opened import Fill, Opened
 from .schema import (
-    BundleOf,
     EvalDocument,
     FootprintRow,
     GflopRow,
     GoldenOf,
-    GpuLatencyRow,
-    GpuMemoryRow,
-    GpuPlan,
-    GpuStagesRow,
     LatencyRow,
     LeftOutRow,
     ParityRowOf,
@@ -28,47 +24,9 @@ from .schema import (
     taken,
 )
 
-__all__ = ["FILL", "Opened"]
+__all__ = ["FILL"]
 
-_T = TypeVar("_T")
 _UNNAMED: Final = "model not named"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Opened:
-    """A file whose frame was checked; ``rows`` are not yet."""
-
-    file: str
-    document: Mapping[str, Any]
-    rows: Sequence[Any]
-    machine: Machine
-    bundle: BundleOf | None
-
-    def each(self, kind: type[_T]) -> Iterator[tuple[_T, Mapping[str, Any]]]:
-        """The rows, read as ``kind``, beside what stands in the file."""
-        for index, row in enumerate(self.rows):
-            yield taken(row, kind, f"{self.file}: rows[{index}]"), row
-
-    def entries(self, key: str, kind: type[_T]) -> Iterator[_T]:
-        """The entries of a list beside the rows; none if it is not there."""
-        given = self.document.get(key) or []
-        if not isinstance(given, list):
-            raise InputError(f"{self.file}: {key}: got {type(given).__name__}, expected a list")
-        for index, entry in enumerate(given):
-            yield taken(entry, kind, f"{self.file}: {key}[{index}]")
-
-    @property
-    def where(self) -> dict[str, Any]:
-        """What every fact says of its source."""
-        return {"machine": self.machine, "file": self.file}
-
-    @property
-    def sha256(self) -> str | None:
-        """Of the bundle."""
-        return None if self.bundle is None else self.bundle.sha256
-
-
-Fill: TypeAlias = Callable[[Opened, Result], Result]
 
 
 def _latency(opened: Opened, result: Result) -> Result:
@@ -281,70 +239,14 @@ def _eval(opened: Opened, result: Result) -> Result:
     return dataclasses.replace(result, accuracies=(accuracy,))
 
 
-def _gpu_latency(opened: Opened, result: Result) -> Result:
-    backend = taken(opened.document.get("plan"), GpuPlan, f"{opened.file}: plan").backend
-    timings = []
-    for row, _ in opened.each(GpuLatencyRow):
-        # "escnet" is the bundle on the backend of the plan, "torch eager fp16" a model in PyTorch.
-        ours = row.implementation == "escnet"
-        name, _, last = row.implementation.rpartition(" ")
-        named = bool(name) and last in {"fp16", "fp32", "bf16"}
-        timings.append(
-            Timing(
-                **opened.where,
-                model=row.model,
-                implementation=backend if ours else name if named else row.implementation,
-                precision=last if named and not ours else row.precision,
-                categories=row.categories,
-                repeats=row.repeats,
-                p50_ms=row.p50_ms,
-                p95_ms=row.p95_ms,
-                p99_ms=row.p99_ms,
-            )
-        )
-    return dataclasses.replace(result, timings=tuple(timings))
-
-
-def _gpu_stages(opened: Opened, result: Result) -> Result:
-    backend = taken(opened.document.get("plan"), GpuPlan, f"{opened.file}: plan").backend
-    timings = tuple(
-        Timing(
-            **opened.where,
-            model=row.model,
-            implementation=backend,
-            precision=row.precision,
-            categories=row.categories,
-            stages=row.stages,
-        )
-        for row, _ in opened.each(GpuStagesRow)
-    )
-    return dataclasses.replace(result, timings=timings)
-
-
-def _gpu_memory(opened: Opened, result: Result) -> Result:
-    backend = taken(opened.document.get("plan"), GpuPlan, f"{opened.file}: plan").backend
-    timings = tuple(
-        Timing(
-            **opened.where,
-            model=row.model,
-            implementation=backend,
-            precision=row.precision,
-            categories=row.categories,
-            device_memory_bytes=row.measured_bytes,
-        )
-        for row, _ in opened.each(GpuMemoryRow)
-    )
-    return dataclasses.replace(result, timings=timings)
-
-
 #: Kind of file → what takes its facts.
 FILL: Final[dict[str, Fill]] = {
     "eval": _eval,
     "footprint": _footprint,
     "gflop": _gflop,
-    "gpu-check latency": _gpu_latency,
-    "gpu-check memory": _gpu_memory,
-    "gpu-check stages": _gpu_stages,
+    "gpu-check latency": gpu_latency,
+    "gpu-check memory": gpu_memory,
+    "gpu-check stages": gpu_stages,
     "latency": _latency,
     "parity": _parity,
     "precision": _precision,

@@ -5,17 +5,10 @@ from dataclasses import dataclass
 
 from escnet_runtime import __version__
 
-from .charts import (
-    Panel,
-    accuracy_panels,
-    latency_panels,
-    memory_panels,
-    same_panels,
-    stage_bars,
-    styles_of,
-)
+from .bars import stage_bars
 from .facts import Machine, Result
 from .fragments import box, figure, missing, stacked, table, text
+from .lines import latency_panels, memory_panels, styles_of
 from .page_tables import (
     accuracy_table,
     conditions_of,
@@ -27,6 +20,8 @@ from .page_tables import (
     stages_table,
     times_table,
 )
+from .panels import Panel
+from .points import accuracy_panels, same_panels
 from .style import style
 from .tables import ratio_tables
 

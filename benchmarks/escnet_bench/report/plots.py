@@ -9,8 +9,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from .charts import Axis, Bars, Panel
+from .bars import Bars
 from .colours import LIGHT, PAPER, STAGE_LIGHT
+from .panels import Axis, Panel
 from .svg import spread, tick_text
 
 __all__ = ["save_bars", "save_panels"]

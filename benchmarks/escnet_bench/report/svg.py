@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from .charts import Axis, Panel, Series
+from .panels import Axis, Panel, Series
 
 __all__ = ["panel_svg", "spread", "tick_text"]
 

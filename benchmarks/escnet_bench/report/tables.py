@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from .charts import series_name
 from .facts import Machine, Ratio, Result, Timing
+from .grouping import series_name
 
 __all__ = ["RatioTable", "ratio_tables"]
 
