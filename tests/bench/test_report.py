@@ -139,6 +139,12 @@ def test_sources_are_files_folders_and_patterns(tmp_path: Path) -> None:
     assert find_results([str(a)]) == [("a.json", a)]
     assert find_results([str(tmp_path)]) == [("x/a.json", a), ("x/y/b.json", b)]
     assert find_results([f"{tmp_path}/x/*.json", str(a)]) == [("a.json", a)]
+    c = write(tmp_path / "z" / "y" / "b.json", {})
+    assert find_results([str(b), str(c), str(a)]) == [
+        ("y/b.json", b),
+        ("y/b.json (2)", c),
+        ("a.json", a),
+    ]
     (tmp_path / "empty").mkdir()
     for nowhere in ("nowhere.json", "empty", "*.toml"):
         with pytest.raises(InputError, match=r"expected result files"):

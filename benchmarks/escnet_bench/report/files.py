@@ -47,7 +47,24 @@ def find_results(sources: Sequence[str]) -> list[tuple[str, Path]]:
             raise InputError(f"{source}: {what}; expected result files of escnet-bench")
         for one, name in files.items():
             found.setdefault(one.resolve(), name)
-    return [(name, path) for path, name in found.items()]
+    return _told_apart([(name, path) for path, name in found.items()])
+
+
+def _told_apart(files: Sequence[tuple[str, Path]]) -> list[tuple[str, Path]]:
+    """Files of one name from several folders get that of their folder, and a number if need be."""
+    names = [name for name, _ in files]
+    twice = {name for name in names if names.count(name) > 1}
+    taken_names: set[str] = set(names) - twice
+    apart = []
+    for given, path in files:
+        name = f"{path.parent.name}/{path.name}" if given in twice else given
+        number = 2
+        while given in twice and name in taken_names:
+            name = f"{path.parent.name}/{path.name} ({number})"
+            number += 1
+        taken_names.add(name)
+        apart.append((name, path))
+    return apart
 
 
 def read_result(path: Path, name: str | None = None) -> Result:

@@ -16,6 +16,7 @@ _V = TypeVar("_V")
 
 
 def timings_of(results: Sequence[Result]) -> list[Timing]:
+    """Those of all files."""
     return [one for result in results for one in result.timings]
 
 
