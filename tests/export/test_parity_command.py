@@ -117,6 +117,7 @@ def test_differences_are_found(
     assert min(stage["relative_l2"] for stage in row["stages"].values()) > 0.05
 
 
+@pytest.mark.slow
 def test_narrow_graphs_are_fed_in_their_types(
     export: Export, checkpoint: Path, dataset: Path, tmp_path: Path, capsys: Any
 ) -> None:
