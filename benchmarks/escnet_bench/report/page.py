@@ -110,10 +110,13 @@ def _head(results: Sequence[Result], machines: Sequence[Machine]) -> str:
             ("machines", "Machines and files"),
         )
     )
+    files = _number(used, "result file")
+    if used < len(results):
+        files = f"{used} of {len(results)} result files"
     return (
         "<header><h1>ESC-Net, measured</h1>"
-        f"<p>{text(_listed(names))}: what {_number(used, 'result file')} of {len(results)} "
-        f"{'says' if used == 1 else 'say'}, written by escnet-bench {text(__version__)}. "
+        f"<p>{text(_listed(names))}: what {files} {'says' if used == 1 else 'say'}, put together "
+        f"by escnet-bench {text(__version__)}. "
         "Every figure is of a machine, a day and a file, which stand beside it or in the table "
         f'at the end.</p><p class="soft">{_HOW}</p><nav>{links}</nav></header>'
     )
