@@ -24,7 +24,9 @@ from .conditions import Conditions
 from .footprint import METHOD as FOOTPRINT_METHOD
 from .footprint import FootprintRow, Startup, measure_footprint
 from .gallery.command import add_gallery_options, gallery
+from .parity_command import add_parity_options, parity
 from .ppg_time import PpgRow, measure_ppg
+from .report.command import add_report_options, report
 from .results import Document, result_document, saving
 from .shortlist_command import add_shortlist_options, shortlists
 
@@ -68,6 +70,10 @@ def _parser() -> argparse.ArgumentParser:
     _add_precision(_subparser(benchmarks, "precision", text))
     text = "what giving the model fewer of many categories saves and costs (no torch)"
     add_shortlist_options(_subparser(benchmarks, "shortlist", text))
+    text = "a bundle on labelled images, against the truth and float32 PyTorch (if it is here)"
+    add_parity_options(_subparser(benchmarks, "parity", text))
+    text = "result files of any number of machines as one page and plots"
+    add_report_options(_subparser(benchmarks, "report", text, result_file=False))
     text = "draw images with their masks and how the correlation and the prompts lead to them"
     add_gallery_options(_subparser(benchmarks, "gallery", text, result_file=False))
     return parser
@@ -217,19 +223,17 @@ def _add_categories(parser: argparse.ArgumentParser, default: list[int]) -> None
 def _bench(arguments: argparse.Namespace, console: Console) -> tuple[int, Mapping[str, Any]]:
     if arguments.benchmark == "gallery":
         return 0, gallery(arguments, console)
-    if arguments.benchmark == "shortlist":
+    if arguments.benchmark == "report":
+        return 0, report(arguments, console)
+    without_categories = {
+        "builds": _builds,
+        "parity": parity,
+        "precision": _precision,
+        "shortlist": shortlists,
+    }
+    if arguments.benchmark in without_categories:
         with saving(arguments.output) as save:
-            document = shortlists(arguments, console)
-            save(document)
-        return 0, document
-    if arguments.benchmark == "builds":
-        with saving(arguments.output) as save:
-            document = _builds(arguments, console)
-            save(document)
-        return 0, document
-    if arguments.benchmark == "precision":
-        with saving(arguments.output) as save:
-            document = _precision(arguments, console)
+            document = without_categories[arguments.benchmark](arguments, console)
             save(document)
         return 0, document
     least, most = min(arguments.categories), max(arguments.categories)

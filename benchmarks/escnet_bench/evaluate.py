@@ -13,7 +13,7 @@ from escnet_runtime.errors import InputError
 from escnet_runtime.segmenter import Segmenter, Window
 from escnet_runtime.shortlist import Keep, Shortlist
 
-__all__ = ["Evaluation", "class_keys", "evaluate"]
+__all__ = ["Evaluation", "check_categories", "class_keys", "evaluate"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,7 +69,7 @@ def evaluate(
     """
     names = dataset.names
     asked = names if categories is None else tuple(categories)
-    _check(len(names), len(asked), merge_extra, limit)
+    check_categories(len(names), len(asked), limit, merge_extra=merge_extra)
     vocabulary = segmenter.vocabulary(asked)
     counter = ConfusionCounter(len(names))
     kept: list[int] = []
@@ -110,7 +110,14 @@ def class_keys(names: Sequence[str]) -> list[str]:
     return keys
 
 
-def _check(classes: int, asked: int, merge_extra: bool, limit: int | None) -> None:
+def check_categories(
+    classes: int, asked: int, limit: int | None, *, merge_extra: bool = False
+) -> None:
+    """Refuse a limit below 1, and other categories than one for each class of a dataset.
+
+    Raises:
+        InputError: one of both; with ``merge_extra`` there may be more categories.
+    """
     if limit is not None and limit < 1:
         raise InputError(f"the limit is {limit} images; expected at least 1")
     if asked < classes or (asked > classes and not merge_extra):

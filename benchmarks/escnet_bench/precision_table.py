@@ -19,13 +19,12 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 import numpy as np
-import numpy.typing as npt
 
 from escnet.weights import load_checkpoint
 from escnet_export import export_bundle
 from escnet_export.scenes import labelled_scenes
 from escnet_runtime.bundle import Bundle, sha256_file
-from escnet_runtime.confusion import ConfusionCounter, Labels
+from escnet_runtime.confusion import ConfusionCounter
 from escnet_runtime.console import Advance
 from escnet_runtime.dataset import LabelledImages, Sample
 from escnet_runtime.errors import BundleError, InputError
@@ -35,6 +34,7 @@ from escnet_runtime.segmenter import Segmenter
 from escnet_runtime.strict_json import parse_object
 
 from .torch_checkpoint import checkpoint_segmenter
+from .traced import Traced, trace
 
 __all__ = ["METHOD", "VARIANTS", "PrecisionRow", "Task", "Variant", "precision_rows"]
 
@@ -214,30 +214,12 @@ def _write(path: Path, data: Mapping[str, Any]) -> None:
     temporary.replace(path)
 
 
-@dataclass(frozen=True, slots=True)
-class _Result:
-    """Labels [H, W], and all prompts, int16 [P, 3]: x, y and whether it is one."""
-
-    labels: Labels
-    prompts: npt.NDArray[np.int16]
-
-
 def _results(
     segmenter: Segmenter, dataset: LabelledImages, limit: int
-) -> Iterator[tuple[Sample, _Result]]:
+) -> Iterator[tuple[Sample, Traced]]:
     vocabulary = segmenter.vocabulary(dataset.names)
-    prompts: list[npt.NDArray[np.int16]] = []
-
-    def observe(stage: str, where: slice, outputs: Mapping[str, Any]) -> None:
-        if stage.endswith("_prompts"):
-            found, rows = outputs["prompts"], where.stop - where.start
-            point, valid = found.points[:rows], found.point_labels[:rows, :, None]
-            prompts.append(np.concatenate([point, valid], axis=2).reshape(-1, 3).astype(np.int16))
-
     for sample in islice(iter(dataset), limit):
-        prompts.clear()
-        labels = segmenter(sample.image, vocabulary, observer=observe).labels
-        yield sample, _Result(labels, np.concatenate(prompts))
+        yield sample, trace(segmenter, sample.image, vocabulary)
 
 
 class _References:
@@ -260,9 +242,9 @@ class _References:
             os.replace(temporary, self._path(index))
             step(f"torch, {sample.name}")
 
-    def __getitem__(self, index: int) -> _Result:
+    def __getitem__(self, index: int) -> Traced:
         with np.load(self._path(index), allow_pickle=False) as found:
-            return _Result(found["labels"], found["prompts"])
+            return Traced(found["labels"], found["prompts"])
 
     def _path(self, index: int) -> Path:
         return self._folder / f"{index:06}.npz"

@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from escnet_runtime.atomic import atomic_file
 
@@ -15,10 +15,13 @@ from .conditions import Conditions
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-__all__ = ["Document", "plain", "result_document", "saving"]
+__all__ = ["SCHEMA_VERSION", "Document", "plain", "result_document", "saving"]
 
 Document: TypeAlias = dict[str, Any]
-_DIGITS = 6  # behind the point: microseconds, kiloflops
+_DIGITS = 6  # behind the point: microseconds, kiloflops; of a number below _SMALL, in all
+_SMALL = 1e-3
+#: Of the documents here; one without it is of the first version. Keys may be added within a major.
+SCHEMA_VERSION: Final = "1.0"
 
 
 def result_document(
@@ -27,6 +30,7 @@ def result_document(
     """The object that ``--json`` prints and ``--output`` writes."""
     return {
         "benchmark": benchmark,
+        "schema_version": SCHEMA_VERSION,
         "conditions": plain(dataclasses.asdict(conditions)),
         "rows": [plain(dataclasses.asdict(row)) for row in rows],
     }
@@ -62,7 +66,14 @@ def plain(value: Any) -> Any:
         case list() | tuple():
             return [plain(entry) for entry in value]
         case float():
-            return round(value, _DIGITS) if math.isfinite(value) else None
+            return _rounded(value) if math.isfinite(value) else None
         case PurePath():
             return value.name
     return value
+
+
+def _rounded(value: float) -> float:
+    """Small numbers, such as an error of 1e-7, keep their leading digits."""
+    if abs(value) < _SMALL:
+        return float(f"{value:.{_DIGITS}g}")
+    return round(value, _DIGITS)

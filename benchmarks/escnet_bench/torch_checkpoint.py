@@ -4,10 +4,11 @@ Tokenizer, prompts, windows and what follows the logits are the very code a bund
 two figures differ by the graphs alone. Imported only when a checkpoint is evaluated.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TypeAlias
 
 import torch
 
@@ -34,10 +35,13 @@ from escnet_runtime.manifest import (
 from escnet_runtime.preprocess import Preprocessing
 from escnet_runtime.segmenter import Segmenter
 
-__all__ = ["checkpoint_segmenter"]
+__all__ = ["TorchOf", "checkpoint_reference", "checkpoint_segmenter", "model_segmenter"]
 
 _TOKENIZER = "tokenizer.json"
 _CHUNK = 16  # as in the bundles that escnet-export writes
+
+#: Makes what runs a model's graphs.
+TorchOf: TypeAlias = Callable[[EscNet], TorchBackend]
 
 
 @contextmanager
@@ -55,26 +59,46 @@ def checkpoint_segmenter(path: Path, *, chunk: int | None = None) -> Iterator[Se
         WeightsError: the checkpoint cannot be used.
     """
     loaded = load_checkpoint(path)
+    with model_segmenter(loaded, checkpoint_reference(path), chunk=chunk) as segmenter:
+        yield segmenter
+
+
+@contextmanager
+def model_segmenter(
+    loaded: LoadedCheckpoint,
+    source: FileRef,
+    *,
+    chunk: int | None = None,
+    backend: TorchOf = TorchBackend,
+) -> Iterator[Segmenter]:
+    """The same for a model that is in memory; ``source`` tells it apart from others.
+
+    ``backend`` makes what runs the graphs.
+    """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = loaded.model.eval().requires_grad_(False).to(device)
     with TemporaryDirectory(prefix="escnet-eval-") as name:
-        bundle = Bundle(root=Path(name).resolve(), manifest=_manifest(loaded, path, Path(name)))
-        with Segmenter(bundle, TorchBackend(model), chunk=chunk, cache=None) as segmenter:
+        bundle = Bundle(root=Path(name).resolve(), manifest=_manifest(loaded, source, Path(name)))
+        with Segmenter(bundle, backend(model), chunk=chunk, cache=None) as segmenter:
             yield segmenter
 
 
-def _manifest(loaded: LoadedCheckpoint, path: Path, folder: Path) -> Manifest:
-    """What a bundle of this model would say of it; there are no graphs, only the checkpoint."""
+def checkpoint_reference(path: Path) -> FileRef:
+    """What tells a checkpoint apart."""
+    return FileRef(file=path.name, sha256=sha256_file(path), bytes=path.stat().st_size)
+
+
+def _manifest(loaded: LoadedCheckpoint, source: FileRef, folder: Path) -> Manifest:
+    """What a bundle of this model would say of it; there are no graphs, only the weights."""
     model = loaded.model
     context = model.config.clip.context_length
     write_tokenizer(
         folder / _TOKENIZER, vocab_size=model.config.clip.vocab_size, context_length=context
     )
-    checkpoint = FileRef(file=path.name, sha256=sha256_file(path), bytes=path.stat().st_size)
     stage = Stage(
-        file=checkpoint.file,
-        sha256=checkpoint.sha256,
-        bytes=checkpoint.bytes,
+        file=source.file,
+        sha256=source.sha256,
+        bytes=source.bytes,
         precision=Precision.FP32,
         inputs=(),
         outputs=(),

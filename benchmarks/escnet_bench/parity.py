@@ -1,0 +1,241 @@
+"""How far a bundle is from float32 PyTorch and from the truth, on the backend that is timed.
+
+Everything goes through the very Segmenter that a latency is measured of. Without PyTorch, what is
+left is the truth, and the golden run that each bundle brings along: one image through float32
+PyTorch, of which the bundle holds prompts, labels and a fingerprint of each stage.
+"""
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from itertools import islice
+from typing import Final, Protocol
+
+import numpy as np
+
+from escnet_runtime.confusion import DEFINITION, ConfusionCounter, Labels
+from escnet_runtime.console import Advance
+from escnet_runtime.dataset import LabelledImages
+from escnet_runtime.errors import InputError
+from escnet_runtime.golden import Golden, repeat_golden
+from escnet_runtime.pipeline import Pipeline
+from escnet_runtime.segmenter import Segmenter
+from escnet_runtime.sketch import sketch_distance
+
+from .evaluate import check_categories
+from .traced import Traced, trace
+
+__all__ = [
+    "METHOD",
+    "GoldenFigures",
+    "ParityRow",
+    "Reference",
+    "StageFigure",
+    "golden_figures",
+    "measure_parity",
+]
+
+METHOD: Final = (
+    f"the bundle through the runtime, on the backend that is timed; {DEFINITION}; labels at the "
+    "image's own size; pixel_agreement, prompt_flips and stages against float32 PyTorch of the "
+    "same weights through the same pipeline; pixels and prompts of the whole bundle running "
+    "freely; a stage is fed what PyTorch fed it, and its worst output counts; golden: the "
+    "bundle's own golden image with the golden prompts, stages by their fingerprints (± 9 %)"
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageFigure:
+    """The worst of a stage's outputs: ‖got - want‖₂ / ‖want‖₂, infinite if not finite; cosine."""
+
+    relative_l2: float
+    cosine: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GoldenFigures:
+    """The golden run repeated: one image, which float32 PyTorch once segmented.
+
+    ``prompt_flips`` of ``prompts`` are those that the bundle alone would have chosen otherwise.
+    ``stages`` are estimates of the relative L2, errors of the stages before included. ``failure``
+    says why the run ended early; ``pixel_agreement`` is None then.
+    """
+
+    pixel_agreement: float | None
+    prompt_flips: int
+    prompts: int
+    stages: Mapping[str, float]
+    failure: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ParityRow:
+    """A bundle on a backend.
+
+    Attributes:
+        model, precision: of the bundle.
+        implementation: the backend's name, as in the rows of a latency.
+        backend: the same for people: library, version, device.
+        dataset, images, categories: what the figures are of.
+        reference: "torch", or None where there was none; all that is against it is None then.
+        miou, reference_miou, miou_difference: of the bundle, of PyTorch, the first minus the
+            second; None if no pixel is labelled.
+        pixel_accuracy, reference_pixel_accuracy: share of labelled pixels that are right.
+        pixel_agreement: share of all pixels with the label that PyTorch gives.
+        prompt_flips, prompts: by block, prompts that PyTorch chooses otherwise, and all.
+        stages: by graph; of the first ``stage_images`` images.
+        golden: the bundle's golden run repeated.
+    """
+
+    model: str
+    precision: str
+    implementation: str
+    backend: str
+    dataset: str
+    images: int
+    categories: int
+    reference: str | None
+    miou: float | None
+    reference_miou: float | None
+    miou_difference: float | None
+    pixel_accuracy: float | None
+    reference_pixel_accuracy: float | None
+    pixel_agreement: float | None
+    prompt_flips: tuple[int, ...] | None
+    prompts: tuple[int, ...] | None
+    stages: Mapping[str, StageFigure] | None
+    stage_images: int
+    golden: GoldenFigures
+
+
+class Reference(Protocol):
+    """Float32 PyTorch of the bundle's weights."""
+
+    @property
+    def segmenter(self) -> Segmenter:
+        """PyTorch behind the runtime's pipeline."""
+
+    def comparing(self, wanted: bool) -> AbstractContextManager[None]:
+        """Meanwhile, each graph that PyTorch runs is run by the bundle too, if it is wanted."""
+
+    def stages(self) -> Mapping[str, StageFigure]:
+        """The worst so far, by graph."""
+
+
+def measure_parity(
+    segmenter: Segmenter,
+    dataset: LabelledImages,
+    *,
+    name: str,
+    reference: Reference | None = None,
+    categories: Sequence[str] | None = None,
+    limit: int | None = None,
+    stage_images: int = 4,
+    step: Advance,
+) -> ParityRow:
+    """Segment labelled images with a bundle, and with float32 PyTorch if there is one.
+
+    Args:
+        segmenter: of the bundle, on a backend.
+        dataset: images with labels.
+        name: what the dataset is called in what is published.
+        reference: of the same weights.
+        categories: what the model is asked for, in the order of the dataset's classes, which it is
+            by default.
+        limit: the first so many images; all by default.
+        stage_images: how many of them the stages are compared on: each costs a further image.
+        step: told of each image.
+
+    Raises:
+        InputError: the categories do not fit the classes, or a file cannot be used.
+    """
+    asked = dataset.names if categories is None else tuple(categories)
+    check_categories(len(dataset.names), len(asked), limit)
+    if stage_images < 0:
+        raise InputError(f"stage_images is {stage_images}, expected at least 0")
+    manifest = segmenter.bundle.manifest
+    golden = golden_figures(segmenter.pipeline, segmenter)
+    vocabulary = segmenter.vocabulary(asked)
+    counts = _Counts(len(dataset.names), manifest.model.blocks)
+    if reference is not None:
+        with reference.comparing(stage_images > 0):
+            its_vocabulary = reference.segmenter.vocabulary(asked)
+    for index, sample in enumerate(islice(iter(dataset), limit)):
+        got, want = trace(segmenter, sample.image, vocabulary), None
+        if reference is not None:
+            with reference.comparing(index < stage_images):
+                want = trace(reference.segmenter, sample.image, its_vocabulary)
+        try:
+            counts.add(got, want, sample.labels)
+        except InputError as error:
+            raise InputError(f"{sample.name}: {error}") from error
+        step(sample.name)
+    if not counts.images:
+        raise InputError(f"{name} has no image; expected at least one")
+    ours, theirs = counts.ours.scores(), counts.theirs.scores()
+    both = None not in (ours.miou, theirs.miou)
+    return ParityRow(
+        model=manifest.model.name,
+        precision=manifest.precision.value,
+        implementation=segmenter.pipeline.backend.name,
+        backend=segmenter.backend,
+        dataset=name,
+        images=counts.images,
+        categories=len(asked),
+        reference=None if reference is None else "torch",
+        miou=ours.miou,
+        reference_miou=theirs.miou,
+        miou_difference=(ours.miou or 0.0) - (theirs.miou or 0.0) if both else None,
+        pixel_accuracy=ours.pixel_accuracy,
+        reference_pixel_accuracy=theirs.pixel_accuracy,
+        pixel_agreement=None if reference is None else counts.equal / counts.pixels,
+        prompt_flips=None if reference is None else tuple(counts.flips.tolist()),
+        prompts=None if reference is None else tuple(counts.prompts.tolist()),
+        stages=None if reference is None or not stage_images else reference.stages(),
+        stage_images=0 if reference is None else min(stage_images, counts.images),
+        golden=golden,
+    )
+
+
+def golden_figures(pipeline: Pipeline, segmenter: Segmenter) -> GoldenFigures:
+    """Repeat the golden run of the segmenter's bundle on ``pipeline``.
+
+    Raises:
+        BundleError: the bundle's golden files cannot be used.
+    """
+    golden = Golden.load(segmenter.bundle)
+    run = repeat_golden(pipeline, golden, segmenter.bundle.manifest)
+    distances = {
+        stage: max(sketch_distance(got[name], want) for name, want in outputs.items())
+        for stage, outputs in golden.reference.stages.items()
+        if (got := run.stages.get(stage)) is not None and got.keys() >= outputs.keys()
+    }
+    return GoldenFigures(
+        pixel_agreement=run.agreement,
+        prompt_flips=run.flips,
+        prompts=run.prompts,
+        stages=distances,
+        failure=run.failure,
+    )
+
+
+class _Counts:
+    """What is added up over the images."""
+
+    def __init__(self, classes: int, blocks: int) -> None:
+        self.ours, self.theirs = ConfusionCounter(classes), ConfusionCounter(classes)
+        self.flips = np.zeros(blocks, np.int64)
+        self.prompts = np.zeros(blocks, np.int64)
+        self.images = self.pixels = self.equal = 0
+
+    def add(self, got: Traced, want: Traced | None, truth: Labels) -> None:
+        self.ours.add(got.labels, truth)
+        self.images += 1
+        if want is None:
+            return
+        self.theirs.add(want.labels, truth)
+        self.pixels += want.labels.size
+        self.equal += int((got.labels == want.labels).sum())
+        moved = (got.prompts != want.prompts).any(axis=1).reshape(len(self.flips), -1)
+        self.flips += moved.sum(axis=1)
+        self.prompts += moved.shape[1]

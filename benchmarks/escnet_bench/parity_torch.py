@@ -1,0 +1,193 @@
+"""Float32 PyTorch as what a bundle is compared with. Imported only where it is asked for."""
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Self
+
+import torch
+
+from escnet.build import build_model
+from escnet.model import EscNet
+from escnet.presets import preset
+from escnet.weights import SHIPPED, LoadedCheckpoint, load_checkpoint, shipped_checkpoint
+from escnet_export.parity import StageError, feeds_of
+from escnet_export.reference import Call, TorchBackend
+from escnet_runtime.backends.base import Array, Backend, Tensor
+from escnet_runtime.errors import InputError
+from escnet_runtime.manifest import FileRef, Manifest
+from escnet_runtime.segmenter import Segmenter
+
+from .parity import StageFigure, golden_figures
+from .torch_checkpoint import checkpoint_reference, model_segmenter
+
+__all__ = ["TorchReference", "Weights", "shipped_weights"]
+
+#: Float32 against float32, on whatever machine; other weights are off by 0.1 and more.
+_SAME_WEIGHTS: Final = 1e-3
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """A model in float32, and what tells it apart; ``name`` is for messages."""
+
+    name: str
+    loaded: LoadedCheckpoint
+    source: FileRef
+
+    @classmethod
+    def of_checkpoint(cls, path: Path) -> Self:
+        """Those of a file.
+
+        Raises:
+            WeightsError: it is no checkpoint of this project.
+        """
+        return cls(f"checkpoint {path.name}", load_checkpoint(path), checkpoint_reference(path))
+
+    @classmethod
+    def of_preset(cls, name: str, *, trained: bool = True) -> Self:
+        """Those that ship, if they are to be trained ones and some ship; else seeded ones.
+
+        Raises:
+            InputError: there is no such preset.
+        """
+        config = preset(name)
+        if trained and name in SHIPPED:
+            return cls.of_checkpoint(shipped_checkpoint(name))
+        weights = "seeded random (seed 0)"
+        loaded = LoadedCheckpoint(model=build_model(config), trained=False, weights=weights)
+        key = hashlib.sha256(f"{name}, {weights}".encode()).hexdigest()  # there is no file
+        source = FileRef(file=f"{name}.safetensors", sha256=key, bytes=0)
+        return cls(f"preset {name}, {weights}", loaded, source)
+
+
+def shipped_weights(manifest: Manifest) -> Weights | None:
+    """Those that ship, if a bundle says that it was made from them."""
+    model = manifest.model
+    if model.name not in SHIPPED or not model.trained:
+        return None
+    weights = Weights.of_preset(model.name)
+    return weights if weights.loaded.weights == model.weights else None
+
+
+class TorchReference:
+    """See :class:`escnet_bench.parity.Reference`; made by :meth:`opened`."""
+
+    def __init__(self, segmenter: Segmenter, backend: "_ComparingBackend") -> None:
+        self.segmenter, self._backend = segmenter, backend
+
+    @classmethod
+    @contextmanager
+    def opened(cls, weights: Weights, bundle: Segmenter) -> Iterator[Self]:
+        """PyTorch with these weights, beside ``bundle``.
+
+        Raises:
+            InputError: the bundle was made from other weights: with these, PyTorch does not repeat
+                its golden run.
+        """
+        made: list[_ComparingBackend] = []
+        graphs = bundle.pipeline.backend
+
+        def backend(model: EscNet) -> TorchBackend:
+            made.append(_ComparingBackend(model, graphs, bundle.bundle.manifest))
+            return made[0]
+
+        _require_same_form(weights, bundle.bundle.manifest)
+        with ExitStack() as stack:
+            stack.enter_context(_whole_float32())
+            segmenter = stack.enter_context(
+                model_segmenter(weights.loaded, weights.source, chunk=bundle.chunk, backend=backend)
+            )
+            _require_same_weights(weights, segmenter, bundle)
+            yield cls(segmenter, made[0])
+
+    @contextmanager
+    def comparing(self, wanted: bool) -> Iterator[None]:
+        """See :class:`escnet_bench.parity.Reference`."""
+        self._backend.comparing = wanted
+        try:
+            yield
+        finally:
+            self._backend.comparing = False
+
+    def stages(self) -> Mapping[str, StageFigure]:
+        """See :class:`escnet_bench.parity.Reference`."""
+        return {
+            name: StageFigure(relative_l2=error.relative_l2, cosine=error.cosine)
+            for name, error in self._backend.errors.items()
+        }
+
+
+class _ComparingBackend(TorchBackend):
+    """PyTorch that has a bundle's graphs run on what each of its own is run on.
+
+    Compared at once: recording every call of hundreds of categories would take gigabytes.
+    """
+
+    def __init__(self, model: EscNet, graphs: Backend, manifest: Manifest) -> None:
+        super().__init__(model)
+        self._bundle = graphs
+        self._types = {
+            name: {port.name: getattr(torch, port.dtype) for port in stage.inputs}
+            for name, stage in manifest.stages.items()
+        }
+        self.errors: dict[str, StageError] = {}
+        self.comparing = False
+
+    def run(self, graph: str, inputs: Mapping[str, Tensor | Array]) -> dict[str, Tensor]:
+        """As the base class, and compare if that is wanted."""
+        outputs = super().run(graph, inputs)
+        if self.comparing:
+            given = {name: self.to_host(value) for name, value in inputs.items()}
+            types = self._types[graph]
+            call = Call(graph, {name: given[name] for name in types}, {})
+            got = self._bundle.run(graph, feeds_of(call, types))
+            error = self.errors.setdefault(graph, StageError())
+            for name, want in outputs.items():
+                error.add(self._bundle.to_host(got[name]), self.to_host(want))
+        return outputs
+
+
+@contextmanager
+def _whole_float32() -> Iterator[None]:
+    """On a GPU, PyTorch shortens float32 in convolutions unless it is told not to."""
+    products, convolutions = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = products.allow_tf32, convolutions.allow_tf32
+    products.allow_tf32 = convolutions.allow_tf32 = False
+    try:
+        yield
+    finally:
+        products.allow_tf32, convolutions.allow_tf32 = before
+
+
+def _require_same_form(weights: Weights, manifest: Manifest) -> None:
+    config, model = weights.loaded.model.config, manifest.model
+    got = (config.name, config.blocks, config.clip.image_size, config.clip.embed_dim)
+    want = (model.name, model.blocks, model.image_size, model.embed_dim)
+    if got != want:
+        raise InputError(
+            f"{weights.name} is {_form(*got)}; the bundle is {_form(*want)}. Name what the bundle "
+            "was made from"
+        )
+
+
+def _form(name: str, blocks: int, size: int, dimensions: int) -> str:
+    return f"{name} ({blocks} blocks, {size} px, {dimensions} dimensions)"
+
+
+def _require_same_weights(weights: Weights, torch_segmenter: Segmenter, bundle: Segmenter) -> None:
+    """The golden run was made by float32 PyTorch: with the same weights it comes out the same."""
+    found = golden_figures(torch_segmenter.pipeline, bundle)
+    if found.failure is not None:
+        raise InputError(
+            f"{weights.name} does not run what the bundle was compared with: {found.failure}"
+        )
+    worst = max(found.stages, key=found.stages.__getitem__)
+    if not found.stages[worst] <= _SAME_WEIGHTS:
+        raise InputError(
+            f"{weights.name} is not what the bundle was made from: in the bundle's golden run, "
+            f"stage {worst} differs by {found.stages[worst]:.1e} (relative L2), expected at most "
+            f"{_SAME_WEIGHTS:.0e}. Name the checkpoint that it was exported from with --checkpoint"
+        )
