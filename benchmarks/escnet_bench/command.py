@@ -24,6 +24,7 @@ from .conditions import Conditions
 from .footprint import METHOD as FOOTPRINT_METHOD
 from .footprint import FootprintRow, Startup, measure_footprint
 from .gallery.command import add_gallery_options, gallery
+from .latency.command import add_latency_options, latency
 from .ppg_time import PpgRow, measure_ppg
 from .results import Document, result_document, saving
 
@@ -57,6 +58,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     benchmarks = parser.add_subparsers(dest="benchmark", required=True, metavar="BENCHMARK")
     _add_gflop(_subparser(benchmarks, "gflop", "count the operations of one image (needs torch)"))
+    text = "time of an image, beside PyTorch and others, with memory, floor and energy"
+    add_latency_options(_subparser(benchmarks, "latency", text))
     _add_footprint(
         _subparser(benchmarks, "footprint", "memory, time and cold start of a bundle (no torch)")
     )
@@ -217,6 +220,11 @@ def _bench(arguments: argparse.Namespace, console: Console) -> tuple[int, Mappin
     if arguments.benchmark == "builds":
         with saving(arguments.output) as save:
             document = _builds(arguments, console)
+            save(document)
+        return 0, document
+    if arguments.benchmark == "latency":
+        with saving(arguments.output) as save:
+            document = latency(arguments, console)
             save(document)
         return 0, document
     if arguments.benchmark == "precision":
