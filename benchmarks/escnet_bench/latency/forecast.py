@@ -1,6 +1,6 @@
 """How long a call will take and how much memory, told from what was seen so far."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -86,10 +86,11 @@ class Forecast:
 
     def _guessed(self, variant: Variant, cell: Cell) -> float | None:
         """From ours, if that was measured."""
-        ours: Mapping[Variant, float] = {
-            one: took for (one, at), took in self._calls.items() if one.ours and at == cell
-        }
-        if not ours or variant.ours:
+        if variant.ours:
+            return None
+        ours = [self.call(one, cell) for one in {one for one, _ in self._calls if one.ours}]
+        took = [one for one in ours if one is not None]
+        if not took:
             return None
         usual = _GUESSED_COMPILED if variant.compiled else _GUESSED[variant.implementation]
-        return usual * min(ours.values())
+        return usual * min(took)

@@ -69,7 +69,7 @@ class Measurement:
             stack.callback(self._close)
             for index, cell in enumerate(self._settings.cells):
                 self._step(f"{cell.categories} categories, allocator {cell.allocator}")
-                self._measure(cell, self._until(index))
+                self._measure(index, cell)
         return self.found
 
     def _until(self, index: int) -> float:
@@ -87,8 +87,9 @@ class Measurement:
             return 0.0
         return (1 + MIN_ROUNDS) * (self._forecast.call(ours, cell) or 0.0)
 
-    def _measure(self, cell: Cell, until: float) -> None:
+    def _measure(self, index: int, cell: Cell) -> None:
         timed: dict[Variant, Timed] = {}
+        until = self._until(index)
         self.found.timed[cell] = timed
         for variant in self._settings.variants:
             reason = "time: it was up; give more --minutes" if self._over() else None
@@ -97,6 +98,8 @@ class Measurement:
                 self._open(variant, cell, timed)
             else:
                 self.found.leave_out(variant, cell, reason)
+            if variant.ours:  # what it needs in the other cells is better known now
+                until = self._until(index)
         if timed:
             self._rounds(cell, until, timed)
         for variant in [one for one, of in timed.items() if len(of.milliseconds) < MIN_ROUNDS]:
