@@ -24,7 +24,8 @@ from .conditions import Conditions
 from .footprint import METHOD as FOOTPRINT_METHOD
 from .footprint import FootprintRow, Startup, measure_footprint
 from .gallery.command import add_gallery_options, gallery
-from .latency.command import add_latency_options, latency
+from .latency.command import latency
+from .latency.options import add_latency_options
 from .ppg_time import PpgRow, measure_ppg
 from .results import Document, result_document, saving
 

@@ -39,7 +39,7 @@ def test_without_cpufreq_the_clocks_are_those_of_cpuinfo(tmp_path: Path) -> None
     put(tmp_path / "proc/cpuinfo", "processor : 0\ncpu MHz\t\t: 2100.5\n\ncpu MHz : 2600.0\n")
     clocks = read_clocks(tmp_path)
     assert clocks.cpu_mhz == (2100.5, 2600.0)
-    assert clocks.cpu_max_mhz is clocks.governor is clocks.cpu_throttled is None
+    assert (clocks.cpu_max_mhz, clocks.governor, clocks.cpu_throttled) == (None, None, None)
 
 
 def test_what_cannot_be_read_is_none(tmp_path: Path) -> None:

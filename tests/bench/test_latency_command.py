@@ -1,5 +1,6 @@
 """``escnet-bench latency``: its object, its tables, and what it refuses."""
 
+import dataclasses
 import json
 import logging
 import shutil
@@ -10,14 +11,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from escnet_bench.clocks import Clocks, GpuClocks
 from escnet_bench.command import main
 from escnet_bench.latency import command
 from escnet_bench.latency.exported import bundle_of, source_key
+from escnet_bench.latency.floor import Peak
 from escnet_bench.latency.plan import IMPLEMENTATIONS
-from escnet_bench.latency.rows import LatencyRow
+from escnet_bench.latency.rows import LatencyRow, LeftOut, Ratio
 from escnet_bench.latency.subject import open_subject
 from escnet_runtime.bundle import Bundle
 from escnet_runtime.manifest import Precision
+from tests.shared import ROOT
 
 ROW = {
     "model",
@@ -84,6 +88,14 @@ def test_the_result_is_as_documented(
     assert conditions["peak"]["gflop_a_second"]["fp32"] > 0
     assert conditions["clocks_before"] is not None
     assert str(tmp_path) not in json.dumps(found)
+
+
+def test_every_key_of_a_row_is_documented() -> None:
+    text = (ROOT / "docs/benchmarks.md").read_text(encoding="utf-8")
+    kinds = (LatencyRow, LeftOut, Ratio, Clocks, GpuClocks, Peak)
+    names = {field.name for kind in kinds for field in dataclasses.fields(kind)}
+    assert not {name for name in names | set(IMPLEMENTATIONS) if f"`{name}`" not in text}
+    assert {field.name for field in dataclasses.fields(LatencyRow)} == ROW
 
 
 def test_tables_are_for_people(capsys: pytest.CaptureFixture[str]) -> None:

@@ -33,6 +33,7 @@ class Machine:
     started: list[str] = field(default_factory=list)
     closed: int = 0
     grown: int = 1000
+    keeps: bool = True
 
     def start(self, allocator: Allocator) -> "Process":
         """Begin a process."""
@@ -61,7 +62,7 @@ class Process:
     def ask(self, do: str, variant: Variant | None = None, **more: Any) -> dict[str, Any]:
         """Take time, and answer."""
         if variant is None:
-            return {"threads": {"torch": 2}}
+            return {"threads": {"torch": 2}, "kept": self.machine.keeps}
         machine, name = self.machine, variant.implementation
         machine.asked.append((do, name, self.allocator, more["categories"]))
         if (do, name) in machine.fails:
@@ -131,7 +132,7 @@ def test_what_does_not_fit_is_left_out_the_least_important_first() -> None:
     assert set(timed) == {OURS, PLAIN}
     [gone] = found.left_out
     assert gone.implementation == "torch-compile-static"
-    assert gone.reason.startswith("time: it would take about 6")
+    assert gone.reason.startswith("time: it would take about 47 s, 8 s are")
     assert "--minutes" in gone.reason
 
 
@@ -193,6 +194,15 @@ def test_processes_are_ended_whatever_happens() -> None:
     with pytest.raises(KeyboardInterrupt):
         machine.measure(settings(allocators=("default", "kept"))).run()
     assert machine.closed == len(machine.started) == 1
+
+
+def test_an_allocator_that_does_not_work_here_is_left_out() -> None:
+    machine = Machine(keeps=False)
+    found = machine.measure(settings(allocators=("default", "kept"))).run()
+    assert {one.allocator for one in found.left_out} == {"kept"}
+    assert "another C library?" in found.left_out[0].reason
+    assert not found.timed[Cell(categories=19, allocator="kept")]
+    assert len(found.timed[Cell(categories=19, allocator="default")]) == 3
 
 
 def test_energy_is_a_counters_difference_over_a_loop_of_calls() -> None:

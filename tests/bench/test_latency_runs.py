@@ -139,7 +139,7 @@ def test_compiled_runs_do_not_answer_one_another(compiles: list[bool | None]) ->
     expected = {n: TorchRun(model, form="plain")(image, text) for n, text in texts.items()}
     counts = []
     for kind in ("static", "dynamic"):
-        run = TorchRun(model, form="plain", compiled=kind)  # type: ignore[arg-type]
+        run = TorchRun(model, form="plain", compiled=kind)
         for n, text in texts.items():
             before = len(compiles)
             assert (run(image, text) == expected[n]).all()
@@ -155,7 +155,7 @@ def test_a_watched_model_is_left_as_it_was() -> None:
     text = np.eye(7, 128, dtype=np.float32)
     before = {id(module): set(vars(module)) for module in model.modules()}
     for form in ("plain", "shared"):
-        labels = TorchRun(model, form=form)(image, text)  # type: ignore[arg-type]
+        labels = TorchRun(model, form=form)(image, text)
         assert labels.shape == (24, 32)
         assert labels.dtype == np.uint8
         assert labels.max() < 7
@@ -166,7 +166,7 @@ def test_half_precision_runs_in_both_forms() -> None:
     model = load_model("tiny")[0].requires_grad_(False).half()
     [image] = made_up_images((24, 32), 1)
     text = np.eye(300, 128, dtype=np.float32)
-    labels = [TorchRun(model, form=form)(image, text) for form in ("plain", "shared")]  # type: ignore[arg-type]
+    labels = [TorchRun(model, form=form)(image, text) for form in ("plain", "shared")]
     assert labels[0].dtype == np.uint16
     assert (labels[0] == labels[1]).mean() > 0.9
 

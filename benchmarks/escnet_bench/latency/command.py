@@ -26,6 +26,7 @@ from .assemble import assemble_rows
 from .floor import Peak, cpu_peak, gpu_peak
 from .forecast import Forecast
 from .measure import Measurement
+from .options import PRESET, REPEATS
 from .peaks import measure_peaks
 from .plan import IMPLEMENTATIONS, Allocator, Settings, Variant, cells, check_numbers
 from .process import ALLOCATORS, Served, ServedProcess
@@ -34,7 +35,7 @@ from .runs import Order, missing_extra, save_vocabularies
 from .subject import Subject, open_subject
 from .tables import latency_tables
 
-__all__ = ["METHOD", "add_latency_options", "latency"]
+__all__ = ["METHOD", "latency"]
 
 _LOG = logging.getLogger("escnet_bench")
 METHOD: Final = (
@@ -42,74 +43,13 @@ METHOD: Final = (
     "cell live in one process and take turns, call by call; first calls and warm-up apart; ratios "
     "are medians of those within a round (docs/benchmarks.md)"
 )
-_CATEGORIES: Final = [19, 58, 150, 847]
-_PRESET: Final = "vit-b-16"
 _SIZE: Final = (480, 640)
-_MINUTES: Final = 14.0
-#: On a CPU and on a GPU.
-_REPEATS: Final = {False: 10, True: 50}
+#: Rounds that are not counted, on a CPU and on a GPU.
 _WARM_UP: Final = {False: 1, True: 3}
 #: Below this, labels of a trained model are not those of ours.
 _AGREEMENT: Final = 0.99
 #: Its k-means has other seeds, and so other prompts.
 _OTHER_PROMPTS: Final = "torch-naive-ppg"
-
-
-def add_latency_options(parser: argparse.ArgumentParser) -> None:
-    """What the command asks."""
-    add = parser.add_argument
-    model = parser.add_mutually_exclusive_group()
-    model.add_argument("--preset", metavar="NAME", help=f"(default: {_PRESET})")
-    model.add_argument("--checkpoint", type=Path, metavar="FILE")
-    model.add_argument("--bundle", type=Path, metavar="BUNDLE")
-    add(
-        "--categories",
-        type=int,
-        nargs="+",
-        default=_CATEGORIES,
-        metavar="N",
-        help=f"(default: {' '.join(map(str, _CATEGORIES))})",
-    )
-    add(
-        "--implementations",
-        nargs="+",
-        choices=IMPLEMENTATIONS,
-        metavar="NAME",
-        help=f"of {', '.join(IMPLEMENTATIONS)} (default: all that run here)",
-    )
-    add(
-        "--allocators",
-        nargs="+",
-        choices=get_args(Allocator),
-        metavar="NAME",
-        help="default: malloc as it is; kept: freed memory is kept (default: both; on a GPU the "
-        "first)",
-    )
-    add(
-        "--precision",
-        choices=[one.value for one in Precision if one.value.startswith(("fp32", "fp16", "bf16"))],
-        help="of the bundle that is exported (default: fp32 on a CPU, fp16 on a GPU)",
-    )
-    add("--image", type=Path, metavar="FILE", help="(default: a made-up one of 640×480)")
-    add(
-        "--minutes",
-        type=float,
-        default=_MINUTES,
-        metavar="M",
-        help=f"for all of it; what does not fit is left out and named (default: {_MINUTES:g})",
-    )
-    add(
-        "--repeats",
-        type=int,
-        metavar="N",
-        help=f"timed calls, at most (default: {_REPEATS[False]}, on a GPU {_REPEATS[True]})",
-    )
-    add(
-        "--device",
-        choices=("auto", "cpu", "gpu"),
-        default="auto",
-        help="auto: the GPU if there is one",
-    )
 
 
 def latency(arguments: argparse.Namespace, console: Console) -> Document:
@@ -121,10 +61,10 @@ def latency(arguments: argparse.Namespace, console: Console) -> Document:
     """
     began = time.monotonic()
     gpu = _on_gpu(arguments.device)
-    repeats = arguments.repeats or _REPEATS[gpu]
+    repeats = arguments.repeats or REPEATS[gpu]
     check_numbers(arguments.categories, repeats, arguments.minutes)
     image = None if arguments.image is None else load_image(arguments.image)
-    name = arguments.preset or _PRESET
+    name = arguments.preset or PRESET
     given = arguments.checkpoint or arguments.bundle
     with (
         TemporaryDirectory(prefix="escnet-latency-") as work,

@@ -12,7 +12,7 @@ __all__ = ["Forecast"]
 _GUESSED: Final = {"torch-plain": 3.0, "torch": 2.5, "openvino": 1.2, "torch-naive-ppg": 4.0}
 _GUESSED_COMPILED: Final = 2.5
 #: Seconds that the first call takes beyond an ordinary one, before any was measured.
-_GUESSED_COMPILATION: Final = 60.0
+_GUESSED_COMPILATION: Final = 45.0
 _GUESSED_OPENING: Final = 8.0
 #: Large allocations get slower with their size under the default allocator.
 _GROWTH: Final = 1.25

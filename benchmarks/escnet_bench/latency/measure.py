@@ -59,6 +59,7 @@ class Measurement:
         self._available, self._step = available, step
         self._end = clock() + settings.seconds * (1 - settings.memory_share)
         self._served: dict[Allocator, Served] = {}
+        self._keeps: bool | None = None  # whether the allocator "kept" does what it should
         self._failed: dict[Variant, int] = {}  # number of categories from which on it fails
         self.found = Found()
         self.threads: dict[str, int] = {}
@@ -89,13 +90,12 @@ class Measurement:
 
     def _measure(self, index: int, cell: Cell) -> None:
         timed: dict[Variant, Timed] = {}
-        until = self._until(index)
+        until, useless = self._until(index), self._useless(cell)
         self.found.timed[cell] = timed
         for variant in self._settings.variants:
-            reason = "time: it was up; give more --minutes" if self._over() else None
-            reason = reason or self._why_not(variant, cell, until, timed)
+            reason = useless or self._why_not(variant, cell, until, timed)
             if reason is None:
-                self._open(variant, cell, timed)
+                self._open(variant, cell, until, timed)
             else:
                 self.found.leave_out(variant, cell, reason)
             if variant.ours:  # what it needs in the other cells is better known now
@@ -113,10 +113,24 @@ class Measurement:
             self._try(lambda: self.threads.update(served.ask("info")["threads"]))
             self._try(lambda: served.ask("trim"))
 
+    def _useless(self, cell: Cell) -> str | None:
+        """Why nothing can be measured in a cell; None if it can."""
+        if cell.allocator == "kept" and self._keeps is None and not self._over():
+            try:
+                info = self._at(cell).ask("info", seconds=self._patience())
+            except EscNetError as error:
+                return str(error)
+            self._keeps = bool(info["kept"])
+        if cell.allocator == "kept" and self._keeps is False:
+            return "freed memory is not kept here whatever glibc is told: another C library?"
+        return None
+
     def _why_not(
         self, variant: Variant, cell: Cell, until: float, timed: dict[Variant, Timed]
     ) -> str | None:
         """Why a variant is left out of a cell; None if it is not."""
+        if self._over():
+            return "time: it was up; give more --minutes"
         failed = self._failed.get(variant)
         if failed is not None and cell.categories >= failed:
             return f"it failed at {failed} categories" if failed > 1 else "it failed before"
@@ -146,11 +160,17 @@ class Measurement:
     def _call_time(self, variant: Variant, cell: Cell) -> float | None:
         return self._forecast.call(variant, cell)
 
-    def _open(self, variant: Variant, cell: Cell, timed: dict[Variant, Timed]) -> None:
+    def _open(
+        self, variant: Variant, cell: Cell, until: float, timed: dict[Variant, Timed]
+    ) -> None:
         self._step(f"{cell.categories} categories, {cell.allocator}: open {variant.name}")
         try:
             answer = self._at(cell).ask(
-                "open", variant, categories=cell.categories, seconds=self._patience()
+                "open",
+                variant,
+                categories=cell.categories,
+                # Compiling may take far longer than was expected, and the other cells wait.
+                seconds=self._patience(None if variant.ours else until),
             )
         except EscNetError as error:
             self._lost(variant, cell, timed, error)
@@ -271,9 +291,12 @@ class Measurement:
         """Whether time is up."""
         return self._clock() >= self._end
 
-    def _patience(self) -> float:
-        """Seconds that an answer may take: until the end, and a little."""
-        return max(self._end - self._clock(), 0.0) + _LEAST_WAIT
+    def _patience(self, until: float | None = None) -> float:
+        """Seconds that an answer may take: until the end; or twice as long as until ``until``."""
+        left = self._end - self._clock()
+        if until is not None:
+            left = min(left, 2 * (until - self._clock()))
+        return max(left, 0.0) + _LEAST_WAIT
 
     def _try(self, ask: Callable[[], object]) -> bool:
         """Whether something that is good to have worked."""
