@@ -165,9 +165,8 @@ def test_a_watched_model_is_left_as_it_was() -> None:
 def test_half_precision_runs_in_both_forms() -> None:
     model = load_model("tiny")[0].requires_grad_(False).half()
     [image] = made_up_images((24, 32), 1)
-    text = np.eye(300, 128, dtype=np.float32)
+    text = np.eye(5, 128, dtype=np.float32)
     labels = [TorchRun(model, form=form)(image, text) for form in ("plain", "shared")]
-    assert labels[0].dtype == np.uint16
     assert (labels[0] == labels[1]).mean() > 0.9
 
 
@@ -216,14 +215,13 @@ def test_a_process_is_told_what_to_do(order: Order) -> None:
         assert again["ms"] > 0
         assert again["stages"]["sums"] >= 0
         assert one.ask("loop", ours, categories=3, calls=2)["device_memory_bytes"] is None
-        info = one.ask("info")
+        info = one.ask("info", seconds=120)
         assert info["kept"]
         assert info["threads"]["onnxruntime"] >= 1
         with pytest.raises(Refused, match="KeyError"):
             one.ask("call", variant("torch"), categories=3, stages=False)
         with pytest.raises(Refused, match="unknown command 'sing'"):
             one.ask("sing")
-        one.ask("close", ours)
         one.ask("trim")
 
 

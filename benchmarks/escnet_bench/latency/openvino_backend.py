@@ -37,7 +37,8 @@ class OpenVinoBackend:
         self._graphs = dict(graphs)
         self._core = openvino.Core()
         self._requests: dict[tuple[str, _Shapes], Any] = {}
-        self.threads: int | None = None
+        #: Of the graph compiled last; 0 before any was.
+        self.threads = 0
 
     @property
     def description(self) -> str:

@@ -23,6 +23,7 @@ from .plan import Variant
 if TYPE_CHECKING:
     from escnet.model import EscNet
 
+    from .openvino_backend import OpenVinoBackend
     from .torch_runs import TorchRun
 
 __all__ = ["Order", "Run", "Workbench", "missing_extra", "save_vocabularies"]
@@ -62,8 +63,8 @@ class Run(Protocol):
     def stages(self) -> dict[str, float] | None:
         """Milliseconds by kind in the last call; None if it cannot be cut."""
 
-    def close(self) -> None:
-        """Free what it holds."""
+    def threads(self) -> dict[str, int]:
+        """Threads by library."""
 
 
 def save_vocabularies(path: Path, vocabularies: Mapping[int, Vocabulary]) -> None:
@@ -125,7 +126,8 @@ class Workbench:
                 name: GraphFile.of(self.bundle.file(stage.file), stage)
                 for name, stage in manifest.stages.items()
             }
-            return _InRuntime(Segmenter(self.bundle, OpenVinoBackend(graphs)))
+            backend = OpenVinoBackend(graphs)
+            return _InRuntime(Segmenter(self.bundle, backend), backend)
         suffix = "-cuda" if self.order.gpu and variant.implementation == "onnxruntime" else ""
         return _InRuntime(Segmenter(self.bundle, variant.implementation + suffix))
 
@@ -141,15 +143,6 @@ class Workbench:
                     model=str(saved["model"]),
                 )
         return self._vocabularies[categories]
-
-    def threads(self) -> dict[str, int]:
-        """Threads by library, of those that are loaded."""
-        found = {"onnxruntime": os.cpu_count() or 1}
-        if self._models:
-            import torch
-
-            found["torch"] = torch.get_num_threads()
-        return found
 
     def _torch_run(self, variant: Variant) -> "TorchRun":
         from escnet.ppg import pseudo_prompts
@@ -214,13 +207,16 @@ class _InTorch:
     def stages(self) -> dict[str, float] | None:
         return self.run.stages
 
-    def close(self) -> None:
-        """The model stays: others may use it."""
+    def threads(self) -> dict[str, int]:
+        import torch
+
+        return {"torch": torch.get_num_threads()}
 
 
 @dataclass(slots=True)
 class _InRuntime:
     segmenter: Segmenter
+    openvino: "OpenVinoBackend | None" = None
     _last: tuple[ImageArray, Vocabulary] | None = None
 
     @property
@@ -242,5 +238,9 @@ class _InRuntime:
         pixels, vocabulary = self._last  # one more image, stage by stage
         return by_kind(device.profile(pixels, vocabulary.embeddings))
 
-    def close(self) -> None:
-        self.segmenter.close()
+    def threads(self) -> dict[str, int]:
+        if self.openvino is not None:
+            return {"openvino": self.openvino.threads}
+        if self.segmenter.device_pipeline is not None:
+            return {}
+        return {"onnxruntime": os.cpu_count() or 1}  # nobody tells it another number
