@@ -21,6 +21,7 @@ from escnet_bench.latency.rows import LatencyRow, LeftOut, Ratio
 from escnet_bench.latency.subject import open_subject
 from escnet_runtime.bundle import Bundle
 from escnet_runtime.manifest import Precision
+from tests.runtime.hostile import change_description
 from tests.shared import ROOT
 
 ROW = {
@@ -58,7 +59,7 @@ def test_the_result_is_as_documented(
 ) -> None:
     photo, output = tmp_path / "photo.png", tmp_path / "latency.json"
     Image.fromarray(np.full((30, 40, 3), 90, np.uint8)).save(photo)
-    words = ["--bundle", tiny_bundle, "--categories", 3, 5, "--repeats", 3, "--minutes", 10]
+    words = ["--bundle", tiny_bundle, "--categories", 3, "--repeats", 3, "--minutes", 30]
     words += ["--implementations", "onnxruntime", "torch", "torch-plain", "--image", photo]
     code, found = run(capsys, *words, "--output", output)
     assert code == 0
@@ -66,7 +67,7 @@ def test_the_result_is_as_documented(
     assert list(found) == ["benchmark", "conditions", "rows", "left_out", "ratios"]
     assert found["benchmark"] == "latency"
     assert all(set(row) == ROW for row in found["rows"])
-    assert len(found["rows"]) == 2 * 2 * 3
+    assert len(found["rows"]) == 2 * 3
     for row in found["rows"]:
         assert row["repeats"] == 3
         assert row["first_ms"] > 0
@@ -174,23 +175,19 @@ def test_what_is_asked_for_by_name_is_used_or_refused(
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "message"),
+    ("name", "message"),
     [
-        ("name", "somebody-elses", "'somebody-elses' is no preset"),
-        ("name", "vit-b-16", "has the sizes"),
+        ("somebody-elses", "'somebody-elses' is no preset"),
+        ("vit-b-16", "has the sizes"),
     ],
 )
 def test_a_bundle_of_another_model_has_no_torch_beside_it(
     bundle_copy: Path,
-    key: str,
-    value: str,
+    name: str,
     message: str,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    description = bundle_copy / "bundle.json"
-    data = json.loads(description.read_text(encoding="utf-8"))
-    data["model"][key] = value
-    description.write_text(json.dumps(data), encoding="utf-8")
+    change_description(bundle_copy, lambda description: description["model"].update(name=name))
     subject = open_subject(
         preset=None, checkpoint=None, bundle=bundle_copy, precision=Precision.FP32, images=[]
     )
