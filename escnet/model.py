@@ -18,7 +18,7 @@ from .clip import dense_features, encode_text, unit_norm
 from .config import EscNetConfig
 from .decoder import Decoder, SkipProjection
 from .groups import group_weights, sum_of_groups
-from .ppg import TorchPrompts, pseudo_prompts
+from .ppg import PromptSource, TorchPrompts, pseudo_prompts
 from .precision import product
 
 __all__ = ["EscNet", "ImageFeatures", "Trace"]
@@ -147,6 +147,7 @@ class EscNet(nn.Module):
         *,
         plain: bool = False,
         checkpoint: bool = False,
+        prompts: PromptSource = pseudo_prompts,
     ) -> Trace:
         """All that follows the encoders, for one image.
 
@@ -156,6 +157,7 @@ class EscNet(nn.Module):
             plain: nothing is shared between categories.
             checkpoint: keep no activations inside blocks and decoder for the backward pass, which
                 computes them again: memory for a third more time.
+            prompts: replaces the prompt generator.
         """
         step = _checkpointed if checkpoint else _direct
         features, skips = encoded.block_features, (encoded.skip0, encoded.skip1)
@@ -164,15 +166,15 @@ class EscNet(nn.Module):
         all_scores, all_prompts = [scores], []
         for block in self._typed_blocks():
             if isinstance(block, EscBlock):
-                prompts = pseudo_prompts(scores, self.config.ppg)
-                all_prompts.append(prompts)
+                made = prompts(scores, self.config.ppg)
+                all_prompts.append(made)
                 enhanced = step(
                     block.sam.forward_plain if plain else block.sam.forward,
                     features,
-                    prompts.points,
-                    prompts.point_labels,
-                    prompts.regions,
-                    prompts.probabilities,
+                    made.points,
+                    made.point_labels,
+                    made.regions,
+                    made.probabilities,
                     weight,
                 )
                 features, guidance = block.fuse(features, sum_of_groups(enhanced)[None])

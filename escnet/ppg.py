@@ -5,7 +5,8 @@ the device of its input. Each is written for what it runs on; the tests hold the
 """
 
 import dataclasses
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from torch import Tensor
 from escnet_runtime.errors import InputError
 from escnet_runtime.ppg import MAX_PIXELS, PpgConstants
 
-__all__ = ["TorchPrompts", "pseudo_prompts"]
+__all__ = ["PromptSource", "TorchPrompts", "pseudo_prompts"]
 
 _FIELD_BITS = 20  # no sum of coordinates passes 1024 * 1023 < 2^20
 _FIELD = (1 << _FIELD_BITS) - 1
@@ -30,6 +31,10 @@ class TorchPrompts:
     point_labels: Tensor
     regions: Tensor
     probabilities: Tensor
+
+
+#: (scores float32 [N, h, w], constants) → prompts: :func:`pseudo_prompts`, or what replaces it.
+PromptSource: TypeAlias = Callable[[Tensor, PpgConstants], TorchPrompts]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -24,6 +24,8 @@ from .conditions import Conditions
 from .footprint import METHOD as FOOTPRINT_METHOD
 from .footprint import FootprintRow, Startup, measure_footprint
 from .gallery.command import add_gallery_options, gallery
+from .latency.command import latency
+from .latency.options import add_latency_options
 from .parity_command import add_parity_options, parity
 from .ppg_time import PpgRow, measure_ppg
 from .report.command import add_report_options, report
@@ -60,6 +62,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     benchmarks = parser.add_subparsers(dest="benchmark", required=True, metavar="BENCHMARK")
     _add_gflop(_subparser(benchmarks, "gflop", "count the operations of one image (needs torch)"))
+    text = "time of an image, beside PyTorch and others, with memory, floor and energy"
+    add_latency_options(_subparser(benchmarks, "latency", text))
     _add_footprint(
         _subparser(benchmarks, "footprint", "memory, time and cold start of a bundle (no torch)")
     )
@@ -227,6 +231,7 @@ def _bench(arguments: argparse.Namespace, console: Console) -> tuple[int, Mappin
         return 0, report(arguments, console)
     without_categories = {
         "builds": _builds,
+        "latency": latency,
         "parity": parity,
         "precision": _precision,
         "shortlist": shortlists,

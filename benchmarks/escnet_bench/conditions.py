@@ -10,7 +10,6 @@ import os
 import platform
 import shutil
 import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +17,7 @@ from typing import Final, Self
 
 from escnet_runtime.bundle import Bundle, sha256_file
 
-if sys.platform != "win32":
-    pass
+from .clocks import Clocks, read_clocks
 
 __all__ = ["BundleConditions", "Conditions"]
 
@@ -29,11 +27,14 @@ _PACKAGES: Final = (
     "escnet-bench",
     "escnet-runtime",
     "numpy",
+    "nvidia-ml-py",
     "onnx",
     "onnxruntime",
     "onnxruntime-gpu",
     "open_clip_torch",
+    "openvino",
     "pillow",
+    "scikit-learn",
     "segment-anything",
     "tensorrt",
     "tensorrt-rtx-cu13-bindings",
@@ -90,6 +91,7 @@ class Conditions:
         packages: versions of those installed.
         variables: environment variables that change allocation or the number of threads.
         load_before, load_after: load average of the last 1, 5 and 15 minutes.
+        clocks_before, clocks_after: clocks and throttling; None in files older than their reading.
         commit: of the source tree this runs from; ``changed`` if tracked files differ from it.
     """
 
@@ -109,6 +111,8 @@ class Conditions:
     commit: str | None
     changed: bool | None
     bundle: BundleConditions | None = None
+    clocks_before: Clocks | None = None
+    clocks_after: Clocks | None = None
 
     @classmethod
     def now(cls, method: str, bundle: Bundle | None = None) -> Self:
@@ -130,11 +134,12 @@ class Conditions:
             commit=commit,
             changed=changed,
             bundle=None if bundle is None else BundleConditions.of(bundle),
+            clocks_before=read_clocks(),
         )
 
     def finished(self) -> "Conditions":
-        """The same with the load at the end."""
-        return dataclasses.replace(self, load_after=_load())
+        """The same with load and clocks at the end."""
+        return dataclasses.replace(self, load_after=_load(), clocks_after=read_clocks())
 
 
 def _cpu() -> str | None:

@@ -25,6 +25,8 @@ from escnet_runtime.bundle import Bundle
 from escnet_runtime.images import ImageArray, load_image
 from escnet_runtime.memory import peak_memory
 
+from .stages import by_kind
+
 __all__ = ["METHOD", "FootprintRow", "Startup", "generated_names", "measure_footprint", "run_child"]
 
 METHOD: Final = (
@@ -245,10 +247,7 @@ def _by_kind(clock: Mapping[str, float], total: float, images: int) -> dict[str,
     """Mean seconds an image; "esc0_sam", "esc1_sam", … add up to "sam"."""
     if images == 0:
         return {}
-    stages: dict[str, float] = {}
-    for stage, seconds in clock.items():
-        kind = stage.partition("_")[2] if stage.startswith("esc") else stage
-        stages[kind] = stages.get(kind, 0.0) + seconds / images
+    stages = {kind: seconds / images for kind, seconds in by_kind(clock).items()}
     return {**stages, "other": total / images - sum(stages.values())}
 
 

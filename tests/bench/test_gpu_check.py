@@ -6,13 +6,11 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from escnet_bench.gpu_check import __main__ as command
 from escnet_bench.gpu_check import parts
 from escnet_bench.gpu_check.plan import METHODS, PARTS, CheckPlan, Report
-from escnet_bench.gpu_check.subjects import load_model, made_up_images, torch_call
 
 
 @pytest.fixture
@@ -89,17 +87,6 @@ def test_implementations_take_turns(
     assert not found["errors"]
     assert [row["implementation"] for row in found["rows"]] == ["escnet", "torch eager fp32"]
     assert all(row["p99_ms"] >= row["p50_ms"] > 0 for row in found["rows"])
-
-
-def test_torch_runs_the_whole_model(plan: CheckPlan) -> None:
-    model, _, trained = load_model("tiny")
-    assert trained
-    call = torch_call(model, half=False, compiled=False, device="cpu")
-    [image] = made_up_images((24, 32), 1)
-    text = np.eye(7, 128, dtype=np.float32)
-    labels = call(image, text)
-    assert labels.shape == (24, 32)
-    assert labels.max() < 7
 
 
 def test_a_missing_bundle_is_an_error_of_its_part(plan: CheckPlan) -> None:

@@ -157,8 +157,12 @@ def test_videos_go_to_the_device_as_nv12(
     segmenter(frames[0], vocabulary)
     device.log.clear()
     options = argparse.Namespace(
-        output=tmp_path, frames=None, no_overlay=False, no_legend=False,
-        window="none", shortlist=None,
+        output=tmp_path,
+        frames=None,
+        no_overlay=False,
+        no_legend=False,
+        window="none",
+        shortlist=None,
     )
     entry = segment_video(segmenter, vocabulary, str(video), options, Console(json=True))
     assert entry["frames"] == 3

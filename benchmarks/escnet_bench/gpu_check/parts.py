@@ -17,17 +17,11 @@ from escnet_runtime.postprocess import resize_bilinear
 from escnet_runtime.segmenter import Segmenter
 from escnet_runtime.vocabulary import Vocabulary
 
+from ..device_memory import watched_memory
+from ..stages import by_kind
+from ..subjects import KNOWN, load_model, made_up_images, pictures
 from .plan import CheckPlan, Report
-from .subjects import (
-    KNOWN,
-    export,
-    load_model,
-    made_up_images,
-    open_segmenter,
-    pictures,
-    torch_call,
-    words,
-)
+from .subjects import export, open_segmenter, words
 
 __all__ = ["RUN"]
 
@@ -69,7 +63,7 @@ def _bundles(plan: CheckPlan, report: Report) -> None:
 
 def _pipeline(plan: CheckPlan, report: Report) -> None:
     for model, precision, bundle in _each_bundle(plan, report):
-        images = pictures(model, plan, min(plan.repeats, _COMPARED))
+        images = pictures(model, plan.size, min(plan.repeats, _COMPARED))
         with (
             open_segmenter(bundle, plan, "onnxruntime") as on_cpu,
             open_segmenter(bundle, plan) as on_gpu,
@@ -96,7 +90,7 @@ def _parity(plan: CheckPlan, report: Report) -> None:
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
     for model, precision, bundle in _each_bundle(plan, report):
-        images = pictures(model, plan, min(plan.repeats, _COMPARED))
+        images = pictures(model, plan.size, min(plan.repeats, _COMPARED))
         reference, _, _ = load_model(model)
         reference = reference.float().eval().requires_grad_(False).to(plan.device)
         with (
@@ -163,7 +157,7 @@ def _memory(plan: CheckPlan, report: Report) -> None:
         for categories in plan.categories:
             with (
                 report.attempt(f"{model} {precision}, {categories} categories"),
-                _WatchedMemory(plan) as used,
+                watched_memory() as used,
                 open_segmenter(bundle, plan) as segmenter,
             ):
                 vocabulary = words(segmenter, categories)
@@ -187,23 +181,6 @@ def _memory(plan: CheckPlan, report: Report) -> None:
                     ratio=planned.total_bytes / max(used() - opened, 1),
                 )
                 print(planned.table(), flush=True)
-
-
-class _WatchedMemory:
-    """Give a function: bytes of the device that are taken since the block began."""
-
-    def __init__(self, plan: CheckPlan) -> None:
-        self._plan = plan
-
-    def __enter__(self) -> Callable[[], int]:
-        from escnet_runtime.device import open_device
-
-        self._device = open_device()
-        free = self._device.memory()[0]
-        return lambda: free - self._device.memory()[0]
-
-    def __exit__(self, *_: object) -> None:
-        self._device.close()
 
 
 def _latency(plan: CheckPlan, report: Report) -> None:
@@ -233,10 +210,16 @@ def _implementations(
         with report.attempt(what):
             import torch
 
+            from ..latency.torch_runs import TorchRun
+
             torch.compiler.reset()
-            call = torch_call(
-                load_model(model)[0], half=half, compiled=compiled, device=plan.device
+            moved = (
+                load_model(model)[0]
+                .eval()
+                .requires_grad_(False)
+                .to(device=plan.device, dtype=torch.float16 if half else torch.float32)
             )
+            call = TorchRun(moved, form="shared", compiled="static" if compiled else None)
             call(made_up_images(plan.size, 1)[0], vocabulary.embeddings)
             found[f"{name} {'fp16' if half else 'fp32'}"] = _bound(call, vocabulary)
     return found
@@ -291,17 +274,8 @@ def _stages(plan: CheckPlan, report: Report) -> None:
                         categories=categories,
                         total_ms=total,
                         prompt_share=stages["prompts"] / total,
-                        stages=_by_kind(stages),
+                        stages=by_kind(stages),
                     )
-
-
-def _by_kind(stages: Mapping[str, float]) -> dict[str, float]:
-    """ "esc0_sam", "esc1_sam", … add up to "sam"."""
-    found: dict[str, float] = {}
-    for stage, spent in stages.items():
-        kind = stage.partition("_")[2] if stage.startswith("esc") else stage
-        found[kind] = found.get(kind, 0.0) + spent
-    return found
 
 
 def _soak(plan: CheckPlan, report: Report) -> None:
@@ -311,7 +285,7 @@ def _soak(plan: CheckPlan, report: Report) -> None:
     model, precision = plan.models[0], plan.precisions[0]
     every = max(plan.images // 20, 1)
     with (
-        _WatchedMemory(plan) as used,
+        watched_memory() as used,
         open_segmenter(plan.bundle(model, precision), plan) as segmenter,
     ):
         vocabulary = words(segmenter, _SOAK_CATEGORIES)

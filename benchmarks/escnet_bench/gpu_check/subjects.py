@@ -1,67 +1,14 @@
-"""What is checked and what it is compared with: bundles, images, vocabularies, PyTorch."""
+"""What is checked: bundles, what opens them, words in their text encoder."""
 
-import itertools
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
 
-import numpy as np
-import numpy.typing as npt
-
-from escnet_runtime.images import ImageArray
-from escnet_runtime.labelled import open_labelled
 from escnet_runtime.segmenter import Segmenter
 from escnet_runtime.vocabulary import Vocabulary
 
-from ..footprint import generated_names
+from ..subjects import category_names, load_model, made_up_images
 from .plan import CheckPlan
 
-if TYPE_CHECKING:
-    from escnet.model import EscNet
-
-__all__ = [
-    "KNOWN",
-    "export",
-    "load_model",
-    "made_up_images",
-    "open_segmenter",
-    "pictures",
-    "torch_call",
-    "words",
-]
-
-#: Model → labelled images of what it was trained for.
-KNOWN: Final = {"tiny": "shapes:heldout"}
-
-
-def made_up_images(size: tuple[int, int], count: int, seed: int = 0) -> list[ImageArray]:
-    """uint8 [H,W,3]: areas of colour with grain, all different."""
-    height, width = size
-    rng = np.random.Generator(np.random.PCG64(seed))
-    y, x = np.mgrid[:height, :width]
-    found = []
-    for _ in range(count):
-        image = np.empty((height, width, 3))
-        image[:] = rng.uniform(0, 255, 3)
-        for _ in range(12):
-            cy, cx = rng.uniform(0, height), rng.uniform(0, width)
-            radius = rng.uniform(0.05, 0.35) * min(size)
-            image[(y - cy) ** 2 + (x - cx) ** 2 < radius**2] = rng.uniform(0, 255, 3)
-        image += rng.normal(0, 8, image.shape)
-        found.append(image.clip(0, 255).astype(np.uint8))
-    return found
-
-
-def load_model(name: str) -> "tuple[EscNet, str, bool]":
-    """A preset in float32: trained weights where they ship, else seeded ones; their description."""
-    from escnet.build import build_model
-    from escnet.presets import preset
-    from escnet.weights import SHIPPED, load_checkpoint, shipped_checkpoint
-
-    if name in SHIPPED:
-        loaded = load_checkpoint(shipped_checkpoint(name))
-        return loaded.model, loaded.weights, loaded.trained
-    return build_model(preset(name)), "seeded random (seed 0)", False
+__all__ = ["export", "open_segmenter", "words"]
 
 
 def export(plan: CheckPlan, name: str, precision: str) -> Path:
@@ -90,59 +37,6 @@ def open_segmenter(bundle: Path, plan: CheckPlan, backend: str | None = None) ->
     return Segmenter(bundle, backend or plan.backend, cache=Path(plan.bundles, "embeddings"))
 
 
-def pictures(model: str, plan: CheckPlan, count: int) -> list[ImageArray]:
-    """Images that the model knows: `tiny` those of its world, others none, so any."""
-    if model in KNOWN:
-        return [one.image for one in itertools.islice(open_labelled(KNOWN[model]), count)]
-    return made_up_images(plan.size, count)
-
-
 def words(segmenter: Segmenter, categories: int) -> Vocabulary:
     """So many categories, encoded: of the model's world first, then generated ones."""
-    model = segmenter.bundle.manifest.model.name
-    known = open_labelled(KNOWN[model]).names if model in KNOWN else ()
-    names = [*known[:categories], *generated_names(max(categories - len(known), 0))]
-    return segmenter.vocabulary(names)
-
-
-def torch_call(
-    model: "EscNet", *, half: bool, compiled: bool, device: str = "cuda"
-) -> Callable[[ImageArray, npt.NDArray[np.float32]], npt.NDArray[np.uint8 | np.uint16]]:
-    """The model as one would run it in PyTorch: (pixels, text embeddings) → labels [H,W].
-
-    All categories at once; resize, normalisation, prompts, interpolation and argmax on the GPU.
-    ``model`` is changed to the type it runs in.
-    """
-    import torch
-    from torch.nn import functional
-
-    config, kind = model.config, torch.float16 if half else torch.float32
-    model = model.eval().requires_grad_(False).to(device=device, dtype=kind)
-    side = config.clip.image_size
-    mean = torch.tensor(config.image_mean, device=device)[:, None, None]
-    std = torch.tensor(config.image_std, device=device)[:, None, None]
-
-    def whole(pixels: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
-        image = pixels.permute(2, 0, 1)[None].float()
-        image = functional.interpolate(image, (side, side), mode="bilinear", antialias=True)
-        logits = model(((image / 255 - mean) / std).to(kind), text)
-        size = (pixels.shape[0], pixels.shape[1])
-        full = functional.interpolate(logits[None].to(kind), size, mode="bilinear")
-        return full[0].argmax(dim=0)
-
-    run = torch.compile(whole, dynamic=False) if compiled else whole
-    texts: dict[int, torch.Tensor] = {}
-
-    def call(
-        pixels: ImageArray, text: npt.NDArray[np.float32]
-    ) -> npt.NDArray[np.uint8 | np.uint16]:
-        if id(text) not in texts:
-            texts.clear()
-            texts[id(text)] = torch.tensor(text, device=device)
-        narrow = torch.uint8 if len(text) <= 256 else torch.int16
-        with torch.inference_mode():
-            labels = run(torch.tensor(pixels, device=device), texts[id(text)])
-            host: npt.NDArray[np.uint8 | np.uint16] = labels.to(narrow).cpu().numpy()
-        return host
-
-    return call
+    return segmenter.vocabulary(category_names(segmenter.bundle.manifest.model.name, categories))

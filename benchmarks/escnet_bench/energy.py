@@ -1,0 +1,166 @@
+"""Energy that this machine has taken, from whichever counter it has.
+
+On a CPU RAPL's counters of the processor packages, on a GPU NVML's, on a Jetson the power of the
+whole module as tegrastats tells it, integrated over time.
+"""
+
+import re
+import shutil
+import subprocess
+import threading
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import IO, Final, Protocol
+
+__all__ = ["EnergyCounter", "Rapl", "Tegrastats", "module_watts", "open_counter"]
+
+_TEGRASTATS: Final = "tegrastats"
+_INTERVAL_MS: Final = 100
+#: "VDD_IN 5123mW/5000mW": the first number is now, the second an average.
+_RAIL: Final = re.compile(r"\b(V[A-Z0-9_]+) (\d+)mW/\d+mW")
+#: The rail that carries the whole module, on an Orin Nano or NX; elsewhere the rails add up.
+_WHOLE: Final = "VDD_IN"
+
+
+class EnergyCounter(Protocol):
+    """Counts joules."""
+
+    source: str
+
+    def joules(self) -> float:
+        """So far, from any beginning."""
+
+    def close(self) -> None:
+        """Stop counting."""
+
+
+def open_counter(*, gpu: bool, root: Path = Path("/")) -> EnergyCounter | None:
+    """The counter of what computes here; None where none can be read."""
+    if shutil.which(_TEGRASTATS):
+        return Tegrastats()
+    if gpu:
+        return _nvml()
+    zones = _packages(root / "sys/class/powercap")
+    return Rapl(zones) if zones else None
+
+
+class Rapl:
+    """Counters of processor packages, which wrap around.
+
+    Args:
+        zones: folders of powercap that can be read.
+    """
+
+    source = "RAPL"
+
+    def __init__(self, zones: Iterable[Path]) -> None:
+        self._zones = list(zones)
+        self._last = [_integer(zone / "energy_uj") or 0 for zone in self._zones]
+        self._range = [_integer(zone / "max_energy_range_uj") or 0 for zone in self._zones]
+        self._total = 0
+
+    def joules(self) -> float:
+        """Since it was made. Read it more often than a counter wraps around, once a minute."""
+        for index, zone in enumerate(self._zones):
+            now = _integer(zone / "energy_uj") or self._last[index]
+            passed = now - self._last[index]
+            self._total += passed if passed >= 0 else passed + self._range[index]
+            self._last[index] = now
+        return self._total / 1e6
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+class Tegrastats:
+    """Integrates what ``tegrastats`` prints.
+
+    Args:
+        stream: its lines; the tool itself, started, by default.
+    """
+
+    source = "tegrastats"
+
+    def __init__(self, stream: IO[str] | None = None) -> None:
+        self._process: subprocess.Popen[str] | None = None
+        if stream is None:
+            command = [_TEGRASTATS, "--interval", str(_INTERVAL_MS)]
+            self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+            assert self._process.stdout is not None
+            stream = self._process.stdout
+        self._stream = stream
+        self._lock = threading.Lock()
+        self._joules, self._since, self._watts = 0.0, time.monotonic(), 0.0
+        self._thread = threading.Thread(target=self._follow, daemon=True)
+        self._thread.start()
+
+    def joules(self) -> float:
+        """Since it was made; power is taken as constant from one line to the next."""
+        with self._lock:
+            return self._joules + self._watts * (time.monotonic() - self._since)
+
+    def close(self) -> None:
+        """End the tool."""
+        if self._process is not None:
+            self._process.terminate()
+            self._process.wait()
+        self._thread.join()
+        if self._process is not None:
+            self._stream.close()
+
+    def _follow(self) -> None:
+        for line in self._stream:
+            watts = module_watts(line)
+            if watts is None:
+                continue
+            now = time.monotonic()
+            with self._lock:
+                self._joules += self._watts * (now - self._since)
+                self._since, self._watts = now, watts
+
+
+def module_watts(line: str) -> float | None:
+    """Power of the whole module in a line of tegrastats; None if it does not tell."""
+    rails = {name: int(milliwatts) for name, milliwatts in _RAIL.findall(line)}
+    if _WHOLE in rails:
+        return rails[_WHOLE] / 1e3
+    return sum(rails.values()) / 1e3 if rails else None
+
+
+class _Nvml:
+    source = "NVML"
+
+    def joules(self) -> float:
+        from .nvml import gpu_joules
+
+        return gpu_joules() or 0.0
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+def _nvml() -> EnergyCounter | None:
+    try:
+        from .nvml import gpu_joules
+    except ModuleNotFoundError:  # the extra `energy`
+        return None
+    return None if gpu_joules() is None else _Nvml()
+
+
+def _packages(folder: Path) -> list[Path]:
+    """Top-level zones, which hold the others, that this user may read."""
+    zones = sorted(folder.glob("intel-rapl:*"))
+    return [
+        zone
+        for zone in zones
+        if zone.name.count(":") == 1 and _integer(zone / "energy_uj") is not None
+    ]
+
+
+def _integer(path: Path) -> int | None:
+    try:
+        text = path.read_text(encoding="ascii").strip()
+    except OSError:
+        return None
+    return int(text) if text.isdecimal() else None

@@ -1,0 +1,265 @@
+"""``escnet-bench latency``: what it is asked for, and what it runs."""
+
+import argparse
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Final, get_args
+
+import numpy as np
+
+from escnet_runtime.console import Console
+from escnet_runtime.errors import BackendError
+from escnet_runtime.images import ImageArray, load_image
+from escnet_runtime.manifest import Precision
+from escnet_runtime.nvidia import find_gpu
+from escnet_runtime.segmenter import Segmenter
+
+from ..conditions import Conditions
+from ..energy import open_counter
+from ..results import Document, plain, result_document
+from ..subjects import category_names, pictures
+from .assemble import assemble_rows
+from .floor import Peak, cpu_peak, gpu_peak
+from .forecast import Forecast
+from .measure import Measurement
+from .options import PRESET, REPEATS
+from .peaks import measure_peaks
+from .plan import IMPLEMENTATIONS, Allocator, Settings, Variant, cells, check_numbers
+from .process import ALLOCATORS, Served, ServedProcess
+from .rows import Found, LatencyRow, ratios_of
+from .runs import Order, missing_extra, save_vocabularies
+from .subject import Subject, open_subject
+from .tables import latency_tables
+
+__all__ = ["METHOD", "latency"]
+
+_LOG = logging.getLogger("escnet_bench")
+METHOD: Final = (
+    "milliseconds from uint8 pixels to labels in host memory, wall clock; implementations of a "
+    "cell live in one process and take turns, call by call; first calls and warm-up apart; ratios "
+    "are medians of those within a round (docs/benchmarks.md)"
+)
+_SIZE: Final = (480, 640)
+#: Rounds that are not counted, on a CPU and on a GPU.
+_WARM_UP: Final = {False: 1, True: 3}
+#: Below this, labels of a trained model are not those of ours.
+_AGREEMENT: Final = 0.99
+#: Its k-means has other seeds, and so other prompts.
+_OTHER_PROMPTS: Final = "torch-naive-ppg"
+
+
+def latency(arguments: argparse.Namespace, console: Console) -> Document:
+    """Measure, show tables, and give the result's object.
+
+    Raises:
+        InputError: what was asked for cannot be measured.
+        BackendError: what was asked for by name is not installed, or nothing ran.
+    """
+    began = time.monotonic()
+    gpu = _on_gpu(arguments.device)
+    repeats = arguments.repeats or REPEATS[gpu]
+    check_numbers(arguments.categories, repeats, arguments.minutes)
+    image = None if arguments.image is None else load_image(arguments.image)
+    name = arguments.preset or PRESET
+    given = arguments.checkpoint or arguments.bundle
+    with (
+        TemporaryDirectory(prefix="escnet-latency-") as work,
+        console.progress("latency", None) as advance,
+    ):
+        advance("the bundle")
+        subject = open_subject(
+            preset=None if given else name,
+            checkpoint=arguments.checkpoint,
+            bundle=arguments.bundle,
+            precision=Precision(arguments.precision or ("fp16" if gpu else "fp32")),
+            images=pictures(name if given is None else "", _SIZE, 1),
+        )
+        variants, missing = _chosen(subject, arguments.implementations, gpu=gpu)
+        advance("text embeddings and the hardware's peak")
+        bench = _Bench(
+            subject=subject,
+            order=_order(subject, arguments.categories, image, Path(work), gpu=gpu),
+            settings=Settings(
+                variants=variants,
+                cells=cells(arguments.categories, _allocators(arguments.allocators, gpu=gpu)),
+                seconds=60 * arguments.minutes - (time.monotonic() - began),
+                repeats=repeats,
+                warm_up=_WARM_UP[gpu],
+            ),
+            gpu=gpu,
+        )
+        document = bench.run(missing, advance)
+    console.print(*latency_tables(document))
+    return document
+
+
+class _Bench:
+    """One run of the benchmark on a subject."""
+
+    def __init__(self, *, subject: Subject, order: Order, settings: Settings, gpu: bool) -> None:
+        self._subject, self._order, self._settings, self._gpu = subject, order, settings, gpu
+        self._gflop = subject.gflop()
+
+    def run(self, missing: Mapping[Variant, str], advance: Any) -> Document:
+        """Measure everything."""
+        began = time.monotonic()
+        bundle = self._subject.bundle
+        conditions = Conditions.now(METHOD, bundle)
+        peak = _peak(conditions.gpus, gpu=self._gpu)
+        forecast = Forecast(self._work)
+        counter = open_counter(gpu=self._gpu)
+        try:
+            measurement = Measurement(
+                self._settings, forecast, self._start, gpu=self._gpu, counter=counter, step=advance
+            )
+            found = measurement.run()
+        finally:
+            if counter is not None:
+                counter.close()
+        for variant, reason in missing.items():
+            found.leave_out(variant, None, reason)
+        until = began + self._settings.seconds
+        peaks = measure_peaks(found, forecast, self._start, until=until, step=advance)
+        rows = assemble_rows(
+            bundle.manifest.model.name,
+            found,
+            peaks,
+            gflop=self._gflop,
+            peak=peak,
+            weight_bytes=self._subject.weight_bytes,
+        )
+        if not rows:
+            reasons = "\n".join(f"{one.implementation}: {one.reason}" for one in found.left_out)
+            raise BackendError(f"nothing could be measured:\n{reasons}")
+        self._warn(rows)
+        return self._document(conditions.finished(), found, rows, peak, measurement.threads)
+
+    def _start(self, allocator: Allocator) -> Served:
+        return ServedProcess(self._order, allocator)
+
+    def _work(self, form: Any, categories: int) -> float:
+        chunk = self._subject.bundle.manifest.constants.chunk
+        counted = self._gflop(form, categories, None if form == "plain" else chunk)
+        return 20.0 + categories if counted is None else counted
+
+    def _document(
+        self,
+        conditions: Conditions,
+        found: Found,
+        rows: Sequence[LatencyRow],
+        peak: Peak | None,
+        threads: Mapping[str, int],
+    ) -> Document:
+        document = result_document("latency", conditions, rows)
+        used = {cell.allocator for cell in self._settings.cells}
+        document["conditions"] |= {
+            "threads": dict(threads),
+            "allocators": {name: ALLOCATORS[name] for name in sorted(used)},
+            "peak": None if peak is None else plain(asdict(peak)),
+        }
+        name = self._subject.bundle.manifest.model.name
+        ratios = [
+            one for cell, timed in found.timed.items() for one in ratios_of(name, cell, timed)
+        ]
+        document["left_out"] = [asdict(one) for one in found.left_out]
+        document["ratios"] = [plain(asdict(one)) for one in ratios]
+        return document
+
+    def _warn(self, rows: Sequence[LatencyRow]) -> None:
+        """Say so where something that should give our labels does not."""
+        if not (self._subject.same_weights and self._subject.bundle.manifest.model.trained):
+            return
+        for row in rows:
+            other = row.implementation != _OTHER_PROMPTS
+            if other and row.agreement is not None and row.agreement < _AGREEMENT:
+                _LOG.warning(
+                    "%s at %s has %.2f %% of our labels at %d categories, expected %.0f %%: its "
+                    "time is that of something else",
+                    row.implementation,
+                    row.precision,
+                    100 * row.agreement,
+                    row.categories,
+                    100 * _AGREEMENT,
+                )
+
+
+def _on_gpu(device: str) -> bool:
+    if device == "cpu":
+        return False
+    found = find_gpu() is not None
+    if device == "gpu" and not found:
+        raise BackendError("--device gpu: there is no NVIDIA GPU with a driver here")
+    return found
+
+
+def _allocators(asked: Sequence[Allocator] | None, *, gpu: bool) -> Sequence[Allocator]:
+    return asked or (("default",) if gpu else get_args(Allocator))
+
+
+def _chosen(
+    subject: Subject, asked: Sequence[str] | None, *, gpu: bool
+) -> tuple[tuple[Variant, ...], dict[Variant, str]]:
+    """What is measured, the most important first; what of all cannot be, and why.
+
+    Raises:
+        BackendError: that was asked for by name.
+    """
+    chosen, missing = [], {}
+    for name in IMPLEMENTATIONS:
+        if asked is not None and name not in asked:
+            continue
+        for variant in _variants(name, subject.bundle.manifest.precision, gpu=gpu):
+            reason = missing_extra(variant, gpu=gpu) or (subject.no_torch if variant.torch else "")
+            if not reason:
+                chosen.append(variant)
+            elif asked is not None:
+                raise BackendError(f"{name} cannot be measured: {reason}")
+            else:
+                missing[variant] = reason
+    return tuple(chosen), missing
+
+
+def _variants(name: str, precision: Precision, *, gpu: bool) -> list[Variant]:
+    if not name.startswith("torch"):
+        return [Variant(implementation=name, precision=precision.value)]
+    if not gpu:
+        return [Variant(implementation=name, precision="fp32")]
+    half = precision.value if precision.value in ("fp32", "fp16", "bf16") else "fp16"
+    kinds = {half, "fp32"} if name == "torch-plain" else {half}
+    return [Variant(implementation=name, precision=kind) for kind in sorted(kinds)]
+
+
+def _order(
+    subject: Subject,
+    categories: Sequence[int],
+    image: ImageArray | None,
+    work: Path,
+    *,
+    gpu: bool,
+) -> Order:
+    """What the processes work on: files in ``work``."""
+    name = subject.bundle.manifest.model.name
+    pixels = pictures(name, _SIZE, 1)[0] if image is None else image
+    np.save(work / "image.npy", pixels)
+    with Segmenter(subject.bundle, "onnxruntime") as segmenter:
+        names = category_names(name, max(categories))
+        segmenter.vocabulary(names)  # all in one go, into the cache
+        vocabularies = {n: segmenter.vocabulary(names[:n]) for n in sorted(set(categories))}
+    save_vocabularies(work / "texts.npz", vocabularies)
+    return Order(
+        bundle=str(subject.bundle.root),
+        model=subject.torch_model,
+        image=str(work / "image.npy"),
+        texts=str(work / "texts.npz"),
+        gpu=gpu,
+    )
+
+
+def _peak(gpus: Sequence[str], *, gpu: bool) -> Peak | None:
+    if not gpu:
+        return cpu_peak()
+    return gpu_peak(gpus[0].split(",")[0]) if gpus else None

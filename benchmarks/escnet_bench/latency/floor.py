@@ -1,0 +1,117 @@
+"""The least time that this hardware could take for an image."""
+
+import importlib.util
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+__all__ = ["GPU_PEAKS", "GpuPeak", "Peak", "cpu_peak", "gpu_peak"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GpuPeak:
+    """Published dense TFLOP/s of fp16 (accumulated in fp32) and of fp32, and GB/s."""
+
+    fp16: float
+    fp32: float
+    bandwidth: float
+
+
+#: A part of the name that the driver gives → its peaks; the first that fits counts. fp16 are tensor
+#: cores without sparsity, at boost clocks; fp32 the ordinary cores.
+GPU_PEAKS: Final = {
+    # NVIDIA H200 and H100 data sheets (SXM; half of the figures "with sparsity").
+    "H200": GpuPeak(fp16=989.5, fp32=67.0, bandwidth=4800.0),
+    "H100 PCIe": GpuPeak(fp16=756.5, fp32=51.0, bandwidth=2000.0),
+    "H100": GpuPeak(fp16=989.5, fp32=67.0, bandwidth=3350.0),
+    # NVIDIA A100 data sheet (80 GB SXM).
+    "A100": GpuPeak(fp16=312.0, fp32=19.5, bandwidth=2039.0),
+    # NVIDIA L4 data sheet.
+    "NVIDIA L4": GpuPeak(fp16=121.0, fp32=30.3, bandwidth=300.0),
+    # NVIDIA Ada architecture white paper, table 2 and appendix A.
+    "RTX 4090": GpuPeak(fp16=165.2, fp32=82.6, bandwidth=1008.0),
+    # NVIDIA Ampere GA102 white paper, table 9.
+    "RTX 3090": GpuPeak(fp16=71.0, fp32=35.6, bandwidth=936.0),
+    # Jetson AGX Orin series brief: 170 TOPS of sparse int8 in its GPU, a quarter of that is dense
+    # fp16; of the one with 64 GB, at 1.3 GHz.
+    "AGX Orin": GpuPeak(fp16=42.5, fp32=5.3, bandwidth=204.8),
+    # Jetson Orin Nano Super data sheet: 67 TOPS of sparse int8, a quarter of that; at 1.02 GHz.
+    "Orin Nano": GpuPeak(fp16=17.0, fp32=2.1, bandwidth=102.0),
+}
+_SIDE: Final = 1536
+_TRIES: Final = 8
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Peak:
+    """What the hardware could do.
+
+    Attributes:
+        device: "cpu" or the GPU's name.
+        gflop_a_second: by precision.
+        gb_a_second: of its memory; None where that is not known.
+        source: how it is known.
+    """
+
+    device: str
+    gflop_a_second: dict[str, float]
+    gb_a_second: float | None
+    source: str
+
+    def floor_ms(self, gflop: float, precision: str, weight_bytes: float) -> float | None:
+        """Operations or weights, whichever takes longer; None for an unknown precision."""
+        rate = self.gflop_a_second.get(precision)
+        if rate is None:
+            return None
+        seconds = gflop / rate
+        if self.gb_a_second is not None:
+            seconds = max(seconds, weight_bytes / 1e9 / self.gb_a_second)
+        return 1e3 * seconds
+
+
+def cpu_peak(side: int = _SIDE, tries: int = _TRIES) -> Peak:
+    """Measured: the fastest of some float32 products of square matrices, NumPy's or torch's."""
+    best, fastest = float("inf"), ""
+    for library, product in _products(side).items():
+        product()
+        for _ in range(tries):
+            start = time.perf_counter()
+            product()
+            took = time.perf_counter() - start
+            if took < best:
+                best, fastest = took, library
+    return Peak(
+        device="cpu",
+        gflop_a_second={"fp32": 2 * side**3 / best / 1e9},
+        gb_a_second=None,
+        source=f"measured: the fastest float32 product of {side}×{side}, {fastest}'s",
+    )
+
+
+def _products(side: int) -> dict[str, Callable[[], object]]:
+    """Library → a product of two square matrices in it."""
+    rng = np.random.default_rng(0)
+    a, b = (rng.normal(size=(side, side)).astype(np.float32) for _ in range(2))
+    found: dict[str, Callable[[], object]] = {"NumPy": lambda: a @ b}
+    if importlib.util.find_spec("torch") is not None:
+        import torch  # an extra
+
+        x, y = torch.from_numpy(a), torch.from_numpy(b)
+        found["torch"] = lambda: x @ y
+    return found
+
+
+def gpu_peak(name: str) -> Peak | None:
+    """Published; None for a GPU that is not in the table."""
+    for part, peak in GPU_PEAKS.items():
+        if part in name:
+            return Peak(
+                device=name,
+                gflop_a_second={"fp16": 1e3 * peak.fp16, "fp32": 1e3 * peak.fp32},
+                gb_a_second=peak.bandwidth,
+                source="published by NVIDIA: dense, at boost clocks",
+            )
+    return None

@@ -1,0 +1,96 @@
+"""How long a call will take and how much memory, told from what was seen so far."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Final
+
+from .plan import Cell, Form, Variant
+
+__all__ = ["Forecast"]
+
+#: How many times as long as ours a call takes, before anything of it was measured.
+_GUESSED: Final = {"torch-plain": 3.0, "torch": 2.5, "openvino": 1.2, "torch-naive-ppg": 4.0}
+_GUESSED_COMPILED: Final = 2.5
+#: Seconds that the first call takes beyond an ordinary one, before any was measured.
+_GUESSED_COMPILATION: Final = 45.0
+_GUESSED_OPENING: Final = 8.0
+#: Large allocations get slower with their size under the default allocator.
+_GROWTH: Final = 1.25
+
+
+@dataclass(slots=True)
+class Forecast:
+    """Learns from calls.
+
+    Args:
+        work: (form, categories) → operations of an image, in any unit.
+    """
+
+    work: Callable[[Form, int], float]
+    _calls: dict[tuple[Variant, Cell], float] = field(default_factory=dict)
+    _openings: dict[tuple[Variant, int], float] = field(default_factory=dict)
+    _grown: dict[tuple[Variant, int], int] = field(default_factory=dict)
+
+    def learn_call(self, variant: Variant, cell: Cell, seconds: float) -> None:
+        """An ordinary call took so long."""
+        self._calls[variant, cell] = seconds
+
+    def learn_opening(
+        self, variant: Variant, cell: Cell, seconds: float, grown_bytes: int | None
+    ) -> None:
+        """A first call took so long, and memory grew by so much while it ran."""
+        ordinary = self.call(variant, cell)
+        if not variant.compiled and (ordinary is None or seconds < ordinary):
+            self.learn_call(variant, cell, seconds)
+        self._openings[variant, cell.categories] = seconds
+        if grown_bytes is not None:
+            self._grown[variant, cell.categories] = grown_bytes
+
+    def call(self, variant: Variant, cell: Cell) -> float | None:
+        """Seconds of an ordinary call; None if nothing was measured that it could be told from."""
+        known = {at: took for (one, at), took in self._calls.items() if one == variant}
+        if cell in known:
+            return known[cell]
+        if known:
+            nearest = min(known, key=lambda at: self._distance(at, cell))
+            return known[nearest] * self._scale(variant, nearest, cell)
+        return self._guessed(variant, cell)
+
+    def opening(self, variant: Variant, cell: Cell) -> float | None:
+        """Seconds of the first call in a cell; None as for :meth:`call`."""
+        ordinary = self.call(variant, cell)
+        if ordinary is None:
+            return None
+        known = [took for (one, _), took in self._openings.items() if one == variant]
+        if variant.compiled:
+            return ordinary + (known[-1] if known else _GUESSED_COMPILATION)
+        return ordinary + (0.0 if known else _GUESSED_OPENING)
+
+    def memory(self, variant: Variant, categories: int) -> float | None:
+        """Bytes that a call needs beyond what is loaded; None if not known."""
+        known = {n: size for (one, n), size in self._grown.items() if one == variant}
+        if not known:
+            return None
+        nearest = min(known, key=lambda n: abs(n - categories))
+        whole = variant.torch  # all categories in one batch
+        return known[nearest] * (max(categories / nearest, 1.0) if whole else 1.0)
+
+    def _distance(self, at: Cell, cell: Cell) -> tuple[bool, float]:
+        larger, smaller = max(at.categories, cell.categories), min(at.categories, cell.categories)
+        return at.allocator != cell.allocator, larger / smaller
+
+    def _scale(self, variant: Variant, at: Cell, cell: Cell) -> float:
+        work = self.work(variant.form, cell.categories) / self.work(variant.form, at.categories)
+        slower = variant.torch and cell.allocator == "default" and work > 1
+        return work * (_GROWTH if slower else 1.0)
+
+    def _guessed(self, variant: Variant, cell: Cell) -> float | None:
+        """From ours, if that was measured."""
+        if variant.ours:
+            return None
+        ours = [self.call(one, cell) for one in {one for one, _ in self._calls if one.ours}]
+        took = [one for one in ours if one is not None]
+        if not took:
+            return None
+        usual = _GUESSED_COMPILED if variant.compiled else _GUESSED[variant.implementation]
+        return usual * min(took)

@@ -1,0 +1,312 @@
+"""Which call comes when: cells, first calls, rounds, and what no longer fits."""
+
+import math
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Final
+
+from escnet_runtime.errors import EscNetError
+
+from ..energy import EnergyCounter
+from ..machine_memory import available_memory
+from .forecast import Forecast
+from .plan import Allocator, Cell, Settings, Variant
+from .process import ProcessEnded, Served, TooSlow
+from .rows import Found, Timed
+
+__all__ = ["MIN_ROUNDS", "Measurement"]
+
+#: Fewer calls make no row.
+MIN_ROUNDS: Final = 3
+#: Of the memory that is available, what a call may be expected to take.
+_MEMORY_SHARE: Final = 0.9
+#: Rounds in which a GPU's stages are looked at: that takes a call of its own.
+_STAGE_ROUNDS: Final = 5
+#: Seconds of calls behind a figure of energy.
+_ENERGY_SECONDS: Final = 1.0
+_LEAST_WAIT: Final = 5.0
+
+
+class Measurement:
+    """Measures cell after cell until all are done or time is up.
+
+    Args:
+        settings: what is measured.
+        forecast: tells how long calls will take; learns from them.
+        start: begins a process that measures, with an allocator.
+        gpu: whether everything runs on a GPU.
+        counter: of energy, if there is one.
+        clock: seconds.
+        available: bytes that a process can still take; None if not known.
+        step: told what is being done.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        forecast: Forecast,
+        start: Callable[[Allocator], Served],
+        *,
+        gpu: bool = False,
+        counter: EnergyCounter | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        available: Callable[[], int | None] = available_memory,
+        step: Callable[[str], object] = lambda _: None,
+    ) -> None:
+        self._settings, self._forecast, self._start = settings, forecast, start
+        self._gpu, self._counter, self._clock = gpu, counter, clock
+        self._available, self._step = available, step
+        self._end = clock() + settings.seconds * (1 - settings.memory_share)
+        self._served: dict[Allocator, Served] = {}
+        self._keeps: bool | None = None  # whether the allocator "kept" does what it should
+        self._failed: dict[Variant, int] = {}  # number of categories from which on it fails
+        self.found = Found()
+        self.threads: dict[str, int] = {}
+
+    def run(self) -> Found:
+        """Measure. An exception ends the processes and loses nothing in ``found``."""
+        with ExitStack() as stack:
+            stack.callback(self._close)
+            for index, cell in enumerate(self._settings.cells):
+                self._step(f"{cell.categories} categories, allocator {cell.allocator}")
+                self._measure(index, cell)
+        return self.found
+
+    def _until(self, index: int) -> float:
+        """When a cell should be done: its share of what ours does not need in later cells."""
+        now, rest = self._clock(), self._settings.cells[index:]
+        needed = [self._least(cell) for cell in rest]
+        free = max(self._end - now - sum(needed), 0.0)
+        return now + needed[0] + free * rest[0].weight / sum(cell.weight for cell in rest)
+
+    def _least(self, cell: Cell) -> float:
+        """Seconds that ours takes in a cell, of the cells of that number the first alone."""
+        ours = next((one for one in self._settings.variants if one.ours), None)
+        same = [one for one in self._settings.cells if one.categories == cell.categories]
+        if ours is None or cell != same[0]:
+            return 0.0
+        return (1 + MIN_ROUNDS) * (self._forecast.call(ours, cell) or 0.0)
+
+    def _measure(self, index: int, cell: Cell) -> None:
+        timed: dict[Variant, Timed] = {}
+        until, useless = self._until(index), self._useless(cell)
+        self.found.timed[cell] = timed
+        for variant in self._settings.variants:
+            reason = useless or self._why_not(variant, cell, until, timed)
+            if reason is None:
+                self._open(variant, cell, until, timed)
+            else:
+                self.found.leave_out(variant, cell, reason)
+            if variant.ours:  # what it needs in the other cells is better known now
+                until = self._until(index)
+        if timed:
+            self._rounds(cell, until, timed)
+        for variant in [one for one, of in timed.items() if len(of.milliseconds) < MIN_ROUNDS]:
+            self.found.leave_out(
+                variant, cell, f"time: {MIN_ROUNDS} rounds did not fit; give more --minutes"
+            )
+            del timed[variant]
+        self._energy(cell, timed)
+        served = self._served.get(cell.allocator)
+        if served is not None and timed:
+            self._try(lambda: self.threads.update(served.ask("info")["threads"]))
+            self._try(lambda: served.ask("trim"))
+
+    def _useless(self, cell: Cell) -> str | None:
+        """Why nothing can be measured in a cell; None if it can."""
+        if cell.allocator == "kept" and self._keeps is None and not self._over():
+            try:
+                info = self._at(cell).ask("info", seconds=self._patience())
+            except EscNetError as error:
+                return str(error)
+            self._keeps = bool(info["kept"])
+        if cell.allocator == "kept" and self._keeps is False:
+            return "freed memory is not kept here whatever glibc is told: another C library?"
+        return None
+
+    def _why_not(
+        self, variant: Variant, cell: Cell, until: float, timed: dict[Variant, Timed]
+    ) -> str | None:
+        """Why a variant is left out of a cell; None if it is not."""
+        if self._over():
+            return "time: it was up; give more --minutes"
+        failed = self._failed.get(variant)
+        if failed is not None and cell.categories >= failed:
+            return f"it failed at {failed} categories" if failed > 1 else "it failed before"
+        if (reason := self._too_large(variant, cell)) is not None:
+            return reason
+        call, opening = self._call_time(variant, cell), self._forecast.opening(variant, cell)
+        if call is None or opening is None:  # nothing is known yet: only ours, and first cells
+            return None
+        needed = opening + MIN_ROUNDS * call
+        promised = MIN_ROUNDS * sum(self._call_time(one, cell) or 0.0 for one in timed)
+        first = variant.ours and not timed
+        left = (self._end if first else until) - self._clock() - promised
+        if needed <= left:
+            return None
+        return (
+            f"time: it would take about {math.ceil(needed)} s, {max(int(left), 0)} s are left for "
+            "it here; give more --minutes, or fewer --categories or --implementations"
+        )
+
+    def _too_large(self, variant: Variant, cell: Cell) -> str | None:
+        needed = self._forecast.memory(variant, cell.categories)
+        there = self._available()
+        if needed is None or there is None or needed <= _MEMORY_SHARE * there:
+            return None
+        return f"memory: it needs about {needed / 1e9:.1f} GB, {there / 1e9:.1f} GB are free"
+
+    def _call_time(self, variant: Variant, cell: Cell) -> float | None:
+        return self._forecast.call(variant, cell)
+
+    def _open(
+        self, variant: Variant, cell: Cell, until: float, timed: dict[Variant, Timed]
+    ) -> None:
+        self._step(f"{cell.categories} categories, {cell.allocator}: open {variant.name}")
+        try:
+            answer = self._at(cell).ask(
+                "open",
+                variant,
+                categories=cell.categories,
+                # Compiling may take far longer than was expected, and the other cells wait.
+                seconds=self._patience(None if variant.ours else until),
+            )
+        except EscNetError as error:
+            self._lost(variant, cell, timed, error)
+            return
+        self._forecast.learn_opening(variant, cell, answer["ms"] / 1e3, answer["grown_bytes"])
+        timed[variant] = Timed(
+            first_ms=answer["ms"], chunk=answer["chunk"], agreement=answer["agreement"]
+        )
+
+    def _rounds(self, cell: Cell, until: float, timed: dict[Variant, Timed]) -> None:
+        order = list(timed)
+        for _ in range(self._settings.warm_up):
+            if self._clock() + (1 + MIN_ROUNDS) * self._round_time(order, cell) <= until:
+                for variant in list(order):
+                    self._call(variant, cell, timed, order, None)
+        for number in range(self._settings.repeats):
+            if self._over() or (
+                number >= MIN_ROUNDS and self._clock() + self._round_time(order, cell) > until
+            ):
+                break
+            self._drop_what_does_not_fit(cell, MIN_ROUNDS - number, order)
+            if not order:
+                break
+            self._step(f"{cell.categories} categories, {cell.allocator}: round {number + 1}")
+            at = number % len(order)
+            for variant in [*order[at:], *order[:at]]:
+                self._call(variant, cell, timed, order, number)
+
+    def _round_time(self, order: list[Variant], cell: Cell) -> float:
+        return sum(self._call_time(variant, cell) or 0.0 for variant in order)
+
+    def _drop_what_does_not_fit(self, cell: Cell, rounds: int, order: list[Variant]) -> None:
+        """Give up the least important ones, so that the others get their rounds."""
+        while len(order) > 1 and rounds > 0:
+            needed = rounds * self._round_time(order, cell)
+            if self._clock() + needed <= self._end:
+                return
+            self.found.leave_out(
+                order.pop(), cell, f"time: {MIN_ROUNDS} rounds do not fit; give more --minutes"
+            )
+
+    def _call(
+        self,
+        variant: Variant,
+        cell: Cell,
+        timed: dict[Variant, Timed],
+        order: list[Variant],
+        number: int | None,
+    ) -> None:
+        if variant not in order or self._over():
+            return  # lost in this round, or time is up
+        stages = number is not None and (not self._gpu or number < _STAGE_ROUNDS)
+        try:
+            answer = self._at(cell).ask(
+                "call",
+                variant,
+                categories=cell.categories,
+                stages=stages,
+                seconds=self._patience(),
+            )
+        except EscNetError as error:
+            order.remove(variant)
+            timed[variant].milliseconds.clear()
+            self._lost(variant, cell, timed, error)
+            return
+        self._forecast.learn_call(variant, cell, answer["ms"] / 1e3)
+        if number is not None:
+            timed[variant].milliseconds[number] = answer["ms"]
+            if answer["stages"] is not None:
+                timed[variant].stages.append(answer["stages"])
+
+    def _lost(
+        self, variant: Variant, cell: Cell, timed: dict[Variant, Timed], error: EscNetError
+    ) -> None:
+        """Leave a variant out; where its process is gone, open the others again."""
+        self.found.leave_out(variant, cell, str(error))
+        worked = any(variant in one for at, one in self.found.timed.items() if at != cell)
+        self._failed[variant] = cell.categories if worked else 1
+        if not isinstance(error, ProcessEnded | TooSlow):
+            return
+        self._served.pop(cell.allocator).close()
+        for other in [one for one in timed if one != variant]:
+            if self._over():
+                return
+            try:
+                self._at(cell).ask(
+                    "open", other, categories=cell.categories, seconds=self._patience()
+                )
+            except EscNetError as again:
+                self.found.leave_out(other, cell, f"opened again: {again}")
+                if isinstance(again, ProcessEnded | TooSlow):
+                    self._served.pop(cell.allocator).close()
+
+    def _energy(self, cell: Cell, timed: dict[Variant, Timed]) -> None:
+        """Millijoule an image, over a loop of calls."""
+        if self._counter is None:
+            return
+        for variant, one in timed.items():
+            seconds = one.percentiles()[0] / 1e3
+            calls = max(math.ceil(_ENERGY_SECONDS / max(seconds, 1e-6)), 1)
+            if self._clock() + calls * seconds > self._end:
+                self.found.leave_out(variant, cell, "energy: no time was left")
+                continue
+            before = self._counter.joules()
+            if self._try(
+                lambda v=variant, n=calls: self._at(cell).ask(  # type: ignore[misc]
+                    "loop", v, categories=cell.categories, calls=n, seconds=self._patience()
+                )
+            ):
+                one.energy_mj = 1e3 * (self._counter.joules() - before) / calls
+
+    def _at(self, cell: Cell) -> Served:
+        if cell.allocator not in self._served:
+            self._served[cell.allocator] = self._start(cell.allocator)
+        return self._served[cell.allocator]
+
+    def _over(self) -> bool:
+        """Whether time is up."""
+        return self._clock() >= self._end
+
+    def _patience(self, until: float | None = None) -> float:
+        """Seconds that an answer may take: until the end; or twice as long as until ``until``."""
+        left = self._end - self._clock()
+        if until is not None:
+            left = min(left, 2 * (until - self._clock()))
+        return max(left, 0.0) + _LEAST_WAIT
+
+    def _try(self, ask: Callable[[], object]) -> bool:
+        """Whether something that is good to have worked."""
+        try:
+            ask()
+        except EscNetError:
+            return False
+        return True
+
+    def _close(self) -> None:
+        for served in self._served.values():
+            served.close()
+        self._served.clear()

@@ -1,0 +1,212 @@
+"""The model as one would run it in PyTorch: pixels in, labels out, on the CPU or on CUDA."""
+
+import functools
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from escnet.model import EscNet
+from escnet.ppg import PromptSource, pseudo_prompts
+from escnet_runtime.images import ImageArray
+
+__all__ = ["Compiled", "Form", "TorchRun"]
+
+#: "plain": nothing is shared between categories; "shared": what the bundle's graphs do.
+Form: TypeAlias = Literal["plain", "shared"]
+#: How torch.compile is asked: for the shapes it sees, or for any.
+Compiled: TypeAlias = Literal["static", "dynamic"]
+_Labels = npt.NDArray[np.uint8 | np.uint16]
+_Floats = npt.NDArray[np.float32]
+
+
+class TorchRun:
+    """(pixels uint8 [H,W,3], text embeddings float32 [N,D]) → labels [H,W] on the host.
+
+    All categories in one batch. Resize, normalisation, prompts, interpolation and argmax are
+    torch's too.
+
+    Args:
+        model: in the type and on the device that it runs in and on; several runs may share it.
+        form: which of its forms.
+        compiled: by torch.compile, the whole image; eager by default.
+        prompts: replaces the prompt generator.
+    """
+
+    def __init__(
+        self,
+        model: EscNet,
+        *,
+        form: Form,
+        compiled: Compiled | None = None,
+        prompts: PromptSource = pseudo_prompts,
+    ) -> None:
+        parameter = next(model.parameters())
+        self._model, self._form, self._prompts = model, form, prompts
+        self._device, self._dtype = parameter.device, parameter.dtype
+        config = model.config
+        self._side = config.clip.image_size
+        self._mean = torch.tensor(config.image_mean, device=self._device)[:, None, None]
+        self._std = torch.tensor(config.image_std, device=self._device)[:, None, None]
+        self._text: tuple[_Floats, Tensor] | None = None
+        self._clock: _Clock | None = None if compiled else _clock(self._device)
+        self._run = functools.partial(_compiled(compiled) if compiled else _image, self)
+
+    def __call__(self, pixels: ImageArray, text: _Floats) -> _Labels:
+        """Labels, uint8 up to 256 categories, else uint16."""
+        if self._text is None or self._text[0] is not text:
+            self._text = text, torch.tensor(text, device=self._device)
+        # What torch has of 16 bits is signed; no test here has more categories than it holds.
+        narrow, wide = (torch.uint8, np.uint8) if len(text) <= 256 else (torch.int16, np.uint16)
+        with torch.inference_mode(), self._watched():
+            labels = self._run(torch.tensor(pixels, device=self._device), self._text[1])
+            return labels.to(narrow).cpu().numpy().astype(wide, copy=False)
+
+    @property
+    def stages(self) -> dict[str, float] | None:
+        """Milliseconds of each kind of stage in the last call; None if it cannot be cut."""
+        return None if self._clock is None else self._clock.milliseconds()
+
+    @contextmanager
+    def _watched(self) -> Iterator[None]:
+        """The model's own methods, timed for the length of one call: they are not copied here."""
+        clock = self._clock
+        if clock is None:
+            yield
+            return
+        clock.begin()
+        targets = _targets(self._model, self._form)
+        for owner, name, kind in targets:
+            setattr(owner, name, clock.timed(kind, getattr(owner, name)))
+        try:
+            yield
+        finally:
+            for owner, name, _ in targets:
+                delattr(owner, name)
+
+    def _timed(self, kind: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        return function if self._clock is None else self._clock.timed(kind, function)
+
+    def _preprocess(self, pixels: Tensor) -> Tensor:
+        image = pixels.permute(2, 0, 1)[None].float()
+        size = (self._side, self._side)
+        image = functional.interpolate(image, size, mode="bilinear", antialias=True)
+        # To whole levels, as a resize of uint8 gives them.
+        levels = image.round().clamp(0, 255)
+        return ((levels / 255 - self._mean) / self._std).to(self._dtype)
+
+    def _label(self, logits: Tensor, size: tuple[int, int]) -> Tensor:
+        full = functional.interpolate(logits[None].to(self._dtype), size, mode="bilinear")
+        return full[0].argmax(dim=0)
+
+
+def _image(run: TorchRun, pixels: Tensor, text: Tensor) -> Tensor:
+    """One image; a function, because torch.compile takes one."""
+    model = run._model
+    image = run._timed("preprocess", run._preprocess)(pixels)
+    trace = model.segment(
+        model.encode_image(image),
+        text,
+        plain=run._form == "plain",
+        prompts=run._timed("prompts", run._prompts),
+    )
+    size = (pixels.shape[0], pixels.shape[1])
+    labels: Tensor = run._timed("upsample_argmax", run._label)(trace.logits, size)
+    return labels
+
+
+def _compiled(kind: Compiled) -> Callable[..., Tensor]:
+    # Compiled code is kept by code object: without isolation, what one run compiled would answer
+    # the other's calls. The overloads that torch 2.15 declares have forgotten that argument.
+    made: Callable[..., Tensor] = torch.compile(  # type: ignore[call-overload]
+        _image, dynamic=kind == "dynamic", isolate_recompiles=True
+    )
+    return made
+
+
+def _targets(model: EscNet, form: Form) -> list[tuple[Any, str, str]]:
+    """Methods of the model that are stages: owner, name, kind."""
+    found: list[tuple[Any, str, str]] = [
+        (model, "encode_image", "image_encoder"),
+        (model, "correlate", "correlation"),
+        (model.decoder, "forward", "decoder"),
+    ]
+    for block in model.esc_blocks:
+        found.append((block, "fuse", "fuse"))
+        if form == "plain":
+            found.append((block.sam, "forward_plain", "sam"))
+            found.append((block.image_guidance, "forward", "image"))
+            found.append((block.text_guidance, "forward_plain", "text"))
+        else:
+            found.append((block.sam, "forward", "sam"))
+            found.append((block, "refine_image", "image"))
+            found.append((block, "refine_text", "text"))
+    return found
+
+
+class _Clock:
+    """Time by kind of stage of one call; stages do not nest."""
+
+    def __init__(self) -> None:
+        self._spent: dict[str, float] = {}
+
+    def begin(self) -> None:
+        """Forget the last call."""
+        self._spent = {}
+
+    def timed(self, kind: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """``function``, its time added to ``kind``."""
+
+        def run(*args: Any, **kwargs: Any) -> Any:
+            start = time.perf_counter()
+            result = function(*args, **kwargs)
+            self._spent[kind] = self._spent.get(kind, 0.0) + 1e3 * (time.perf_counter() - start)
+            return result
+
+        return run
+
+    def milliseconds(self) -> dict[str, float]:
+        """Of the last call."""
+        return dict(self._spent)
+
+
+class _CudaClock(_Clock):
+    """By events on the stream, which cost the call next to nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._events: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
+
+    def begin(self) -> None:
+        """Forget the last call."""
+        self._events = []
+
+    def timed(self, kind: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """``function`` between two events."""
+
+        def run(*args: Any, **kwargs: Any) -> Any:
+            before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            before.record()
+            result = function(*args, **kwargs)
+            after.record()
+            self._events.append((kind, before, after))
+            return result
+
+        return run
+
+    def milliseconds(self) -> dict[str, float]:
+        """Of the last call, which has ended: its labels are on the host."""
+        spent: dict[str, float] = {}
+        for kind, before, after in self._events:
+            spent[kind] = spent.get(kind, 0.0) + before.elapsed_time(after)
+        return spent
+
+
+def _clock(device: torch.device) -> _Clock:
+    return _CudaClock() if device.type == "cuda" else _Clock()

@@ -1,0 +1,73 @@
+"""Clocks, throttling and energy of NVIDIA's GPUs, from NVML (``escnet-bench[energy]``)."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Final, TypeVar
+
+import pynvml
+
+from .clocks import GpuClocks
+
+__all__ = ["gpu_clocks", "gpu_joules"]
+
+_T = TypeVar("_T")
+#: Bits of nvmlClocksEventReasons that mean: slower than it could be. Idle and settings do not.
+_REASONS: Final = {
+    0x04: "power cap",
+    0x08: "hardware slowdown",
+    0x20: "software thermal slowdown",
+    0x40: "hardware thermal slowdown",
+    0x80: "hardware power brake",
+}
+
+
+def gpu_clocks(nvml: Any = pynvml) -> tuple[GpuClocks, ...]:
+    """Of all GPUs that the driver shows; empty without a driver."""
+    with _opened(nvml) as handles:
+        return tuple(_clocks(nvml, handle) for handle in handles)
+
+
+def gpu_joules(nvml: Any = pynvml) -> float | None:
+    """What all visible GPUs have taken since the driver was loaded; None if none of them tells."""
+    with _opened(nvml) as handles:
+        told = [_asked(nvml, nvml.nvmlDeviceGetTotalEnergyConsumption, one) for one in handles]
+    found = [millijoules for millijoules in told if millijoules is not None]
+    return sum(found) / 1e3 if found else None
+
+
+def _clocks(nvml: Any, handle: Any) -> GpuClocks:
+    name = nvml.nvmlDeviceGetName(handle)
+    bits = _asked(nvml, nvml.nvmlDeviceGetCurrentClocksThrottleReasons, handle) or 0
+    milliwatts = _asked(nvml, nvml.nvmlDeviceGetPowerUsage, handle)
+    sm, memory = nvml.NVML_CLOCK_SM, nvml.NVML_CLOCK_MEM
+    return GpuClocks(
+        name=name.decode() if isinstance(name, bytes) else name,
+        sm_mhz=_asked(nvml, nvml.nvmlDeviceGetClockInfo, handle, sm),
+        memory_mhz=_asked(nvml, nvml.nvmlDeviceGetClockInfo, handle, memory),
+        max_sm_mhz=_asked(nvml, nvml.nvmlDeviceGetMaxClockInfo, handle, sm),
+        celsius=_asked(nvml, nvml.nvmlDeviceGetTemperature, handle, nvml.NVML_TEMPERATURE_GPU),
+        watts=None if milliwatts is None else milliwatts / 1e3,
+        throttle_reasons=tuple(text for bit, text in _REASONS.items() if bits & bit),
+    )
+
+
+@contextmanager
+def _opened(nvml: Any) -> Iterator[list[Any]]:
+    """Handles of the GPUs; none where there is no driver."""
+    try:
+        nvml.nvmlInit()
+    except nvml.NVMLError:
+        yield []
+        return
+    try:
+        yield [nvml.nvmlDeviceGetHandleByIndex(i) for i in range(nvml.nvmlDeviceGetCount())]
+    finally:
+        nvml.nvmlShutdown()
+
+
+def _asked(nvml: Any, question: Callable[..., _T], *arguments: Any) -> _T | None:
+    """The answer; None where this GPU has none (a Jetson, a virtual one)."""
+    try:
+        return question(*arguments)
+    except nvml.NVMLError:
+        return None

@@ -1,0 +1,181 @@
+"""Clocks, throttling, memory and energy of made-up machines."""
+
+import io
+import threading
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from escnet_bench import nvml
+from escnet_bench.clocks import read_clocks
+from escnet_bench.energy import Rapl, Tegrastats, module_watts, open_counter
+from escnet_bench.latency.floor import cpu_peak, gpu_peak
+from escnet_bench.machine_memory import available_memory
+
+
+def put(path: Path, text: str) -> None:
+    """Write a file and its folders."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="ascii")
+
+
+def test_clocks_are_those_of_the_cores(tmp_path: Path) -> None:
+    for core, khz in enumerate((1_800_000, 3_200_000)):
+        folder = tmp_path / f"sys/devices/system/cpu/cpu{core}"
+        put(folder / "cpufreq/scaling_cur_freq", f"{khz}\n")
+        put(folder / "cpufreq/cpuinfo_max_freq", "3500000\n")
+        put(folder / "cpufreq/scaling_governor", "schedutil\n")
+        put(folder / "thermal_throttle/core_throttle_count", f"{core + 2}\n")
+    clocks = read_clocks(tmp_path)
+    assert clocks.cpu_mhz == (1800, 3200)
+    assert clocks.cpu_max_mhz == 3500
+    assert clocks.governor == "schedutil"
+    assert clocks.cpu_throttled == 5
+
+
+def test_without_cpufreq_the_clocks_are_those_of_cpuinfo(tmp_path: Path) -> None:
+    put(tmp_path / "proc/cpuinfo", "processor : 0\ncpu MHz\t\t: 2100.5\n\ncpu MHz : 2600.0\n")
+    clocks = read_clocks(tmp_path)
+    assert clocks.cpu_mhz == (2100.5, 2600.0)
+    assert (clocks.cpu_max_mhz, clocks.governor, clocks.cpu_throttled) == (None, None, None)
+
+
+def test_what_cannot_be_read_is_none(tmp_path: Path) -> None:
+    assert read_clocks(tmp_path).cpu_mhz is None
+    assert available_memory(tmp_path) is None
+    assert open_counter(gpu=False, root=tmp_path) is None
+
+
+def test_a_containers_limit_bounds_the_memory(tmp_path: Path) -> None:
+    put(tmp_path / "proc/meminfo", "MemTotal: 9000 kB\nMemAvailable: 4000 kB\n")
+    assert available_memory(tmp_path) == 4000 * 1024
+    put(tmp_path / "sys/fs/cgroup/memory.max", "max\n")
+    put(tmp_path / "sys/fs/cgroup/memory.current", "100000\n")
+    assert available_memory(tmp_path) == 4000 * 1024
+    put(tmp_path / "sys/fs/cgroup/memory.max", "300000\n")
+    assert available_memory(tmp_path) == 200_000
+
+
+def test_rapl_adds_up_packages_and_wraps_around(tmp_path: Path) -> None:
+    zones = [tmp_path / f"sys/class/powercap/intel-rapl:{index}" for index in range(2)]
+    for zone in zones:
+        put(zone / "energy_uj", "9000000")
+        put(zone / "max_energy_range_uj", "10000000")
+    put(tmp_path / "sys/class/powercap/intel-rapl:0:0/energy_uj", "77")  # a part of the first
+    counter = open_counter(gpu=False, root=tmp_path)
+    assert isinstance(counter, Rapl)
+    assert counter.joules() == 0
+    put(zones[0] / "energy_uj", "9500000")
+    put(zones[1] / "energy_uj", "1000000")
+    assert counter.joules() == pytest.approx(0.5 + 2.0)
+
+
+@pytest.mark.parametrize(
+    ("line", "watts"),
+    [
+        (
+            "RAM 2458/7620MB (lfb 4x4MB) CPU [1%@729] GR3D_FREQ 0% tj@45C VDD_IN 5123mW/5000mW "
+            "VDD_CPU_GPU_CV 800mW/790mW VDD_SOC 1500mW/1500mW",
+            5.123,
+        ),
+        (
+            "GR3D_FREQ 99% VDD_GPU_SOC 12000mW/9000mW VDD_CPU_CV 2000mW/2000mW "
+            "VIN_SYS_5V0 4000mW/4000mW",
+            18.0,
+        ),
+        ("RAM 2458/7620MB", None),
+    ],
+)
+def test_power_of_a_jetson_is_that_of_the_module(line: str, watts: float | None) -> None:
+    assert module_watts(line) == watts
+
+
+def test_power_of_a_jetson_is_integrated(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = iter([0.0, 1.0, 3.0, 4.0])
+    monkeypatch.setattr("time.monotonic", lambda: next(times))
+    stream = io.StringIO("VDD_IN 2000mW/0mW\nnothing\nVDD_IN 6000mW/0mW\n")
+    counter = Tegrastats(stream)
+    counter.close()  # has read all
+    assert counter.joules() == pytest.approx(2 * 2 + 6 * 1)
+    assert threading.active_count() >= 1
+
+
+class FakeNvml(SimpleNamespace):
+    """A driver with one GPU that tells everything but its power."""
+
+    class NVMLError(Exception):
+        """NVML's own."""
+
+    NVML_CLOCK_SM, NVML_CLOCK_MEM, NVML_TEMPERATURE_GPU = 1, 2, 0
+    opened = 0
+
+    def nvmlInit(self) -> None:
+        self.opened += 1
+
+    def nvmlShutdown(self) -> None:
+        self.opened -= 1
+
+    def nvmlDeviceGetCount(self) -> int:
+        return 1
+
+    def nvmlDeviceGetHandleByIndex(self, index: int) -> int:
+        return index
+
+    def nvmlDeviceGetName(self, handle: int) -> bytes:
+        return b"NVIDIA H100"
+
+    def nvmlDeviceGetClockInfo(self, handle: int, kind: int) -> int:
+        return {1: 1755, 2: 2619}[kind]
+
+    def nvmlDeviceGetMaxClockInfo(self, handle: int, kind: int) -> int:
+        return 1980
+
+    def nvmlDeviceGetTemperature(self, handle: int, kind: int) -> int:
+        return 61
+
+    def nvmlDeviceGetPowerUsage(self, handle: int) -> int:
+        raise self.NVMLError("not supported")
+
+    def nvmlDeviceGetCurrentClocksThrottleReasons(self, handle: int) -> int:
+        return 0x01 | 0x04 | 0x40
+
+    def nvmlDeviceGetTotalEnergyConsumption(self, handle: int) -> int:
+        return 12_500
+
+
+def test_a_gpus_clocks_and_throttling_are_named() -> None:
+    fake = FakeNvml()
+    [gpu] = nvml.gpu_clocks(fake)
+    assert gpu.name == "NVIDIA H100"
+    assert (gpu.sm_mhz, gpu.memory_mhz, gpu.max_sm_mhz, gpu.celsius) == (1755, 2619, 1980, 61)
+    assert gpu.watts is None
+    assert gpu.throttle_reasons == ("power cap", "hardware thermal slowdown")
+    assert nvml.gpu_joules(fake) == 12.5
+    assert fake.opened == 0
+
+
+def test_without_a_driver_there_is_no_gpu_to_ask() -> None:
+    class NoDriver(FakeNvml):
+        def nvmlInit(self) -> None:
+            raise self.NVMLError("library not found")
+
+    no_driver: Any = NoDriver()
+    assert nvml.gpu_clocks(no_driver) == ()
+    assert nvml.gpu_joules(no_driver) is None
+
+
+def test_the_floor_is_operations_or_weights() -> None:
+    peak = gpu_peak("NVIDIA GeForce RTX 3090")
+    assert peak is not None
+    assert peak.floor_ms(1062, "fp16", 0) == pytest.approx(15, abs=0.1)
+    assert peak.floor_ms(1, "fp16", 936e6) == pytest.approx(1)
+    assert peak.floor_ms(1, "int8", 0) is None
+    assert gpu_peak("a GPU of the future") is None
+
+
+def test_a_cpus_peak_is_measured() -> None:
+    peak = cpu_peak(side=64, tries=2)
+    assert peak.gflop_a_second["fp32"] > 0
+    assert peak.floor_ms(1, "fp16", 0) is None

@@ -1,0 +1,295 @@
+"""Which call comes when: turns, rounds, time that is short, and processes that end."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from escnet_bench.latency.forecast import Forecast
+from escnet_bench.latency.measure import MIN_ROUNDS, Measurement
+from escnet_bench.latency.peaks import measure_peaks
+from escnet_bench.latency.plan import Allocator, Cell, Settings, Variant, cells
+from escnet_bench.latency.process import ProcessEnded, Refused
+from escnet_bench.latency.rows import Found, Timed, ratios_of
+
+OURS = Variant(implementation="onnxruntime", precision="fp32")
+PLAIN = Variant(implementation="torch-plain", precision="fp32")
+COMPILED = Variant(implementation="torch-compile-static", precision="fp32")
+ALL = (OURS, PLAIN, COMPILED)
+
+
+@dataclass
+class Machine:
+    """Made-up processes on a made-up clock: a call takes ``seconds`` times categories."""
+
+    seconds: dict[str, float] = field(
+        default_factory=lambda: {"onnxruntime": 0.01, "torch-plain": 0.04, "openvino": 0.01}
+    )
+    compile_seconds: float = 20.0
+    fails: dict[tuple[str, str], Exception] = field(default_factory=dict)
+    now: float = 0.0
+    asked: list[tuple[str, str, str, int]] = field(default_factory=list)
+    started: list[str] = field(default_factory=list)
+    closed: int = 0
+    grown: int = 1000
+    keeps: bool = True
+
+    def start(self, allocator: Allocator) -> "Process":
+        """Begin a process."""
+        self.started.append(allocator)
+        return Process(self, allocator)
+
+    def measure(self, settings: Settings, **more: Any) -> Measurement:
+        """A measurement on this machine."""
+        return Measurement(
+            settings,
+            Forecast(lambda form, categories: float(categories)),
+            self.start,
+            clock=lambda: self.now,
+            **{"available": lambda: None, **more},
+        )
+
+
+@dataclass
+class Process:
+    """One of them."""
+
+    machine: Machine
+    allocator: str
+    opened: set[str] = field(default_factory=set)
+
+    def ask(self, do: str, variant: Variant | None = None, **more: Any) -> dict[str, Any]:
+        """Take time, and answer."""
+        if variant is None:
+            return {"threads": {"torch": 2}, "kept": self.machine.keeps}
+        machine, name = self.machine, variant.implementation
+        machine.asked.append((do, name, self.allocator, more["categories"]))
+        if (do, name) in machine.fails:
+            raise machine.fails[do, name]
+        took = machine.seconds.get(name, 0.02) * more["categories"] * more.get("calls", 1)
+        if do == "open":
+            took += machine.compile_seconds if variant.compiled else 0.0
+            self.opened.add(name)
+        assert name in self.opened
+        machine.now += took
+        return {
+            "ms": 1e3 * took,
+            "stages": {"sam": 1.0},
+            "chunk": None,
+            "agreement": 1.0,
+            "grown_bytes": machine.grown * more["categories"],
+            "peak_memory_bytes": more["categories"],
+            "device_memory_bytes": None,
+        }
+
+    def close(self) -> None:
+        """End."""
+        self.machine.closed += 1
+
+
+def settings(
+    seconds: float = 1000.0,
+    categories: tuple[int, ...] = (19,),
+    allocators: tuple[Allocator, ...] = ("default",),
+    **more: Any,
+) -> Settings:
+    """Three implementations, four rounds at most."""
+    asked = {"variants": ALL, "repeats": 4, "warm_up": 1, "memory_share": 0.0, **more}
+    return Settings(cells=cells(categories, allocators), seconds=seconds, **asked)
+
+
+def test_important_cells_come_first() -> None:
+    ordered = cells([847, 19, 7, 150, 58], ["kept", "default"])
+    assert [cell.categories for cell in ordered][::2] == [19, 150, 58, 847, 7]
+    assert [cell.allocator for cell in ordered][:2] == ["default", "kept"]
+
+
+def test_implementations_take_turns_and_the_order_moves_on() -> None:
+    machine = Machine()
+    found = machine.measure(settings()).run()
+    calls = [name for do, name, _, _ in machine.asked if do == "call"]
+    names = [variant.implementation for variant in ALL]
+    assert calls[:3] == names  # the warm-up
+    assert calls[3:6] == names
+    assert calls[6:9] == [*names[1:], names[0]]
+    assert calls[9:12] == [*names[2:], *names[:2]]
+    [timed] = found.timed.values()
+    assert [len(one.milliseconds) for one in timed.values()] == [4, 4, 4]
+    assert not found.left_out
+
+
+def test_first_calls_are_apart_from_the_others() -> None:
+    [timed] = Machine().measure(settings()).run().timed.values()
+    assert timed[COMPILED].first_ms > 20_000
+    assert max(timed[COMPILED].milliseconds.values()) < 1000
+    assert timed[PLAIN].stage_medians() == {"sam": 1.0}
+
+
+def test_what_does_not_fit_is_left_out_the_least_important_first() -> None:
+    found = Machine().measure(settings(seconds=12.0)).run()
+    [timed] = found.timed.values()
+    assert set(timed) == {OURS, PLAIN}
+    [gone] = found.left_out
+    assert gone.implementation == "torch-compile-static"
+    assert gone.reason.startswith("time: it would take about 47 s, 8 s are")
+    assert "--minutes" in gone.reason
+
+
+def test_no_cell_takes_what_ours_needs_in_the_others() -> None:
+    machine = Machine()
+    asked = settings(seconds=60.0, categories=(19, 150, 58, 847))
+    found = machine.measure(asked).run()
+    for timed in found.timed.values():
+        assert len(timed[OURS].milliseconds) >= MIN_ROUNDS
+    assert machine.now < 61
+
+
+def test_when_time_is_up_nothing_more_is_called() -> None:
+    machine = Machine(seconds={"onnxruntime": 1.0})
+    found = machine.measure(settings(seconds=50.0, categories=(19, 150))).run()
+    assert not any(found.timed.values())
+    assert {(one.implementation, one.categories) for one in found.left_out} >= {
+        ("onnxruntime", 19),
+        ("onnxruntime", 150),
+        ("torch-plain", 150),
+    }
+
+
+def test_what_needs_more_memory_than_there_is_is_left_out() -> None:
+    machine = Machine()
+    asked = settings(categories=(19, 847), variants=(OURS, PLAIN))
+    found = machine.measure(asked, available=lambda: 1000 * 400).run()
+    assert len(found.timed[Cell(categories=19, allocator="default")]) == 2
+    [gone] = found.left_out
+    assert (gone.implementation, gone.categories) == ("torch-plain", 847)
+    assert gone.reason.startswith("memory: it needs about")
+
+
+def test_one_that_fails_is_left_out_for_good_and_the_others_remain() -> None:
+    machine = Machine(fails={("open", "torch-plain"): Refused("made up")})
+    found = machine.measure(settings(categories=(19, 58))).run()
+    reasons = {(one.categories, one.implementation): one.reason for one in found.left_out}
+    assert reasons == {
+        (19, "torch-plain"): "made up",
+        (58, "torch-plain"): "it failed before",
+    }
+    assert all(set(timed) == {OURS, COMPILED} for timed in found.timed.values())
+    assert machine.started == ["default"]
+
+
+def test_a_process_that_ends_takes_one_implementation_with_it() -> None:
+    machine = Machine(fails={("call", "torch-plain"): ProcessEnded("signal 9 (out of memory?)")})
+    found = machine.measure(settings()).run()
+    [timed] = found.timed.values()
+    assert set(timed) == {OURS, COMPILED}
+    assert len(timed[OURS].milliseconds) == 4
+    assert [one.reason for one in found.left_out] == ["signal 9 (out of memory?)"]
+    assert machine.started == ["default", "default"]
+    assert machine.closed == 2
+
+
+def test_processes_are_ended_whatever_happens() -> None:
+    machine = Machine(fails={("call", "torch-plain"): KeyboardInterrupt()})  # type: ignore[dict-item]
+    with pytest.raises(KeyboardInterrupt):
+        machine.measure(settings(allocators=("default", "kept"))).run()
+    assert machine.closed == len(machine.started) == 1
+
+
+def test_an_allocator_that_does_not_work_here_is_left_out() -> None:
+    machine = Machine(keeps=False)
+    found = machine.measure(settings(allocators=("default", "kept"))).run()
+    assert {one.allocator for one in found.left_out} == {"kept"}
+    assert "another C library?" in found.left_out[0].reason
+    assert not found.timed[Cell(categories=19, allocator="kept")]
+    assert len(found.timed[Cell(categories=19, allocator="default")]) == 3
+
+
+def test_energy_is_a_counters_difference_over_a_loop_of_calls() -> None:
+    machine = Machine()
+
+    class Counter:
+        source = "made up"
+
+        def joules(self) -> float:
+            return 5 * machine.now  # five watts
+
+        def close(self) -> None:
+            pass
+
+    [timed] = machine.measure(settings(), counter=Counter()).run().timed.values()
+    assert timed[OURS].energy_mj == pytest.approx(1e3 * 5 * 0.01 * 19)
+    assert [name for do, name, _, _ in machine.asked if do == "loop"].count("onnxruntime") == 1
+
+
+def test_ratios_are_formed_within_a_round() -> None:
+    ours = Timed(first_ms=1, chunk=16, agreement=1, milliseconds={0: 10, 1: 100, 2: 20})
+    other = Timed(first_ms=1, chunk=None, agreement=1, milliseconds={0: 20, 1: 200, 2: 60})
+    cell = Cell(categories=19, allocator="kept")
+    found = {one.implementation: one for one in ratios_of("tiny", cell, {OURS: ours, PLAIN: other})}
+    assert found["torch-plain"].ratio == 2  # the machine was ten times slower in between
+    assert found["onnxruntime"].ratio == 1
+    assert found["torch-plain"].ours == "onnxruntime"
+    assert ratios_of("tiny", cell, {PLAIN: other}) == []
+
+
+def test_memory_is_measured_upwards_in_processes_of_their_own() -> None:
+    machine = Machine()
+    measurement = machine.measure(settings(categories=(150, 19), variants=(OURS, PLAIN)))
+    found = measurement.run()
+    machine.asked.clear()
+    forecast = measurement._forecast
+    peaks = measure_peaks(
+        found, forecast, machine.start, until=machine.now + 1000, clock=lambda: machine.now
+    )
+    assert {(v.implementation, n): peak.host for (v, n), peak in peaks.items()} == {
+        ("onnxruntime", 19): 19,
+        ("onnxruntime", 150): 150,
+        ("torch-plain", 19): 19,
+        ("torch-plain", 150): 150,
+    }
+    assert [number for _, _, _, number in machine.asked] == [19, 150, 19, 150]
+    assert len(machine.started) == machine.closed == 3
+
+
+def test_memory_that_no_time_is_left_for_is_named() -> None:
+    machine = Machine()
+    measurement = machine.measure(settings(variants=(OURS,)))
+    found: Found = measurement.run()
+    peaks = measure_peaks(
+        found, measurement._forecast, machine.start, until=machine.now, clock=lambda: machine.now
+    )
+    assert not peaks
+    [gone] = found.left_out
+    assert gone.reason == "memory: no time was left; give more --minutes"
+
+
+@pytest.mark.parametrize(
+    ("variant", "known", "expected"),
+    [
+        (OURS, {}, None),
+        (PLAIN, {}, 3.0),  # told from ours
+        (PLAIN, {Cell(categories=19, allocator="kept"): 2.0}, 2.0),
+        (PLAIN, {Cell(categories=38, allocator="default"): 8.0}, 4.0),
+    ],
+)
+def test_a_call_is_told_from_what_was_seen(
+    variant: Variant, known: dict[Cell, float], expected: float | None
+) -> None:
+    work: Callable[[Any, int], float] = lambda form, categories: float(categories)  # noqa: E731
+    forecast, cell = Forecast(work), Cell(categories=19, allocator="default")
+    if variant != OURS:
+        forecast.learn_call(OURS, cell, 1.0)
+    for at, took in known.items():
+        forecast.learn_call(variant, at, took)
+    assert forecast.call(variant, cell) == expected
+
+
+def test_memory_grows_with_the_categories_of_what_takes_them_whole() -> None:
+    forecast = Forecast(lambda form, categories: float(categories))
+    cell = Cell(categories=19, allocator="default")
+    for variant in (OURS, PLAIN):
+        forecast.learn_opening(variant, cell, 1.0, 1900)
+    assert forecast.memory(PLAIN, 190) == 19_000
+    assert forecast.memory(OURS, 190) == 1900
+    assert forecast.memory(COMPILED, 190) is None
