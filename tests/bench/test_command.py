@@ -100,7 +100,7 @@ def test_footprint_prints_tables_and_writes_its_result(
     ("words", "message"),
     [
         ([], "BENCHMARK"),
-        (["latency"], "invalid choice"),
+        (["abacus"], "invalid choice"),
         (["footprint"], "--bundle"),
         (["footprint", "--bundle", "no-such-bundle"], "no bundle at no-such-bundle"),
         (["gflop", "--categories", "0"], "--categories has 0"),
