@@ -21,7 +21,7 @@ from ..order import by_chunk
 from .base import Array, GraphFile, Tensor
 from .ports import require_ports
 
-__all__ = ["OnnxRuntimeBackend"]
+__all__ = ["SLOW_ON_A_CPU", "OnnxRuntimeBackend"]
 
 _LOG = logging.getLogger("escnet_runtime")
 _PROVIDER: Final = "CPUExecutionProvider"
@@ -29,7 +29,7 @@ _NUMPY_TYPES: Final = {"tensor(float)": np.float32, "tensor(float16)": np.float1
 #: Fused kernels that take longer on a CPU than their parts (ONNX Runtime 1.32): an addition and a
 #: LayerNormalization five times as long, 12 ms in place of 2 for [16, 576, 256]; a bias and a GELU
 #: twice as long where there are few channels.
-_DISABLED: Final = ("SkipLayerNormFusion", "BiasGeluFusion")
+SLOW_ON_A_CPU: Final = ("SkipLayerNormFusion", "BiasGeluFusion")
 _QUIET: Final = 3  # errors only: ONNX Runtime's warnings are for its developers
 _environment = threading.Lock()
 _shared = False
@@ -115,7 +115,7 @@ class OnnxRuntimeBackend:
                 source,
                 _options(self._threads if by_chunk(graph) else 0),
                 providers=[_PROVIDER],
-                disabled_optimizers=list(_DISABLED),
+                disabled_optimizers=list(SLOW_ON_A_CPU),
             )
         except Exception as error:
             raise BackendError(
