@@ -1,0 +1,117 @@
+"""OpenVINO runs a bundle's graphs: the same labels, in float32 whatever the processor can."""
+
+from pathlib import Path
+
+import numpy as np
+import openvino
+import pytest
+
+from escnet_runtime import Segmenter
+from escnet_runtime.backends import GraphFile, create_backend
+from escnet_runtime.backends.openvino import OpenVinoBackend
+from escnet_runtime.backends_here import backends_here
+from escnet_runtime.bundle import Bundle
+from escnet_runtime.errors import BackendError, EscNetError
+from escnet_runtime.manifest import Precision
+from escnet_runtime.world import dataset
+
+
+def _files(root: Path) -> dict[str, GraphFile]:
+    bundle = Bundle.open(root)
+    return {
+        name: GraphFile.of(bundle.file(stage.file), stage)
+        for name, stage in bundle.manifest.stages.items()
+    }
+
+
+def test_labels_are_those_of_onnxruntime(tiny_bundle: Path) -> None:
+    scenes = dataset("shapes:heldout", length=2)
+    names = list(scenes.classes)[:40]
+    with (
+        Segmenter(tiny_bundle, "openvino", chunk=16) as other,
+        Segmenter(tiny_bundle, "onnxruntime", chunk=16) as ours,
+    ):
+        vocabulary = ours.vocabulary(names)
+        assert other.backend.startswith("OpenVINO")
+        for index in range(2):
+            image = scenes[index][0]
+            same = other(image, vocabulary).labels == ours(image, vocabulary).labels
+            assert same.mean() >= 0.999
+        # Its own text encoder gives the same words the same place.
+        embeddings = other.vocabulary(names).embeddings
+        assert (embeddings * vocabulary.embeddings).sum(axis=1).min() > 0.999
+
+
+def test_forms_of_a_graph_are_bounded(tiny_bundle: Path) -> None:
+    backend = OpenVinoBackend(_files(tiny_bundle))
+    ports = {
+        port.name: port for port in Bundle.open(tiny_bundle).manifest.stages["correlation"].inputs
+    }
+    features = np.zeros([1, *ports["features"].shape[1:]], ports["features"].dtype)
+    width = ports["text"].shape[1]
+    for rows in range(1, 9):
+        text = np.full((rows, width), 0.1, ports["text"].dtype)
+        out = backend.run("correlation", {"features": features, "text": text})
+        assert out["scores"].shape[0] == rows
+    assert len(backend._requests["correlation"]) == 4
+    backend.release("correlation")
+    assert not backend._requests
+    backend.close()
+    with pytest.raises(BackendError, match="closed"):
+        backend.run("correlation", {"features": features, "text": text})
+
+
+def test_nothing_is_lowered(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A plugin that answers with another precision than asked for is refused."""
+    real = openvino.CompiledModel.get_property
+
+    def lowered(model: openvino.CompiledModel, name: str) -> object:
+        if name == "INFERENCE_PRECISION_HINT":
+            return openvino.Type.bf16
+        return real(model, name)
+
+    backend = OpenVinoBackend(_files(tiny_bundle))
+    monkeypatch.setattr(openvino.CompiledModel, "get_property", lowered)
+    with (
+        Segmenter(tiny_bundle, backend) as segmenter,
+        pytest.raises(BackendError, match="in bf16 though it was told f32"),
+    ):
+        segmenter.vocabulary(["ring"])
+
+
+def test_eight_bits_are_refused_with_advice(tiny_bundle: Path) -> None:
+    file = _files(tiny_bundle)["correlation"]
+    with pytest.raises(BackendError, match=r"typed int8.*onnxruntime"):
+        create_backend({"x": GraphFile(file.path, Precision.INT8)}, "openvino")
+
+
+def test_a_graph_that_is_not_there(tiny_bundle: Path) -> None:
+    with pytest.raises(EscNetError, match="no graph 'nothing'"):
+        OpenVinoBackend(_files(tiny_bundle)).run("nothing", {})
+
+
+@pytest.mark.parametrize(
+    ("precision", "lacks"), [(Precision.FP16, None), (Precision.INT8, "graphs are typed int8")]
+)
+def test_it_is_among_the_backends_here(
+    precision: Precision, lacks: str | None, tiny_bundle: Path
+) -> None:
+    found = {one.name: one.lacks for one in backends_here(tiny_bundle, [], [precision])}
+    assert found["openvino"] == lacks
+
+
+def test_without_the_library_the_extra_is_named(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import importlib.util
+
+    real = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util,
+        "find_spec",
+        lambda name, *rest: None if name == "openvino" else real(name, *rest),
+    )
+    with pytest.raises(BackendError, match=r"install escnet-runtime\[openvino\]"):
+        Segmenter(tiny_bundle, "openvino")
+    found = {one.name: one.lacks for one in backends_here(tiny_bundle, [], [Precision.FP32])}
+    assert "escnet-runtime[openvino]" in (found["openvino"] or "")
