@@ -147,7 +147,7 @@ class EscNet(nn.Module):
         *,
         plain: bool = False,
         checkpoint: bool = False,
-        prompts: PromptSource = pseudo_prompts,
+        prompts: PromptSource | None = None,
     ) -> Trace:
         """All that follows the encoders, for one image.
 
@@ -166,7 +166,7 @@ class EscNet(nn.Module):
         all_scores, all_prompts = [scores], []
         for block in self._typed_blocks():
             if isinstance(block, EscBlock):
-                made = prompts(scores, self.config.ppg)
+                made = (prompts or pseudo_prompts)(scores, self.config.ppg)
                 all_prompts.append(made)
                 enhanced = step(
                     block.sam.forward_plain if plain else block.sam.forward,

@@ -64,7 +64,8 @@ def test_the_result_is_as_documented(
     code, found = run(capsys, *words, "--output", output)
     assert code == 0
     assert json.loads(output.read_text(encoding="utf-8")) == found
-    assert list(found) == ["benchmark", "conditions", "rows", "left_out", "ratios"]
+    keys = ["benchmark", "schema_version", "conditions", "rows", "left_out", "ratios"]
+    assert list(found) == keys
     assert found["benchmark"] == "latency"
     assert all(set(row) == ROW for row in found["rows"])
     assert len(found["rows"]) == 2 * 3

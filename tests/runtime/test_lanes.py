@@ -139,7 +139,7 @@ def test_a_bundle_gives_the_same_bits_in_any_number_of_lanes(
     results = []
     monkeypatch.setattr(backend_module, "usable_cores", lambda: 4)
     with Segmenter(tiny_bundle, "onnxruntime", chunk=16) as segmenter:
-        for count in (1, 2, 4, 1):  # the graphs are loaded anew in between
+        for count in (1, 2, 4, 1):  # each with sessions of its own
             monkeypatch.setattr(backend_module, "best_lanes", lambda *_, count=count: count)
             results.append(segmenter(pixels, segmenter.vocabulary(names)))
     for other in results[1:]:

@@ -108,14 +108,14 @@ def test_images_at_once_give_what_they_give_one_by_one(
     )
     batch = trained.collate([trained.samples[i] for i in range(4)])
 
-    def gradients() -> tuple[list[float], list[torch.Tensor]]:
+    def gradients() -> tuple[dict[str, torch.Tensor], list[torch.Tensor]]:
         for group in trained.groups:
             for parameter in group.parameters.values():
                 parameter.requires_grad_(True).grad = None
         losses = trained.module(batch)
         losses["loss"].backward()
         found = [p.grad for group in trained.groups for p in group.parameters.values()]
-        return [one.item() for one in losses.values()], [one for one in found if one is not None]
+        return losses, [one for one in found if one is not None]
 
     calls, vmap = [], torch.vmap
 
@@ -131,7 +131,11 @@ def test_images_at_once_give_what_they_give_one_by_one(
     )
     one_by_one = gradients()
     assert len(calls) == 2
-    assert at_once[0] == pytest.approx(one_by_one[0], rel=1e-5)
+    for name, value in one_by_one[0].items():
+        # A pixel that is nearly a tie may fall to either side; no loss jumps with it.
+        rel, absolute = (None, 1e-3) if name == "accuracy" else (1e-5, None)
+        want = pytest.approx(value.item(), rel=rel, abs=absolute)
+        assert at_once[0][name].item() == want, name
     assert len(at_once[1]) == len(one_by_one[1]) > 50
     for one, other in zip(at_once[1], one_by_one[1], strict=True):
         torch.testing.assert_close(one, other, rtol=2e-3, atol=1e-5)

@@ -21,7 +21,7 @@ from ..order import by_chunk
 from .base import Array, GraphFile, Tensor
 from .ports import require_ports
 
-__all__ = ["OnnxRuntimeBackend"]
+__all__ = ["SLOW_ON_A_CPU", "OnnxRuntimeBackend"]
 
 _LOG = logging.getLogger("escnet_runtime")
 _PROVIDER: Final = "CPUExecutionProvider"
@@ -29,7 +29,7 @@ _NUMPY_TYPES: Final = {"tensor(float)": np.float32, "tensor(float16)": np.float1
 #: Fused kernels that take longer on a CPU than their parts (ONNX Runtime 1.32): an addition and a
 #: LayerNormalization five times as long, 12 ms in place of 2 for [16, 576, 256]; a bias and a GELU
 #: twice as long where there are few channels.
-_DISABLED: Final = ("SkipLayerNormFusion", "BiasGeluFusion")
+SLOW_ON_A_CPU: Final = ("SkipLayerNormFusion", "BiasGeluFusion")
 _QUIET: Final = 3  # errors only: ONNX Runtime's warnings are for its developers
 _environment = threading.Lock()
 _shared = False
@@ -47,7 +47,9 @@ class OnnxRuntimeBackend:
     def __init__(self, graphs: Mapping[str, GraphFile]) -> None:
         _share_environment()
         self._graphs = dict(graphs)
-        self._sessions: dict[str, ort.InferenceSession] = {}
+        # By graph and threads: a vocabulary of another size may want other lanes, and with a
+        # shortlist the next image may; loading takes longer than what either gains.
+        self._sessions: dict[tuple[str, int], ort.InferenceSession] = {}
         self._loading = threading.Lock()
         self._threads = 0  # of a session whose graph runs by chunk; 0 is ONNX Runtime's own choice
         self._closed = False
@@ -67,18 +69,10 @@ class OnnxRuntimeBackend:
             raise BackendError(f"graph {graph!r} failed in ONNX Runtime: {error}") from error
 
     def lanes(self, rows: Sequence[int]) -> int:
-        """See :class:`escnet_runtime.lanes.RunsSideBySide`.
-
-        A session's threads are fixed when it is loaded, so another number of lanes loads the graphs
-        of the chunks anew; their count changes with the vocabulary, not with the image.
-        """
+        """See :class:`escnet_runtime.lanes.RunsSideBySide`."""
         cores = usable_cores()
         lanes = best_lanes(rows, cores)
-        threads = 0 if lanes == 1 else cores // lanes
-        if threads != self._threads:
-            for graph in filter(by_chunk, list(self._sessions)):
-                self.release(graph)
-            self._threads = threads
+        self._threads = 0 if lanes == 1 else cores // lanes
         return lanes
 
     def to_host(self, tensor: Tensor) -> Array:
@@ -88,7 +82,8 @@ class OnnxRuntimeBackend:
 
     def release(self, graph: str) -> None:
         """See :class:`Backend`."""
-        self._sessions.pop(graph, None)
+        for key in [key for key in self._sessions if key[0] == graph]:
+            del self._sessions[key]
 
     def close(self) -> None:
         """See :class:`Backend`."""
@@ -98,12 +93,13 @@ class OnnxRuntimeBackend:
     def _session(self, graph: str) -> ort.InferenceSession:
         if self._closed:
             raise BackendError("the backend is closed; make a new Segmenter")
+        key = graph, self._threads if by_chunk(graph) else 0
         with self._loading:  # one lane loads, the others wait
-            if graph not in self._sessions:
-                self._sessions[graph] = self._load(graph)
-            return self._sessions[graph]
+            if key not in self._sessions:
+                self._sessions[key] = self._load(*key)
+            return self._sessions[key]
 
-    def _load(self, graph: str) -> ort.InferenceSession:
+    def _load(self, graph: str, threads: int) -> ort.InferenceSession:
         if graph not in self._graphs:
             raise BackendError(f"there is no graph {graph!r}; there are {', '.join(self._graphs)}")
         file = self._graphs[graph]
@@ -113,9 +109,9 @@ class OnnxRuntimeBackend:
         try:
             session = ort.InferenceSession(
                 source,
-                _options(self._threads if by_chunk(graph) else 0),
+                _options(threads),
                 providers=[_PROVIDER],
-                disabled_optimizers=list(_DISABLED),
+                disabled_optimizers=list(SLOW_ON_A_CPU),
             )
         except Exception as error:
             raise BackendError(

@@ -25,6 +25,7 @@ import numpy as np
 import onnxruntime as ort
 
 from ..backends.base import GraphFile
+from ..backends.onnxruntime import SLOW_ON_A_CPU
 from ..backends.ports import require_ports
 from ..device.base import Stream
 from ..errors import BackendError, OutOfDeviceMemory
@@ -203,7 +204,10 @@ class OrtGraphs:
         options.log_severity_level = _QUIET
         try:
             session = ort.InferenceSession(
-                str(file.path), options, providers=[self._provider_with_options()]
+                str(file.path),
+                options,
+                providers=[self._provider_with_options()],
+                disabled_optimizers=list(SLOW_ON_A_CPU) if self._provider == "cpu" else [],
             )
         except Exception as error:
             what = (
