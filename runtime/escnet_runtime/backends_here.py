@@ -1,7 +1,7 @@
 """Which backends can run a bundle on this machine, and what each of the others lacks."""
 
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, get_args
@@ -9,6 +9,7 @@ from typing import Final, get_args
 from .backends import BACKENDS
 from .engines import Compiler, EngineFolder, installed_version, rebuild_command
 from .errors import BackendError
+from .manifest import Precision
 from .nvidia import find_gpu
 
 __all__ = ["BackendHere", "backends_here"]
@@ -25,23 +26,30 @@ class BackendHere:
     lacks: str | None
 
 
-def backends_here(root: Path, folders: Sequence[EngineFolder]) -> list[BackendHere]:
+def backends_here(
+    root: Path, folders: Sequence[EngineFolder], precisions: Collection[Precision]
+) -> list[BackendHere]:
     """All of :data:`escnet_runtime.backends.BACKENDS` but "auto"; no GPU is opened for it.
 
     Args:
         root: the bundle.
         folders: its engines, from :func:`escnet_runtime.engines.survey_engines`.
+        precisions: of its graphs.
     """
     return [
-        BackendHere(name=name, lacks=_lacks(name, root, folders))
+        BackendHere(name=name, lacks=_lacks(name, root, folders, precisions))
         for name in BACKENDS
         if name != "auto"
     ]
 
 
-def _lacks(name: str, root: Path, folders: Sequence[EngineFolder]) -> str | None:
+def _lacks(
+    name: str, root: Path, folders: Sequence[EngineFolder], precisions: Collection[Precision]
+) -> str | None:
     if name == "onnxruntime":
         return None if _is_there("onnxruntime") else _ORT
+    if name == "openvino":
+        return _openvino_lacks(precisions)
     if find_gpu() is None:
         return _NO_GPU
     for compiler in get_args(Compiler):
@@ -53,6 +61,13 @@ def _lacks(name: str, root: Path, folders: Sequence[EngineFolder]) -> str | None
     if lack is None and not _is_there("cuda.bindings"):
         return "cuda-bindings is not installed (escnet-runtime[cuda])"
     return lack
+
+
+def _openvino_lacks(precisions: Collection[Precision]) -> str | None:
+    if not _is_there("openvino"):
+        return "OpenVINO is not installed (escnet-runtime[openvino])"
+    eight = {Precision.INT8, Precision.FP8} & set(precisions)
+    return f"graphs are typed {min(eight)}" if eight else None
 
 
 def _provider_lacks() -> str | None:

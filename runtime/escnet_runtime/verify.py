@@ -160,7 +160,8 @@ def _backends(bundle: Bundle, found: _Findings) -> list[BackendHere]:
     """All there are, or the one that was asked for: that has to run."""
     if found.backend != "auto":
         return [BackendHere(name=found.backend, lacks=None)]
-    return backends_here(bundle.root, found.engines)
+    precisions = {stage.precision for stage in bundle.manifest.stages.values()}
+    return backends_here(bundle.root, found.engines, precisions)
 
 
 def _skipped(reason: str) -> Check:

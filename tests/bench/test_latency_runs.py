@@ -10,14 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import openvino
 import pytest
 import torch
 
 from escnet.ppg import pseudo_prompts
 from escnet_bench.latency import process, runs, served, torch_runs
 from escnet_bench.latency.naive_ppg import naive_prompts
-from escnet_bench.latency.openvino_backend import OpenVinoBackend
 from escnet_bench.latency.plan import Variant
 from escnet_bench.latency.process import ProcessEnded, Refused, ServedProcess, TooSlow
 from escnet_bench.latency.runs import Order, Workbench, save_vocabularies
@@ -25,8 +23,6 @@ from escnet_bench.latency.torch_runs import TorchRun
 from escnet_bench.subjects import category_names, load_model, made_up_images, pictures
 from escnet_export import export_bundle
 from escnet_runtime import BackendError, Segmenter
-from escnet_runtime.backends import GraphFile
-from escnet_runtime.bundle import Bundle
 from escnet_runtime.manifest import Precision
 from escnet_runtime.ppg import PpgConstants
 
@@ -185,25 +181,6 @@ def test_naive_prompts_are_prompts() -> None:
     for field in ("points", "point_labels", "regions"):
         assert getattr(naive, field).dtype == getattr(ours, field).dtype
         assert getattr(naive, field).shape == getattr(ours, field).shape
-
-
-def test_openvino_computes_in_what_the_file_says(tiny_bundle: Path) -> None:
-    """fp16 on a processor that has no arithmetic for it is refused, not widened silently."""
-    bundle = Bundle.open(tiny_bundle)
-    stage = bundle.manifest.stages["correlation"]
-    file = GraphFile.of(bundle.file(stage.file), stage)
-    feeds = {"features": np.zeros((1, 128, 16, 16)), "text": np.zeros((3, 128))}
-    types = {port.name: port.dtype for port in stage.inputs}
-    inputs = {name: value.astype(types[name]) for name, value in feeds.items()}
-    backend = OpenVinoBackend({"correlation": file})
-    core = openvino.Core()
-    if "FP16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
-        assert set(backend.run("correlation", inputs)) == {"scores", "embedding"}
-    else:
-        with pytest.raises(BackendError, match="its file says f16"):
-            backend.run("correlation", inputs)
-    with pytest.raises(BackendError, match="typed int8"):
-        OpenVinoBackend({"x": GraphFile(file.path, Precision.INT8)}).run("x", inputs)
 
 
 def test_a_process_is_told_what_to_do(order: Order) -> None:

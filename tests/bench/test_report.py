@@ -134,6 +134,12 @@ def test_a_file_that_cannot_be_used_is_named_and_nothing_is_written(
     assert not (tmp_path / "out").exists()
 
 
+def test_what_is_being_written_is_passed_over(tmp_path: Path) -> None:
+    write(tmp_path / ".latency.json.tmp-1.json", {})
+    with pytest.raises(InputError, match=r"no \*\.json in it"):
+        find_results([str(tmp_path)])
+
+
 def test_sources_are_files_folders_and_patterns(tmp_path: Path) -> None:
     a, b = write(tmp_path / "x" / "a.json", {}), write(tmp_path / "x" / "y" / "b.json", {})
     assert find_results([str(a)]) == [("a.json", a)]

@@ -31,7 +31,15 @@ ALLOWED = {
 }
 WITHOUT_TORCH = ["escnet_runtime", "escnet_engines"]
 # Libraries of extras an edge device may leave out; each is imported by one module of its own.
-OPTIONAL_AT_THE_EDGE = ["av", "cuda", "onnx", "polygraphy", "tensorrt", "tensorrt_rtx_bindings"]
+OPTIONAL_AT_THE_EDGE = [
+    "av",
+    "cuda",
+    "onnx",
+    "openvino",
+    "polygraphy",
+    "tensorrt",
+    "tensorrt_rtx_bindings",
+]
 # Compilers that the development environment does not have; each has a module of its own too.
 NOT_INSTALLED_HERE = ["tensorrt"]
 

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import numpy as np
 import pytest
 
-from escnet_runtime import verify
+from escnet_runtime import backends_here, verify
 from escnet_runtime.backends.onnxruntime import OnnxRuntimeBackend
 from escnet_runtime.bundle import Bundle, sha256_file
 from escnet_runtime.commands.verify import main
@@ -27,6 +27,13 @@ from tests.kernels.machines import HostMachine
 
 Captured = pytest.CaptureFixture[str]
 _Ref = TypeVar("_Ref", bound=FileRef)
+
+
+@pytest.fixture(autouse=True)
+def without_openvino(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is installed where these tests run, and has its own (``test_openvino.py``)."""
+    others = tuple(name for name in backends_here.BACKENDS if name != "openvino")
+    monkeypatch.setattr(backends_here, "BACKENDS", others)
 
 
 def checks_of(path: Path, backend: str = "auto") -> dict[str, Check]:

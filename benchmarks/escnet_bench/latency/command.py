@@ -224,9 +224,9 @@ def _chosen(
 
 
 def _variants(name: str, precision: Precision, *, gpu: bool) -> list[Variant]:
-    if not name.startswith("torch"):
+    if not name.startswith(("torch", "openvino")):
         return [Variant(implementation=name, precision=precision.value)]
-    if not gpu:
+    if not gpu or name == "openvino":
         return [Variant(implementation=name, precision="fp32")]
     half = precision.value if precision.value in ("fp32", "fp16", "bf16") else "fp16"
     kinds = {half, "fp32"} if name == "torch-plain" else {half}

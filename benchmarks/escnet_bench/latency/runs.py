@@ -22,8 +22,8 @@ from .plan import Variant
 
 if TYPE_CHECKING:
     from escnet.model import EscNet
+    from escnet_runtime.backends.openvino import OpenVinoBackend
 
-    from .openvino_backend import OpenVinoBackend
     from .torch_runs import TorchRun
 
 __all__ = ["Order", "Run", "Workbench", "missing_extra", "save_vocabularies"]
@@ -119,7 +119,7 @@ class Workbench:
         if variant.torch:
             return _InTorch(self._torch_run(variant))
         if variant.implementation == "openvino":
-            from .openvino_backend import OpenVinoBackend
+            from escnet_runtime.backends.openvino import OpenVinoBackend
 
             manifest = self.bundle.manifest
             graphs = {

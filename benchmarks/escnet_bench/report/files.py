@@ -36,7 +36,9 @@ def find_results(sources: Sequence[str]) -> list[tuple[str, Path]]:
     for source in sources:
         path = Path(source)
         if path.is_dir():
-            files = {one: one.relative_to(path).as_posix() for one in sorted(path.rglob("*.json"))}
+            # Hidden ones are of a measurement that is being written, or an editor's.
+            there = [one for one in sorted(path.rglob("*.json")) if not one.name.startswith(".")]
+            files = {one: one.relative_to(path).as_posix() for one in there}
         elif path.is_file():
             files = {path: path.name}
         else:

@@ -8,10 +8,10 @@ from .base import Backend, GraphFile
 
 __all__ = ["BACKENDS", "Backend", "GraphFile", "create_backend"]
 
-BACKENDS = ("auto", "onnxruntime", "onnxruntime-cuda", "tensorrt", "tensorrt-rtx")
+BACKENDS = ("auto", "onnxruntime", "openvino", "onnxruntime-cuda", "tensorrt", "tensorrt-rtx")
 
 #: Those of :data:`BACKENDS` that need no GPU.
-_HERE = ("auto", "onnxruntime")
+_HERE = ("auto", "onnxruntime", "openvino")
 
 
 def create_backend(graphs: Mapping[str, GraphFile], name: str = "onnxruntime") -> Backend:
@@ -24,6 +24,8 @@ def create_backend(graphs: Mapping[str, GraphFile], name: str = "onnxruntime") -
         raise BackendError(
             f"backend {name!r} is none that runs on the CPU; expected one of {', '.join(_HERE)}"
         )
+    if name == "openvino":
+        return _openvino(graphs)
     if importlib.util.find_spec("onnxruntime") is None:
         raise BackendError(
             f"backend {name!r} needs ONNX Runtime, which is not installed; install "
@@ -32,3 +34,14 @@ def create_backend(graphs: Mapping[str, GraphFile], name: str = "onnxruntime") -
     from .onnxruntime import OnnxRuntimeBackend
 
     return OnnxRuntimeBackend(graphs)
+
+
+def _openvino(graphs: Mapping[str, GraphFile]) -> Backend:
+    if importlib.util.find_spec("openvino") is None:
+        raise BackendError(
+            "backend 'openvino' needs OpenVINO, which is not installed; install "
+            "escnet-runtime[openvino]"
+        )
+    from .openvino import OpenVinoBackend
+
+    return OpenVinoBackend(graphs)

@@ -72,7 +72,7 @@ def choose_backend(
         return _automatic(bundle, device, chunk)
     if name in _ON_A_GPU:
         return on_device(bundle, _opener(name), device=device, chunk=chunk)
-    return _on_the_cpu(bundle)
+    return _on_the_cpu(bundle, name)
 
 
 def on_device(
@@ -126,9 +126,9 @@ def _say(chosen: Chosen, reasons: list[str], level: int) -> None:
     )
 
 
-def _on_the_cpu(bundle: Bundle) -> Chosen:
+def _on_the_cpu(bundle: Bundle, name: str = "onnxruntime") -> Chosen:
     owned = ExitStack()
-    backend = create_backend(_files(bundle), "onnxruntime")
+    backend = create_backend(_files(bundle), name)
     owned.callback(backend.close)
     return Chosen(backend=backend, device=None, owned=owned)
 

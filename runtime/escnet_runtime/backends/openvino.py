@@ -1,0 +1,118 @@
+"""OpenVINO on the CPU, in float32.
+
+OpenVINO has one precision for a whole graph, and lowers to it also what the graph types float32:
+scores, sums, norms. Told f16, it gave a tenth of the pixels of an fp16 bundle another label. So it
+is told f32 for every bundle, whose narrower weights it then widens.
+
+Shapes are static, compiled for each size of chunk that occurs: with a dynamic number of categories
+OpenVINO 2026.4 fails on the decoder ("Reorder node") and is slower on the others.
+"""
+
+from collections import OrderedDict
+from collections.abc import Mapping
+from typing import Any, Final, TypeAlias
+
+import numpy as np
+import openvino
+
+from ..errors import BackendError
+from ..manifest import Precision
+from .base import Array, GraphFile, Tensor
+
+__all__ = ["OpenVinoBackend"]
+
+_DEVICE: Final = "CPU"
+#: Left to itself, it computes everything in bf16 where the processor can.
+_HINT: Final = "f32"
+_PRECISIONS: Final = (Precision.FP32, Precision.FP16, Precision.BF16)
+#: Compiled forms of a graph that are kept: a full chunk, a last one, and those of another list.
+_KEPT: Final = 4
+_Shapes: TypeAlias = tuple[tuple[int, ...], ...]
+
+
+class OpenVinoBackend:
+    """Compiled graphs, one for each shape of inputs that is met.
+
+    A chunk may change the last bits: OpenVINO chooses kernels by shape.
+
+    Args:
+        graphs: the graphs by name.
+
+    Raises:
+        BackendError: a graph is of a precision that it is not run at here.
+    """
+
+    name = "openvino"
+
+    def __init__(self, graphs: Mapping[str, GraphFile]) -> None:
+        for name, file in graphs.items():
+            if file.precision not in _PRECISIONS:
+                raise BackendError(
+                    f"graph {name!r} is typed {file.precision}; OpenVINO runs graphs of "
+                    f"{', '.join(_PRECISIONS)} here: choose backend 'onnxruntime', or export at "
+                    "one of these"
+                )
+        self._graphs = dict(graphs)
+        self._core = openvino.Core()
+        self._requests: dict[str, OrderedDict[_Shapes, Any]] = {}
+        self._closed = False
+        #: Of the graph compiled last; 0 before any was.
+        self.threads = 0
+
+    @property
+    def description(self) -> str:
+        """Library, version, device and what it computes in."""
+        return f"OpenVINO {openvino.__version__} on CPU, in float32"
+
+    def run(self, graph: str, inputs: Mapping[str, Tensor | Array]) -> dict[str, Tensor]:
+        """See :class:`Backend`. Tensors are NumPy arrays."""
+        if self._closed:
+            raise BackendError("the backend is closed; make a new Segmenter")
+        feeds = {name: np.ascontiguousarray(value) for name, value in inputs.items()}
+        try:
+            results = self._request(graph, feeds).infer(feeds, share_inputs=True)
+        except BackendError:
+            raise
+        except Exception as error:  # OpenVINO's errors share no base below Exception
+            raise BackendError(f"graph {graph!r} failed in OpenVINO: {error}") from error
+        return {port.get_any_name(): value for port, value in results.items()}
+
+    def to_host(self, tensor: Tensor) -> Array:
+        """See :class:`Backend`."""
+        array: Array = tensor
+        return array
+
+    def release(self, graph: str) -> None:
+        """See :class:`Backend`."""
+        self._requests.pop(graph, None)
+
+    def close(self) -> None:
+        """See :class:`Backend`."""
+        self._requests.clear()
+        self._closed = True
+
+    def _request(self, graph: str, feeds: Mapping[str, Array]) -> Any:
+        if graph not in self._graphs:
+            raise BackendError(f"there is no graph {graph!r}; there are {', '.join(self._graphs)}")
+        kept = self._requests.setdefault(graph, OrderedDict())
+        shapes = tuple(value.shape for value in feeds.values())
+        if shapes not in kept:
+            kept[shapes] = self._compiled(graph, feeds).create_infer_request()
+            if len(kept) > _KEPT:
+                kept.popitem(last=False)
+        kept.move_to_end(shapes)
+        return kept[shapes]
+
+    def _compiled(self, graph: str, feeds: Mapping[str, Array]) -> Any:
+        model = self._core.read_model(self._graphs[graph].path)
+        model.reshape({name: list(value.shape) for name, value in feeds.items()})
+        options = {"INFERENCE_PRECISION_HINT": _HINT, "PERFORMANCE_HINT": "LATENCY"}
+        compiled = self._core.compile_model(model, _DEVICE, options)
+        got = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
+        if got != _HINT:
+            raise BackendError(
+                f"OpenVINO computes graph {graph!r} in {got} though it was told {_HINT}: choose "
+                "backend 'onnxruntime'"
+            )
+        self.threads = int(compiled.get_property("INFERENCE_NUM_THREADS"))
+        return compiled

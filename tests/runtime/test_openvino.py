@@ -1,0 +1,120 @@
+"""OpenVINO runs a bundle's graphs: the same labels, in float32 whatever the processor can."""
+
+from pathlib import Path
+
+import numpy as np
+import openvino
+import pytest
+
+from escnet_runtime import Segmenter
+from escnet_runtime.backends import GraphFile, create_backend
+from escnet_runtime.backends.openvino import OpenVinoBackend
+from escnet_runtime.backends_here import backends_here
+from escnet_runtime.bundle import Bundle
+from escnet_runtime.errors import BackendError, EscNetError
+from escnet_runtime.manifest import Precision
+from escnet_runtime.verify import verify_bundle
+
+
+def _files(root: Path) -> dict[str, GraphFile]:
+    bundle = Bundle.open(root)
+    return {
+        name: GraphFile.of(bundle.file(stage.file), stage)
+        for name, stage in bundle.manifest.stages.items()
+    }
+
+
+def test_it_repeats_the_golden_run_beside_the_others(tiny_bundle: Path) -> None:
+    report = verify_bundle(tiny_bundle)
+    assert report.verdict.fine, report.verdict
+    ran = [one.name for one in report.backends if one.state == "passed"]
+    assert ran == ["onnxruntime", "openvino"]
+    checks = {check.name for check in report.checks}
+    stages = ("image_encoder", "esc0_sam", "esc1_image", "decoder", "labels")
+    assert {f"openvino: {stage}" for stage in stages} <= checks
+
+
+def test_words_have_the_same_place(tiny_bundle: Path) -> None:
+    names = ["red ring", "a very long name of many words", "tiled floor"]
+    with (
+        Segmenter(tiny_bundle, "openvino", cache=None) as other,
+        Segmenter(tiny_bundle, "onnxruntime", cache=None) as ours,
+    ):
+        assert other.backend.startswith("OpenVINO")
+        both = other.vocabulary(names).embeddings * ours.vocabulary(names).embeddings
+        assert both.sum(axis=1).min() > 0.999
+
+
+def test_forms_of_a_graph_are_bounded(tiny_bundle: Path) -> None:
+    backend = OpenVinoBackend(_files(tiny_bundle))
+    ports = {
+        port.name: port for port in Bundle.open(tiny_bundle).manifest.stages["correlation"].inputs
+    }
+    features = np.zeros([1, *ports["features"].shape[1:]], ports["features"].dtype)
+    width = ports["text"].shape[1]
+    for rows in range(1, 9):
+        text = np.full((rows, width), 0.1, ports["text"].dtype)
+        out = backend.run("correlation", {"features": features, "text": text})
+        assert out["scores"].shape[0] == rows
+    assert len(backend._requests["correlation"]) == 4
+    backend.release("correlation")
+    assert not backend._requests
+    backend.close()
+    with pytest.raises(BackendError, match="closed"):
+        backend.run("correlation", {"features": features, "text": text})
+
+
+def test_nothing_is_lowered(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A plugin that answers with another precision than asked for is refused."""
+    real = openvino.CompiledModel.get_property
+
+    def lowered(model: openvino.CompiledModel, name: str) -> object:
+        if name == "INFERENCE_PRECISION_HINT":
+            return openvino.Type.bf16
+        return real(model, name)
+
+    backend = OpenVinoBackend(_files(tiny_bundle))
+    monkeypatch.setattr(openvino.CompiledModel, "get_property", lowered)
+    with (
+        Segmenter(tiny_bundle, backend) as segmenter,
+        pytest.raises(BackendError, match="in bf16 though it was told f32"),
+    ):
+        segmenter.vocabulary(["ring"])
+
+
+def test_eight_bits_are_refused_with_advice(tiny_bundle: Path) -> None:
+    file = _files(tiny_bundle)["correlation"]
+    with pytest.raises(BackendError, match=r"typed int8.*onnxruntime"):
+        create_backend({"x": GraphFile(file.path, Precision.INT8)}, "openvino")
+
+
+def test_a_graph_that_is_not_there(tiny_bundle: Path) -> None:
+    with pytest.raises(EscNetError, match="no graph 'nothing'"):
+        OpenVinoBackend(_files(tiny_bundle)).run("nothing", {})
+
+
+@pytest.mark.parametrize(
+    ("precision", "lacks"), [(Precision.FP16, None), (Precision.INT8, "graphs are typed int8")]
+)
+def test_it_is_among_the_backends_here(
+    precision: Precision, lacks: str | None, tiny_bundle: Path
+) -> None:
+    found = {one.name: one.lacks for one in backends_here(tiny_bundle, [], [precision])}
+    assert found["openvino"] == lacks
+
+
+def test_without_the_library_the_extra_is_named(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import importlib.util
+
+    real = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util,
+        "find_spec",
+        lambda name, *rest: None if name == "openvino" else real(name, *rest),
+    )
+    with pytest.raises(BackendError, match=r"install escnet-runtime\[openvino\]"):
+        Segmenter(tiny_bundle, "openvino")
+    found = {one.name: one.lacks for one in backends_here(tiny_bundle, [], [Precision.FP32])}
+    assert "escnet-runtime[openvino]" in (found["openvino"] or "")
