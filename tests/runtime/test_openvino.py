@@ -47,13 +47,12 @@ def test_words_have_the_same_place(tiny_bundle: Path) -> None:
 
 def test_forms_of_a_graph_are_bounded(tiny_bundle: Path) -> None:
     backend = OpenVinoBackend(_files(tiny_bundle))
-    ports = {
-        port.name: port for port in Bundle.open(tiny_bundle).manifest.stages["correlation"].inputs
-    }
-    features = np.zeros([1, *ports["features"].shape[1:]], ports["features"].dtype)
-    width = ports["text"].shape[1]
+    stage = Bundle.open(tiny_bundle).manifest.stages["correlation"]
+    types = {port.name: port.dtype for port in stage.inputs}
+    sizes = {port.name: [int(n) for n in port.shape[1:]] for port in stage.inputs}
+    features = np.zeros([1, *sizes["features"]], types["features"])
     for rows in range(1, 9):
-        text = np.full((rows, width), 0.1, ports["text"].dtype)
+        text = np.full([rows, *sizes["text"]], 0.1, types["text"])
         out = backend.run("correlation", {"features": features, "text": text})
         assert out["scores"].shape[0] == rows
     assert len(backend._requests["correlation"]) == 4

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from escnet_runtime import backends_here, verify
+from escnet_runtime.backends import BACKENDS
 from escnet_runtime.backends.onnxruntime import OnnxRuntimeBackend
 from escnet_runtime.bundle import Bundle, sha256_file
 from escnet_runtime.commands.verify import main
@@ -32,7 +33,7 @@ _Ref = TypeVar("_Ref", bound=FileRef)
 @pytest.fixture(autouse=True)
 def without_openvino(monkeypatch: pytest.MonkeyPatch) -> None:
     """It is installed where these tests run, and has its own (``test_openvino.py``)."""
-    others = tuple(name for name in backends_here.BACKENDS if name != "openvino")
+    others = tuple(name for name in BACKENDS if name != "openvino")
     monkeypatch.setattr(backends_here, "BACKENDS", others)
 
 
