@@ -6,9 +6,10 @@ large one.
 """
 
 import dataclasses
+import itertools
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -89,14 +90,39 @@ def _shared_slope(by_kind: Mapping[str, _Rows], quantity: str) -> tuple[dict[str
 
 
 def _line(rows: _Rows) -> tuple[float, float]:
-    """Scratch as a constant and a slope by the bytes alive at once, none below zero."""
+    """Scratch as a constant and a slope by the bytes alive at once, neither below zero.
+
+    Of all such lines the one whose largest factor from a build, either way, is smallest: what a
+    plan promises is its worst case. That line is farthest from three builds, two of them on one
+    side: it is the line through those two, scaled until both sides are equally far.
+    """
     known = [row for row in rows if row["scratch_bytes"]]  # 0: a graph of no weight
     if not known:
         return 0.0, 0.0
-    live = _column(known, "live_bytes")
-    design = np.stack([np.ones_like(live), live], axis=1)
-    constant, slope = _solve(design, _column(known, "scratch_bytes"))
-    return float(constant), float(slope)
+    live, scratch = _column(known, "live_bytes"), _column(known, "scratch_bytes")
+    best, found = np.inf, (0.0, 0.0)
+    for constant, slope in _lines(live, scratch):
+        ratios = (constant + slope * live) / scratch
+        if ratios.min() <= 0:
+            continue
+        worst = ratios.max() / ratios.min()
+        if worst < best:
+            middle = np.sqrt(ratios.max() * ratios.min())
+            best, found = worst, (float(constant / middle), float(slope / middle))
+    return found
+
+
+def _lines(x: _Array, y: _Array) -> Iterator[tuple[float, float]]:
+    """Constant and slope of a level line, one through zero, and each through two points."""
+    yield 1.0, 0.0
+    yield 0.0, 1.0
+    for first, second in itertools.combinations(range(len(x)), 2):
+        if x[first] == x[second]:
+            continue
+        slope = float((y[second] - y[first]) / (x[second] - x[first]))
+        constant = float(y[first] - slope * x[first])
+        if slope >= 0 and constant >= 0:
+            yield constant, slope
 
 
 def _solve(design: _Array, values: _Array) -> _Array:

@@ -19,9 +19,8 @@ from escnet_runtime.errors import BackendError, BundleIntegrityError, InputError
 from tests.engines.bundles import MATMUL, OVERSIZED, STATIC, UNREADABLE, UNSHAPEABLE, write_bundle
 from tests.engines.conftest import Built
 
-#: The model's own worst factors are below these. Its worst scratch, 2.54, is of the correlation of
-#: vit-b-16, a tenth of what the largest graph shares with it; without it, 1.83.
-FACTORS = {"engine_bytes": 1.6, "scratch_bytes": 2.6, "host_bytes": 1.3}
+#: The model's own worst factors are below these; other machines and weights may add a little.
+FACTORS = {"engine_bytes": 1.6, "scratch_bytes": 2.0, "host_bytes": 1.3}
 #: Processors differ.
 SECONDS_FACTOR = 6.0
 

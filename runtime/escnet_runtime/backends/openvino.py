@@ -1,8 +1,8 @@
 """OpenVINO on the CPU, in float32.
 
 OpenVINO has one precision for a whole graph, and lowers to it also what the graph types float32:
-scores, sums, norms. Told f16, it gave a tenth of the pixels of an fp16 bundle another label. So it
-is told f32 for every bundle, whose narrower weights it then widens.
+scores, sums, norms. An untrained fp16 bundle, all near-ties, got another label on 9 % of pixels in
+f16, on 3 % in f32. So it is told f32 for every bundle, whose narrower weights it then widens.
 
 Shapes are static, compiled for each size of chunk that occurs: with a dynamic number of categories
 OpenVINO 2026.4 fails on the decoder ("Reorder node") and is slower on the others.
