@@ -43,7 +43,7 @@ def accelerator_of(settings: LoopSettings) -> Iterator[Accelerator]:
 
     Within, accelerate's settings, which it keeps one of a process and refuses to change, are those
     of this run; afterwards they are what they were. The process group, which can be made only once,
-    stays.
+    stays. On a CPU, numbers below 1.2e-38 are zeros within.
 
     Raises:
         InputError: this machine has no such precision.
@@ -65,8 +65,32 @@ def accelerator_of(settings: LoopSettings) -> Iterator[Accelerator]:
             )
         except ValueError as error:
             raise InputError(f"precision {settings.precision}: {error}") from error
+        if cpu:
+            stack.enter_context(_flushed_denormals())
         yield accelerator
         accelerator.free_memory()
+
+
+@contextlib.contextmanager
+def _flushed_denormals() -> Iterator[None]:
+    """No denormal numbers in this thread, nor in those that it starts.
+
+    Softmax at the prompt generator's temperature and its gradients are full of them, and an Intel
+    CPU takes some hundred cycles for each: a step of ``tiny`` is a fifth faster without.
+    """
+    if not _has_denormals():
+        yield
+        return
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(False)
+
+
+def _has_denormals() -> bool:
+    """Torch sets the mode and does not tell it."""
+    return bool(torch.tensor([1e-39]).mul(0.5) != 0)
 
 
 @contextlib.contextmanager

@@ -319,6 +319,23 @@ def test_a_run_leaves_accelerate_the_module_and_random_numbers_as_they_were(tmp_
     assert_same(tmp_path / "no", tmp_path / "twin-no")
 
 
+def test_on_a_cpu_denormal_numbers_are_zeros_while_it_trains() -> None:
+    def denormal() -> bool:
+        return bool(torch.tensor([1e-39]).mul(0.5) != 0)
+
+    assert denormal()
+    with accelerator_of(settings()):
+        assert denormal() == torch.accelerator.is_available()
+    assert denormal()
+    torch.set_flush_denormal(True)  # whoever had it so keeps it so
+    try:
+        with accelerator_of(settings()):
+            assert not denormal()
+        assert not denormal()
+    finally:
+        torch.set_flush_denormal(False)
+
+
 def test_it_runs_in_a_thread(tmp_path: Path) -> None:
     """Where signals cannot be handled."""
     found: list[loop.Outcome] = []
