@@ -17,10 +17,10 @@ class _Refinement(nn.Module):
     def refine_image(
         self, embedding: Tensor, guidance: Tensor, text: Tensor, weight: Tensor
     ) -> ImageGuided:
-        """``esc{i}_image``: embedding [n, E, h, w], guidance [1, G, h, w], text [n, D].
+        """``esc{i}_image``: embedding [n, h, w, E], guidance [1, G, h, w], text [n, D].
 
         Returns:
-            embedding' [n, E, h, w] and, for weights float32 [g, group], in float32
+            embedding' [n, h, w, E] and, for weights float32 [g, group], in float32
             kv_sum [g, h·w, H, d, d] and k_sum [g, h·w, H, d].
         """
         refined = self.image_guidance(embedding, guidance)

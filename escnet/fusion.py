@@ -28,16 +28,6 @@ class ImageGuided(NamedTuple):
     k_sum: Tensor
 
 
-def _tokens(x: Tensor) -> Tensor:
-    """[n, c, h, w] → [n, h, w, c]."""
-    return x.permute(0, 2, 3, 1)
-
-
-def _maps(x: Tensor) -> Tensor:
-    """[n, h, w, c] → [n, c, h, w]."""
-    return x.permute(0, 3, 1, 2)
-
-
 class CategoryAttention(nn.Module):
     """Linear attention over the categories, one pixel at a time; φ(x) = elu(x) + 1.
 
@@ -102,12 +92,12 @@ class ImageGuidance(nn.Module):
         self.layers, self.guidance_norm, self.grid = layers, guidance_norm, grid
 
     def forward(self, embedding: Tensor, guidance: Tensor, *, plain: bool = False) -> Tensor:
-        """[n, C, h, w] and [1, G, h, w] → [n, C, h, w]."""
-        x, guide = _tokens(embedding), self.guidance_norm(_tokens(guidance))
+        """[n, h, w, C] and [1, G, h, w] → [n, h, w, C]."""
+        x, guide = embedding, self.guidance_norm(guidance.permute(0, 2, 3, 1))
         for layer in self.layers:
             assert isinstance(layer, GuidedSwinLayer)
             x = layer.forward_plain(x, guide) if plain else layer(x, guide)
-        return _maps(x)
+        return x
 
 
 class TextGuidance(nn.Module):
@@ -132,23 +122,23 @@ class TextGuidance(nn.Module):
         self.read_norm, self.read_out = read_norm, read_out
 
     def sums(self, embedding: Tensor, text: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """See :meth:`CategoryAttention.sums`; embedding is [n, C, h, w], text float32 [n, D]."""
-        x = self.norm1(_tokens(embedding).flatten(1, 2))
+        """See :meth:`CategoryAttention.sums`; embedding is [n, h, w, C], text float32 [n, D]."""
+        x = self.norm1(embedding.flatten(1, 2))
         return self.attention.sums(x, self._text(text), weight)
 
     def forward(
         self, embedding: Tensor, text: Tensor, scores: Tensor, kv_mean: Tensor, k_mean: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Refined embedding [n, C, h, w] and scores float32 [n, h, w].
+        """Refined embedding [n, h, w, C] and scores float32 [n, h, w].
 
         Args:
-            embedding: [n, C, h, w] of this chunk.
+            embedding: [n, h, w, C] of this chunk.
             text: float32 [n, D].
             scores: float32 [n, h, w]; the read-out is added to them.
             kv_mean, k_mean: the sums over all categories, float32.
         """
-        height, width = embedding.shape[2:]
-        x = _tokens(embedding).flatten(1, 2)
+        height, width = embedding.shape[1:3]
+        x = embedding.flatten(1, 2)
         x = x + self.attention.read(self.norm1(x), self._text(text), kv_mean, k_mean)
         return self._finish(x, scores, height, width)
 
@@ -156,8 +146,8 @@ class TextGuidance(nn.Module):
         self, embedding: Tensor, text: Tensor, scores: Tensor
     ) -> tuple[Tensor, Tensor]:
         """All N categories at once through the concatenations themselves: the reference."""
-        height, width = embedding.shape[2:]
-        x = _tokens(embedding).flatten(1, 2)
+        height, width = embedding.shape[1:3]
+        x = embedding.flatten(1, 2)
         normed, attention = self.norm1(x), self.attention
         guide = self._text(text)[:, None].expand(-1, x.shape[1], -1)
         both = torch.cat([normed, guide], dim=-1)
@@ -177,5 +167,4 @@ class TextGuidance(nn.Module):
     def _finish(self, x: Tensor, scores: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
         x = x + self.mlp(self.norm2(x))
         change = self.read_out(self.read_norm(x)).float()
-        embedding = _maps(x.unflatten(1, (height, width)))
-        return embedding, scores + change.reshape(-1, height, width)
+        return x.unflatten(1, (height, width)), scores + change.reshape(-1, height, width)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 import torch.utils.checkpoint
 from open_clip.model import CLIP
 from torch import Tensor, nn
@@ -116,15 +117,18 @@ class EscNet(nn.Module):
             text: float32 [n, D], unit norm.
 
         Returns:
-            scores float32 [n, h, w] and embedding [n, E, h, w]. Prompts are decided on the
+            scores float32 [n, h, w] and embedding [n, h, w, E]. Prompts are decided on the
             scores, so they stay in float32 at every precision.
         """
         scores = product(text, features[0].flatten(1)).unflatten(1, features.shape[2:])
-        weight = self.correlation_embedding.weight
-        return scores, self.correlation_embedding(scores[:, None].to(weight.dtype))
+        embed = self.correlation_embedding
+        # A 1×1 convolution of one channel, its result where the Swin layers want it: channels last.
+        return scores, F.linear(
+            scores[..., None].to(embed.weight.dtype), embed.weight.flatten(1), embed.bias
+        )
 
     def decode(self, embedding: Tensor, skip0: Tensor, skip1: Tensor) -> Tensor:
-        """``decoder``: embedding [n, E, h, w] and skips → logits float32 [n, 4h, 4w]."""
+        """``decoder``: embedding [n, h, w, E] and skips → logits float32 [n, 4h, 4w]."""
         logits: Tensor = self.decoder(embedding, skip0, skip1)
         return logits
 

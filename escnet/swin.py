@@ -73,26 +73,30 @@ class GuidedSwinLayer(nn.Module):
         return self._rest(x, self.query(both), self.key(both), self.value(own))
 
     def _windows(self, x: Tensor) -> Tensor:
-        """[n, h, w, c], shifted, → [n, rows, columns, window², c]."""
+        """[n, h, w, c], shifted, → [n, windows, window², c]."""
         side = self.window
         if self.shift:
             x = torch.roll(x, (-self.shift, -self.shift), dims=(1, 2))
-        return _swapped(x.unflatten(1, (-1, side)).unflatten(3, (-1, side))).flatten(3, 4)
+        x = _swapped(x.unflatten(1, (-1, side)).unflatten(3, (-1, side)))
+        # Not more axes than needed: OpenVINO has no softmax of its own for six of them.
+        return x.flatten(3, 4).flatten(1, 2)
 
-    def _maps(self, x: Tensor) -> Tensor:
-        """The way back."""
-        x = _swapped(x.unflatten(3, (self.window, self.window))).flatten(1, 2).flatten(2, 3)
+    def _maps(self, x: Tensor, width: int) -> Tensor:
+        """The way back, to maps [n, h, width, c]."""
+        x = x.unflatten(2, (self.window, self.window)).unflatten(1, (-1, width // self.window))
+        x = _swapped(x).flatten(1, 2).flatten(2, 3)
         return torch.roll(x, (self.shift, self.shift), dims=(1, 2)) if self.shift else x
 
     def _rest(self, x: Tensor, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """What follows queries, keys and values of the windows, [n, rows, columns, window², C]."""
+        """What follows queries, keys and values of the windows, [n, windows, window², C]."""
         mask = (
             _shift_mask(x.shape[1], x.shape[2], self.window, self.shift, x) if self.shift else None
         )
         q, k, v = (
-            part.unflatten(-1, (self.heads, -1)).transpose(3, 4) for part in (query, key, value)
+            part.unflatten(-1, (self.heads, -1)).transpose(2, 3) for part in (query, key, value)
         )
-        x = x + self.output(self._maps(attend(q, k, v, mask).transpose(3, 4).flatten(4)))
+        mixed = attend(q, k, v, mask).transpose(2, 3).flatten(3)
+        x = x + self.output(self._maps(mixed, x.shape[2]))
         out: Tensor = x + self.mlp(self.norm2(x))
         return out
 
@@ -103,7 +107,7 @@ def _swapped(x: Tensor) -> Tensor:
 
 
 def _shift_mask(height: int, width: int, window: int, shift: int, like: Tensor) -> Tensor:
-    """What may not attend to what after a cyclic shift: [rows, columns, 1, window², window²].
+    """What may not attend to what after a cyclic shift: [windows, 1, window², window²].
 
     Swin Transformer (arXiv 2103.14030), figure 4: pixels that came from opposite borders share a
     window but are no neighbours. 0 where attention is allowed, -70 elsewhere, a factor of e^-70.
@@ -118,6 +122,6 @@ def _shift_mask(height: int, width: int, window: int, shift: int, like: Tensor) 
 
     area = part(height)[:, None] * 3 + part(width)[None, :]
     cut = area.reshape(height // window, window, width // window, window).permute(0, 2, 1, 3)
-    flat = cut.reshape(height // window, width // window, 1, window * window)
+    flat = cut.reshape(-1, 1, window * window)
     apart = flat[..., :, None] != flat[..., None, :]
     return torch.where(apart, -70.0, 0.0).to(like.dtype)

@@ -199,7 +199,7 @@ def _scores(model: EscNet) -> Port:
 
 def _embedding(model: EscNet) -> Port:
     grid = model.config.grid
-    return _own("embedding", "n", model.config.fusion.hidden_dim, grid, grid)
+    return _own("embedding", "n", grid, grid, model.config.fusion.hidden_dim)
 
 
 def _correlation(model: EscNet) -> Graph:

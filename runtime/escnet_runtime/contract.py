@@ -210,7 +210,7 @@ def _scores(manifest: Manifest) -> _Ports:
 
 
 def _embedding(manifest: Manifest) -> _Ports:
-    return {"embedding": _g("n", manifest.model.hidden_dim, *manifest.model.grid)}
+    return {"embedding": _g("n", *manifest.model.grid, manifest.model.hidden_dim)}
 
 
 def _skips(manifest: Manifest, batch: _Axis) -> _Ports:

@@ -40,7 +40,7 @@ __all__ = [
     "check_relative_path",
 ]
 
-SCHEMA_VERSION = "2.0"
+SCHEMA_VERSION = "3.0"
 DType = Literal["float32", "float16", "bfloat16", "int32", "int8", "uint8"]
 
 # Far above every real bundle, and low enough that nothing large is allocated for a made-up one.

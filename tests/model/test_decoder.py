@@ -1,10 +1,12 @@
 """The decoder: the composed convolutions equal the ones they stand for."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
 
-from escnet.decoder import SkipProjection, UpStage
+from escnet.decoder import SkipProjection, UpStage, _group_norm
 from tests.model.models import model, randomise, relative_l2
 
 
@@ -51,7 +53,7 @@ def test_the_decoder_equals_its_plain_form(name: str, count: int) -> None:
     skip0, skip1 = config.decoder.skip_channels
     torch.manual_seed(count)
     inputs = (
-        torch.randn(count, config.fusion.hidden_dim, grid, grid),
+        torch.randn(count, grid, grid, config.fusion.hidden_dim),
         torch.randn(1, skip0, 2 * grid, 2 * grid),
         torch.randn(1, skip1, 4 * grid, 4 * grid),
     )
@@ -59,6 +61,29 @@ def test_the_decoder_equals_its_plain_form(name: str, count: int) -> None:
     assert got.shape == (count, config.logits, config.logits)
     assert got.dtype == torch.float32
     assert relative_l2(got, net.decoder(*inputs, plain=True)) <= 1e-5
+
+
+@pytest.mark.parametrize(
+    "maps",
+    [
+        torch.randn(3, 8, 5, 4, generator=torch.Generator().manual_seed(0)),
+        torch.randn(1, 8, 5, 4, generator=torch.Generator().manual_seed(1)) * 3 + 100,
+        torch.full((2, 8, 5, 4), 777.7),
+        torch.zeros(1, 8, 1, 2),
+    ],
+    ids=["normal", "far from 0", "constant", "zeros"],
+)
+def test_the_norm_in_a_graph_is_group_norm(
+    maps: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    norm = randomise(nn.GroupNorm(2, 8)).requires_grad_(False)
+    expected = copy.deepcopy(norm).double()(maps.double()).float()
+    # The rounding of a mean, multiplied by the scale of a group that does not vary.
+    rounding = float(maps.abs().max()) * 1.2e-7 / (float(maps.var()) + norm.eps) ** 0.5
+    monkeypatch.setattr(torch.compiler, "is_exporting", lambda: True)
+    got = _group_norm(norm, maps)
+    torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5 + 2 * rounding)
+    assert _group_norm(norm, maps.half()).dtype == torch.float16
 
 
 def test_a_skip_projection_keeps_rows_and_columns_apart() -> None:

@@ -16,11 +16,11 @@ both = pytest.mark.parametrize("name", ["tiny", "narrow-large"])
 
 
 def inputs(name: str, count: int) -> tuple[EscBlock, Tensor, Tensor, Tensor, Tensor]:
-    """A block, embedding [n, E, h, w], guidance [1, G, h, w], text [n, D] and scores [n, h, w]."""
+    """A block, embedding [n, h, w, E], guidance [1, G, h, w], text [n, D] and scores [n, h, w]."""
     net = model(name)
     grid, hidden = net.config.grid, net.config.fusion.hidden_dim
     generator = torch.Generator().manual_seed(count)
-    embedding = torch.randn(count, hidden, grid, grid, generator=generator)
+    embedding = torch.randn(count, grid, grid, hidden, generator=generator)
     guidance = torch.randn(1, hidden, grid, grid, generator=generator)
     scores = torch.rand(count, grid, grid, generator=generator)
     return net.esc_blocks[0], embedding, guidance, text(net.config, count), scores
@@ -69,7 +69,7 @@ def test_text_guidance_is_linear_attention_over_the_categories() -> None:
     """Σ_m φ(q_n)·φ(k_m) v_m / Σ_m φ(q_n)·φ(k_m), each pixel and head by itself, written out."""
     block, embedding, _, _, _ = inputs("tiny", 4)
     attention: CategoryAttention = block.text_guidance.attention
-    x = embedding.flatten(2).transpose(1, 2)[:, :9]
+    x = embedding.flatten(1, 2)[:, :9]
     words = torch.randn(4, x.shape[2])
     kv, k = attention.sums(x, words, torch.full((1, 4), 0.25))
     got = attention.read(x, words, kv[0], k[0])
@@ -108,7 +108,7 @@ def test_a_swin_layer_is_attention_within_its_windows(name: str, index: int) -> 
     layer = block.image_guidance.layers[index]
     assert isinstance(layer, GuidedSwinLayer)
     assert layer.shift == (0, layer.window // 2)[index]
-    x, guide = embedding.permute(0, 2, 3, 1), guidance.permute(0, 2, 3, 1)
+    x, guide = embedding, guidance.permute(0, 2, 3, 1)
     side = x.shape[1]
     row = regions_of(side, layer.window, layer.shift)
     area = (row[:, None] * side + row[None, :]).flatten()
@@ -131,11 +131,11 @@ def test_the_shifted_layer_reaches_across_the_first_ones_windows() -> None:
     """Of the pair, only the second lets a pixel see beyond its 8×8 window."""
     block, embedding, guidance, _, _ = inputs("tiny", 1)
     changed = embedding.clone()
-    changed[0, :, 7, 7] *= -1.0
+    changed[0, 7, 7] *= -1.0
     guide = guidance.permute(0, 2, 3, 1)
     reached = []
     for layer in block.image_guidance.layers:
-        before, after = (layer(x.permute(0, 2, 3, 1), guide) for x in (embedding, changed))
+        before, after = (layer(x, guide) for x in (embedding, changed))
         moved = after - before
         reached.append(bool(moved[0, 8, 8].abs().max() > 1e-6))
     assert reached == [False, True]

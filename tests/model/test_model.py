@@ -140,9 +140,7 @@ def test_the_correlation_is_the_cosine() -> None:
     assert float(scores.abs().max()) <= 1.0
     weight, bias = net.correlation_embedding.weight[:, 0, 0, 0], net.correlation_embedding.bias
     assert bias is not None
-    torch.testing.assert_close(
-        embedding, scores[:, None] * weight[:, None, None] + bias[:, None, None]
-    )
+    torch.testing.assert_close(embedding, scores[..., None] * weight + bias)
 
 
 def test_encoded_images_have_the_shapes_of_the_graphs() -> None:

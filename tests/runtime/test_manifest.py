@@ -110,7 +110,7 @@ def test_what_is_written_is_read_back() -> None:
     assert Manifest.from_json(text).to_json() == text
     assert list(json.loads(text))[:2] == ["schema_version", "digest"]
     assert list(json.loads(text)["stages"]) == ["image_encoder", "decoder"]
-    assert text.startswith('{\n  "schema_version": "2.0"')
+    assert text.startswith('{\n  "schema_version": "3.0"')
 
 
 def test_the_digest_is_that_of_the_canonical_rest() -> None:
@@ -255,24 +255,24 @@ def test_what_is_not_plain_json_is_refused(text: str, message: str) -> None:
 
 
 def test_a_newer_major_version_is_refused_before_its_keys() -> None:
-    text = json.dumps({"schema_version": "3.0", "unheard_of": 1})
-    with pytest.raises(BundleFormatError, match=r"format 3\.0.*reads 2\.x\. Update escnet-runtime"):
+    text = json.dumps({"schema_version": "4.0", "unheard_of": 1})
+    with pytest.raises(BundleFormatError, match=r"format 4\.0.*reads 3\.x\. Update escnet-runtime"):
         Manifest.from_json(text)
 
 
 def test_an_older_major_version_is_refused() -> None:
     with pytest.raises(BundleFormatError, match="Export the bundle again"):
-        Manifest.from_json('{"schema_version": "1.0"}')
+        Manifest.from_json('{"schema_version": "2.0"}')
 
 
 def test_a_newer_minor_version_is_read() -> None:
-    text = _changed(lambda d: d.update(schema_version="2.7"))
-    assert Manifest.from_json(text).schema_version == "2.7"
+    text = _changed(lambda d: d.update(schema_version="3.7"))
+    assert Manifest.from_json(text).schema_version == "3.7"
 
 
 def test_an_unknown_key_of_a_newer_minor_version_says_to_update() -> None:
-    text = _changed(lambda d: d.update(schema_version="2.7", extra=1))
-    with pytest.raises(BundleFormatError, match=r"'extra'.*newer format 2\.7.*update"):
+    text = _changed(lambda d: d.update(schema_version="3.7", extra=1))
+    with pytest.raises(BundleFormatError, match=r"'extra'.*newer format 3\.7.*update"):
         Manifest.from_json(text)
 
 

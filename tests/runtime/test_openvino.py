@@ -1,6 +1,8 @@
-"""OpenVINO runs a bundle's graphs: the same labels, in float32 whatever the processor can."""
+"""OpenVINO runs a bundle's graphs: the same labels, in float32 or in bf16 as typed."""
 
+import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import openvino
@@ -79,6 +81,45 @@ def test_nothing_is_lowered(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) 
         pytest.raises(BackendError, match="in bf16 though it was told f32"),
     ):
         segmenter.vocabulary(["ring"])
+
+
+@pytest.mark.parametrize(
+    ("able", "precision", "hint"),
+    [
+        (["FP32", "BF16"], Precision.BF16, "dynamic"),
+        (["FP32"], Precision.BF16, "f32"),
+        (["FP32", "BF16", "FP16"], Precision.FP16, "f32"),
+        (["FP32", "BF16", "FP16"], Precision.FP32, "f32"),
+    ],
+)
+def test_bf16_graphs_run_as_typed_where_the_processor_can(
+    able: list[str],
+    precision: Precision,
+    hint: str,
+    tiny_bundle: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    told: list[Any] = []
+    asked, compiles = openvino.Core.get_property, openvino.Core.compile_model
+
+    def get_property(core: openvino.Core, *names: str) -> Any:
+        return able if "OPTIMIZATION_CAPABILITIES" in names else asked(core, *names)
+
+    def compile_model(core: openvino.Core, model: Any, device: str, options: Any) -> Any:
+        told.append(options["INFERENCE_PRECISION_HINT"])
+        return compiles(core, model, device, options)
+
+    monkeypatch.setattr(openvino.Core, "get_property", get_property)
+    monkeypatch.setattr(openvino.Core, "compile_model", compile_model)
+    files = {
+        name: dataclasses.replace(file, precision=precision)
+        for name, file in _files(tiny_bundle).items()
+    }
+    backend = OpenVinoBackend(files)
+    with Segmenter(tiny_bundle, backend, cache=None) as segmenter:
+        segmenter.vocabulary(["ring"])
+    assert told == [hint]
+    assert backend.description.endswith("as typed" if hint == "dynamic" else "in float32")
 
 
 def test_eight_bits_are_refused_with_advice(tiny_bundle: Path) -> None:
