@@ -143,8 +143,8 @@ def _group_norm(norm: nn.GroupNorm, x: Tensor) -> Tensor:
 
     def of_group(values: Tensor) -> Tensor:
         """The mean over maps and the channels of a group, for each channel: [n, C, 1, 1]."""
-        means = values.mean(dim=(2, 3)).unflatten(1, (norm.num_groups, -1))
-        means = means.mean(dim=2, keepdim=True).expand_as(means)
+        channels = values.mean(dim=(2, 3)).unflatten(1, (norm.num_groups, -1))
+        means: Tensor = channels.mean(dim=2, keepdim=True).expand_as(channels)
         return means.flatten(1)[:, :, None, None]
 
     centred = wide - of_group(wide)
