@@ -1,6 +1,7 @@
 """OpenVINO runs a bundle's graphs: the same labels, in float32 or in bf16 as typed."""
 
 import dataclasses
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from escnet_runtime.backends.openvino import OpenVinoBackend
 from escnet_runtime.backends_here import backends_here
 from escnet_runtime.bundle import Bundle
 from escnet_runtime.errors import BackendError, EscNetError
+from escnet_runtime.lanes import best_lanes, usable_cores
 from escnet_runtime.manifest import Precision
 from escnet_runtime.verify import verify_bundle
 
@@ -57,12 +59,34 @@ def test_forms_of_a_graph_are_bounded(tiny_bundle: Path) -> None:
         text = np.full([rows, *sizes["text"]], 0.1, types["text"])
         out = backend.run("correlation", {"features": features, "text": text})
         assert out["scores"].shape[0] == rows
-    assert len(backend._requests["correlation"]) == 4
+    assert len(backend._compiled["correlation", 1]) == 4
     backend.release("correlation")
-    assert not backend._requests
+    assert not backend._compiled
     backend.close()
     with pytest.raises(BackendError, match="closed"):
         backend.run("correlation", {"features": features, "text": text})
+
+
+def test_chunks_run_side_by_side(tiny_bundle: Path) -> None:
+    backend = OpenVinoBackend(_files(tiny_bundle))
+    stage = Bundle.open(tiny_bundle).manifest.stages["correlation"]
+    sizes = {port.name: [int(n) for n in port.shape[1:]] for port in stage.inputs}
+    draw = np.random.default_rng(0).standard_normal
+    features = draw([1, *sizes["features"]]).astype(np.float32)
+    texts = [draw([16, *sizes["text"]]).astype(np.float32) for _ in range(12)]
+
+    def scores(text: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        out = backend.run("correlation", {"features": features, "text": text})
+        return np.array(backend.to_host(out["scores"]))
+
+    alone = [scores(text) for text in texts]
+    lanes = backend.lanes([16] * 12)
+    assert lanes == best_lanes([16] * 12, usable_cores())
+    with ThreadPoolExecutor(4) as pool:  # more than it was told of: they wait, or get their own
+        together = list(pool.map(scores, texts))
+    np.testing.assert_allclose(together, alone, rtol=1e-5, atol=1e-5)
+    (form,) = backend._compiled["correlation", lanes].values()
+    assert 1 <= len(form.free) <= 4
 
 
 def test_nothing_is_lowered(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,15 +10,20 @@ Shapes are static, compiled for each size of chunk that occurs: with a dynamic n
 OpenVINO 2026.4 fails on the decoder ("Reorder node") and is slower on the others.
 """
 
+import threading
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any, Final, TypeAlias
 
 import numpy as np
 import openvino
 
 from ..errors import BackendError
+from ..lanes import best_lanes, usable_cores
 from ..manifest import Precision
+from ..order import by_chunk
 from .base import Array, GraphFile, Tensor
 
 __all__ = ["OpenVinoBackend"]
@@ -30,6 +35,27 @@ _PRECISIONS: Final = (Precision.FP32, Precision.FP16, Precision.BF16)
 #: Compiled forms of a graph that are kept: a full chunk, a last one, and those of another list.
 _KEPT: Final = 4
 _Shapes: TypeAlias = tuple[tuple[int, ...], ...]
+
+
+@dataclass(slots=True)
+class _Compiled:
+    """A graph compiled for one shape of inputs, and requests of it that nobody uses just now."""
+
+    model: Any
+    free: list[Any] = field(default_factory=list)
+
+    @contextmanager
+    def request(self) -> Iterator[Any]:
+        """One that is nobody else's meanwhile; as many are made as are used at once."""
+        # Taking from a list and adding to it are atomic.
+        try:
+            request = self.free.pop()
+        except IndexError:
+            request = self.model.create_infer_request()
+        try:
+            yield request
+        finally:
+            self.free.append(request)
 
 
 class OpenVinoBackend:
@@ -60,7 +86,9 @@ class OpenVinoBackend:
         self._as_typed = frozenset(
             name for name, file in graphs.items() if has_bf16 and file.precision is Precision.BF16
         )
-        self._requests: dict[str, OrderedDict[_Shapes, Any]] = {}
+        self._compiled: dict[tuple[str, int], OrderedDict[_Shapes, _Compiled]] = {}
+        self._compiling = threading.Lock()
+        self._lanes = 1
         self._closed = False
         #: Of the graph compiled last; 0 before any was.
         self.threads = 0
@@ -77,7 +105,8 @@ class OpenVinoBackend:
             raise BackendError("the backend is closed; make a new Segmenter")
         feeds = {name: np.ascontiguousarray(value) for name, value in inputs.items()}
         try:
-            results = self._request(graph, feeds).infer(feeds, share_inputs=True)
+            with self._form(graph, feeds).request() as request:
+                results = request.infer(feeds, share_inputs=True)
         except BackendError:
             raise
         except Exception as error:  # OpenVINO's errors share no base below Exception
@@ -89,32 +118,44 @@ class OpenVinoBackend:
         array: Array = tensor
         return array
 
+    def lanes(self, rows: Sequence[int]) -> int:
+        """See :class:`escnet_runtime.lanes.RunsSideBySide`."""
+        self._lanes = best_lanes(rows, usable_cores())
+        return self._lanes
+
     def release(self, graph: str) -> None:
         """See :class:`Backend`."""
-        self._requests.pop(graph, None)
+        for key in [key for key in self._compiled if key[0] == graph]:
+            del self._compiled[key]
 
     def close(self) -> None:
         """See :class:`Backend`."""
-        self._requests.clear()
+        self._compiled.clear()
         self._closed = True
 
-    def _request(self, graph: str, feeds: Mapping[str, Array]) -> Any:
+    def _form(self, graph: str, feeds: Mapping[str, Array]) -> _Compiled:
+        """The graph for these shapes, and for so many runs of it at once."""
         if graph not in self._graphs:
             raise BackendError(f"there is no graph {graph!r}; there are {', '.join(self._graphs)}")
-        kept = self._requests.setdefault(graph, OrderedDict())
+        lanes = self._lanes if by_chunk(graph) else 1
         shapes = tuple(value.shape for value in feeds.values())
-        if shapes not in kept:
-            kept[shapes] = self._compiled(graph, feeds).create_infer_request()
-            if len(kept) > _KEPT:
-                kept.popitem(last=False)
-        kept.move_to_end(shapes)
-        return kept[shapes]
+        with self._compiling:  # one lane compiles, the others wait
+            kept = self._compiled.setdefault((graph, lanes), OrderedDict())
+            if shapes not in kept:
+                kept[shapes] = _Compiled(self._compile(graph, feeds, lanes))
+                if len(kept) > _KEPT:
+                    kept.popitem(last=False)
+            kept.move_to_end(shapes)
+            return kept[shapes]
 
-    def _compiled(self, graph: str, feeds: Mapping[str, Array]) -> Any:
+    def _compile(self, graph: str, feeds: Mapping[str, Array], lanes: int) -> Any:
         model = self._core.read_model(self._graphs[graph].path)
         model.reshape({name: list(value.shape) for name, value in feeds.items()})
         hint = _AS_TYPED if graph in self._as_typed else _FLOAT32
-        options = {"INFERENCE_PRECISION_HINT": hint, "PERFORMANCE_HINT": "LATENCY"}
+        options: dict[str, Any] = {"INFERENCE_PRECISION_HINT": hint, "PERFORMANCE_HINT": "LATENCY"}
+        if lanes > 1:
+            threads = usable_cores() // lanes * lanes
+            options |= {"NUM_STREAMS": lanes, "INFERENCE_NUM_THREADS": threads}
         compiled = self._core.compile_model(model, _DEVICE, options)
         got = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
         if got != hint:
