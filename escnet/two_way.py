@@ -1,13 +1,14 @@
 """SAM's two-way transformer for many categories at once, with what they share computed once.
 
 The weights and the result are those of ``segment_anything``'s ``TwoWayTransformer``; the order of
-multiplications differs, exactly (associativity), in three ways:
+multiplications differs, exactly (associativity), in four ways:
 
 * In the first layer every category's keys are ``shared + basis · mask_n`` where the mask prompt has
   few channels (16 in SAM): projections of ``shared`` are computed once for all categories, and the
   rest has rank 16.
 * There are 5 tokens and 8 heads, so 40 rows; a projection of 576 keys to 128 channels costs three
   times as much as moving the projection to the 40 rows.
+* What the image finds in the tokens is added to its keys by one product, bias included.
 * Only the keys are read afterwards, so the last token-to-image attention is left out.
 """
 
@@ -31,6 +32,9 @@ class Keys(Protocol):
 
     def dense(self) -> Tensor:
         """The keys themselves, [n, P, C]."""
+
+    def plus(self, shares: Tensor, rows: Tensor) -> Tensor:
+        """``keys + shares @ rows``: [n, P, R] and [n, R, C], → [n, P, C]."""
 
 
 class LowRankKeys:
@@ -64,6 +68,12 @@ class LowRankKeys:
     def dense(self) -> Tensor:
         return self.shared + self.mask @ self.basis.T
 
+    def plus(self, shares: Tensor, rows: Tensor) -> Tensor:
+        # One product: keys of their own, and then a sum, would be two more passes over [n, P, C].
+        basis = self.basis.T.expand(rows.shape[0], -1, -1)
+        out: Tensor = torch.cat([self.mask, shares], 2) @ torch.cat([basis, rows], 1)
+        return self.shared + out
+
 
 class DenseKeys:
     """Keys with nothing in common, [n, P, C]."""
@@ -87,6 +97,9 @@ class DenseKeys:
 
     def dense(self) -> Tensor:
         return self.keys
+
+    def plus(self, shares: Tensor, rows: Tensor) -> Tensor:
+        return self.keys + shares @ rows
 
 
 def two_way(transformer: TwoWayTransformer, keys: Keys, position: Tensor, tokens: Tensor) -> Tensor:
@@ -117,10 +130,10 @@ def _layer(
     to_image = _token_to_image(layer.cross_attn_token_to_image, queries + query_pe, keys, position)
     queries = layer.norm2(queries + to_image)
     queries = layer.norm3(queries + layer.mlp(queries))
-    update = _image_to_token(
+    changed = _image_to_token(
         layer.cross_attn_image_to_token, keys, position, queries + query_pe, queries
     )
-    return queries, DenseKeys(layer.norm4(keys.dense() + update))
+    return queries, DenseKeys(layer.norm4(changed))
 
 
 def _heads(x: Tensor, heads: int) -> Tensor:
@@ -142,13 +155,18 @@ def _token_to_image(attention: Attention, rows: Tensor, keys: Keys, position: Te
 def _image_to_token(
     attention: Attention, keys: Keys, position: Tensor, rows: Tensor, values: Tensor
 ) -> Tensor:
-    """The image attends to tokens: rows (with position) and values [n, K, C] → [n, P, C]."""
+    """The image attends to tokens and adds what it finds: rows (with position) and values [n, K, C]
+    → new keys [n, P, C].
+    """
     heads = attention.num_heads
     k = _heads(attention.k_proj(rows), heads)
     logits = keys.match(k * k.shape[-1] ** -0.5, attention.q_proj, position)
-    weights = torch.softmax(logits.permute(0, 3, 1, 2), dim=-1).flatten(2)
+    # Before the axes are turned: a softmax over 5 numbers that lie side by side takes a CPU longer
+    # than any product of the block.
+    weights = torch.softmax(logits, dim=2).flatten(1, 2).transpose(1, 2)
     v = _heads(attention.v_proj(values), heads)
-    # Output projection on K · heads value rows instead of on P pixels.
+    # Output projection on K · heads value rows instead of on P pixels. A pixel's weights sum to 1
+    # in each head, so its bias can be theirs.
     out_weight = attention.out_proj.weight.T.reshape(heads, v.shape[-1], -1)
-    out: Tensor = weights @ (v @ out_weight).flatten(1, 2) + attention.out_proj.bias
-    return out
+    moved = v @ out_weight + attention.out_proj.bias / heads
+    return keys.plus(weights, moved.flatten(1, 2))
