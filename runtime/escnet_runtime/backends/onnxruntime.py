@@ -18,6 +18,7 @@ from ..errors import BackendError
 from ..lanes import best_lanes, usable_cores
 from ..manifest import Precision
 from ..order import by_chunk
+from .arrays import ArrayPool
 from .base import Array, GraphFile, Tensor
 from .ports import require_ports
 
@@ -51,6 +52,7 @@ class OnnxRuntimeBackend:
         # shortlist the next image may; loading takes longer than what either gains.
         self._sessions: dict[tuple[str, int], ort.InferenceSession] = {}
         self._loading = threading.Lock()
+        self._arrays = ArrayPool()
         self._threads = 0  # of a session whose graph runs by chunk; 0 is ONNX Runtime's own choice
         self._closed = False
 
@@ -64,7 +66,7 @@ class OnnxRuntimeBackend:
         session = self._session(graph)
         feeds = {name: _value(value) for name, value in inputs.items()}
         try:
-            return _run_into_arrays(session, feeds)
+            return _run_into_arrays(session, feeds, self._arrays)
         except Exception as error:  # ONNX Runtime's errors share no base below Exception
             raise BackendError(f"graph {graph!r} failed in ONNX Runtime: {error}") from error
 
@@ -88,6 +90,7 @@ class OnnxRuntimeBackend:
     def close(self) -> None:
         """See :class:`Backend`."""
         self._sessions.clear()
+        self._arrays.clear()
         self._closed = True
 
     def _session(self, graph: str) -> ort.InferenceSession:
@@ -130,7 +133,7 @@ def _value(value: Any) -> ort.OrtValue:
 
 
 def _run_into_arrays(
-    session: ort.InferenceSession, feeds: Mapping[str, ort.OrtValue]
+    session: ort.InferenceSession, feeds: Mapping[str, ort.OrtValue], pool: ArrayPool
 ) -> dict[str, Tensor]:
     """Run with outputs in arrays of our own.
 
@@ -148,8 +151,8 @@ def _run_into_arrays(
     for name, value in feeds.items():
         binding.bind_ortvalue_input(name, value)
     for port in session.get_outputs():
-        shape = [axes.get(axis, axis) for axis in port.shape]
-        arrays[port.name] = np.empty(shape, _NUMPY_TYPES[port.type])
+        shape = tuple(axes.get(axis, axis) for axis in port.shape)
+        arrays[port.name] = pool.empty(shape, _NUMPY_TYPES[port.type])
         binding.bind_ortvalue_output(port.name, ort.OrtValue.ortvalue_from_numpy(arrays[port.name]))
     session.run_with_iobinding(binding)
     return arrays
