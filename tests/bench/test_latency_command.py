@@ -203,6 +203,22 @@ def test_a_bundle_of_another_model_has_no_torch_beside_it(
     assert message in found["error"]["message"]
 
 
+@pytest.mark.parametrize("able", [True, False])
+def test_on_a_cpu_bf16_is_measured_where_there_is_bf16(
+    able: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(command, "_openvino_computes_bf16", lambda: able)
+
+    def kinds(name: str, precision: Precision) -> list[str]:
+        return [one.precision for one in command._variants(name, precision, gpu=False)]
+
+    assert kinds("openvino", Precision.BF16) == ["bf16" if able else "fp32"]
+    assert kinds("torch-plain", Precision.BF16) == ["bf16", "fp32"]
+    assert kinds("torch-naive-ppg", Precision.BF16) == ["fp32"]
+    for precision in (Precision.FP32, Precision.FP16):
+        assert kinds("openvino", precision) == kinds("torch", precision) == ["fp32"]
+
+
 def test_on_a_gpu_torch_runs_in_half_precision_and_the_plain_form_in_both() -> None:
     every = {
         name: [one.precision for one in command._variants(name, Precision.FP16, gpu=True)]

@@ -1,6 +1,7 @@
 """``escnet-bench latency``: what it is asked for, and what it runs."""
 
 import argparse
+import importlib.util
 import logging
 import time
 from collections.abc import Mapping, Sequence
@@ -48,6 +49,8 @@ _SIZE: Final = (480, 640)
 _WARM_UP: Final = {False: 1, True: 3}
 #: Below this, labels of a trained model are not those of ours.
 _AGREEMENT: Final = 0.99
+#: On a CPU, with a bundle of bf16: what a user of PyTorch would pick.
+_AT_BF16: Final = ("torch-plain", "torch", "torch-compile-static")
 #: Its k-means has other seeds, and so other prompts.
 _OTHER_PROMPTS: Final = "torch-naive-ppg"
 
@@ -226,11 +229,26 @@ def _chosen(
 def _variants(name: str, precision: Precision, *, gpu: bool) -> list[Variant]:
     if not name.startswith(("torch", "openvino")):
         return [Variant(implementation=name, precision=precision.value)]
-    if not gpu or name == "openvino":
-        return [Variant(implementation=name, precision="fp32")]
+    if name == "openvino":
+        kind = "bf16" if precision is Precision.BF16 and _openvino_computes_bf16() else "fp32"
+        return [Variant(implementation=name, precision=kind)]
+    if not gpu:
+        # Of the types that a CPU may be faster in, torch has bf16.
+        own = {precision.value} if precision is Precision.BF16 and name in _AT_BF16 else set()
+        return [Variant(implementation=name, precision=kind) for kind in sorted({"fp32"} | own)]
     half = precision.value if precision.value in ("fp32", "fp16", "bf16") else "fp16"
     kinds = {half, "fp32"} if name == "torch-plain" else {half}
     return [Variant(implementation=name, precision=kind) for kind in sorted(kinds)]
+
+
+def _openvino_computes_bf16() -> bool:
+    if importlib.util.find_spec("openvino") is None:
+        return False
+    import openvino  # an extra
+
+    from escnet_runtime.backends.openvino import computes_bf16
+
+    return computes_bf16(openvino.Core())
 
 
 def _order(

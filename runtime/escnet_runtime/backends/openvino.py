@@ -26,7 +26,7 @@ from ..manifest import Precision
 from ..order import by_chunk
 from .base import Array, GraphFile, Tensor
 
-__all__ = ["OpenVinoBackend"]
+__all__ = ["OpenVinoBackend", "computes_bf16"]
 
 _DEVICE: Final = "CPU"
 #: Left to itself, it computes everything in bf16 where the processor can.
@@ -35,6 +35,11 @@ _PRECISIONS: Final = (Precision.FP32, Precision.FP16, Precision.BF16)
 #: Compiled forms of a graph that are kept: a full chunk, a last one, and those of another list.
 _KEPT: Final = 4
 _Shapes: TypeAlias = tuple[tuple[int, ...], ...]
+
+
+def computes_bf16(core: openvino.Core) -> bool:
+    """Whether the processor has products of bf16, so that OpenVINO computes it as typed."""
+    return "BF16" in core.get_property(_DEVICE, "OPTIMIZATION_CAPABILITIES")
 
 
 @dataclass(slots=True)
@@ -82,9 +87,10 @@ class OpenVinoBackend:
                 )
         self._graphs = dict(graphs)
         self._core = openvino.Core()
-        has_bf16 = "BF16" in self._core.get_property(_DEVICE, "OPTIMIZATION_CAPABILITIES")
         self._as_typed = frozenset(
-            name for name, file in graphs.items() if has_bf16 and file.precision is Precision.BF16
+            name
+            for name, file in graphs.items()
+            if file.precision is Precision.BF16 and computes_bf16(self._core)
         )
         self._compiled: dict[tuple[str, int], OrderedDict[_Shapes, _Compiled]] = {}
         self._compiling = threading.Lock()
