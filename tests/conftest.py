@@ -8,6 +8,7 @@ import hypothesis
 import pytest
 
 from escnet_runtime.device import Device, open_device
+from escnet_runtime.native import native_library, native_status
 from tests.device.host_device import HostDevice
 from tests.kernels.host import HostCompiler
 from tests.kernels.machines import HostMachine
@@ -71,9 +72,18 @@ def cuda_device() -> Iterator[Device]:
         yield device
 
 
+@pytest.fixture(params=["numpy", "c"])
+def native_form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Prompts and up-sampling in NumPy, and in C where there is a compiler."""
+    monkeypatch.setenv("ESCNET_NATIVE", "01"[request.param == "c"])
+    if request.param == "c" and native_library() is None:
+        pytest.skip(f"needs a C compiler: {native_status().detail}")
+    return str(request.param)
+
+
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test reads or writes the user's cache of text embeddings."""
+    """No test reads or writes the user's cache of embeddings and compiled code."""
     monkeypatch.setenv("ESCNET_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
 
 

@@ -27,7 +27,7 @@ from .gallery.command import add_gallery_options, gallery
 from .latency.command import latency
 from .latency.options import add_latency_options
 from .parity_command import add_parity_options, parity
-from .ppg_time import PpgRow, measure_ppg
+from .ppg_time import PpgRow, measure_ppg, runtime_implementations
 from .report.command import add_report_options, report
 from .results import Document, result_document, saving
 from .shortlist_command import add_shortlist_options, shortlists
@@ -140,7 +140,10 @@ def _add_ppg(parser: argparse.ArgumentParser) -> None:
         "--grid", type=int, nargs=2, default=[24, 24], metavar=("H", "W"), help="(default: 24 24)"
     )
     parser.add_argument(
-        "--implementations", nargs="+", choices=("numpy", "torch"), default=["numpy"]
+        "--implementations",
+        nargs="+",
+        choices=("c", "numpy", "torch"),
+        help="(default: the runtime's that are here, c and numpy)",
     )
     parser.add_argument(
         "--repeats", type=int, default=30, metavar="N", help="calls to time (default: 30)"
@@ -303,7 +306,7 @@ def _ppg(arguments: argparse.Namespace, console: Console) -> Document:
     rows = measure_ppg(
         arguments.categories,
         (height, width),
-        implementations=arguments.implementations,
+        implementations=arguments.implementations or runtime_implementations(),
         repeats=arguments.repeats,
     )
     console.print(_ppg_table(rows))

@@ -41,9 +41,10 @@ _PACKAGES: Final = (
     "tokenizers",
     "torch",
 )
-#: Variables that change allocation or the number of threads.
+#: Variables that change allocation, the number of threads, or what runs in C.
 _VARIABLES: Final = (
     "CUDA_VISIBLE_DEVICES",
+    "ESCNET_NATIVE",
     "GLIBC_TUNABLES",
     "MKL_NUM_THREADS",
     "OMP_NUM_THREADS",
@@ -89,7 +90,7 @@ class Conditions:
         memory_bytes: of the machine; a container may be allowed less.
         gpus: name, memory and driver as nvidia-smi gives them; empty where it is not.
         packages: versions of those installed.
-        variables: environment variables that change allocation or the number of threads.
+        variables: environment variables that change allocation, threads, or what runs in C.
         load_before, load_after: load average of the last 1, 5 and 15 minutes.
         clocks_before, clocks_after: clocks and throttling; None in files older than their reading.
         commit: of the source tree this runs from; ``changed`` if tracked files differ from it.

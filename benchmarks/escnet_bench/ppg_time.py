@@ -8,7 +8,7 @@ foreground and on how long k-means runs:
 * ``flat``: every pixel is foreground.
 
 Wall-clock time of whole calls after a warm-up; nothing else should run on the machine. The rows
-say how many threads torch may use; the NumPy generator uses one.
+say how many threads torch may use; the runtime's generator, in C and in NumPy, uses one.
 """
 
 import dataclasses
@@ -21,11 +21,14 @@ import numpy as np
 import numpy.typing as npt
 
 from escnet_runtime.errors import BackendError, InputError
-from escnet_runtime.ppg import PpgConstants, pseudo_prompts
+from escnet_runtime.native import native_library, native_status
+from escnet_runtime.native.prompts import fill_prompts
+from escnet_runtime.ppg import PpgConstants, empty_prompts, pseudo_prompts
+from escnet_runtime.ppg_numpy import numpy_prompts
 
-__all__ = ["Implementation", "MapKind", "PpgRow", "measure_ppg"]
+__all__ = ["Implementation", "MapKind", "PpgRow", "measure_ppg", "runtime_implementations"]
 
-Implementation = Literal["numpy", "torch"]
+Implementation = Literal["c", "numpy", "torch"]
 MapKind = Literal["blobs", "noise", "flat"]
 
 _Floats = npt.NDArray[np.float32]
@@ -50,6 +53,11 @@ class PpgRow:
     p99_ms: float
 
 
+def runtime_implementations() -> tuple[Implementation, ...]:
+    """The forms of the runtime that are here; C needs a compiler."""
+    return ("c", "numpy") if native_status().active else ("numpy",)
+
+
 def measure_ppg(
     categories: Sequence[int],
     grid: tuple[int, int],
@@ -64,7 +72,7 @@ def measure_ppg(
     """Time the generator for each number of categories on maps of ``grid`` = (h, w) pixels.
 
     Raises InputError for a count below 1 or a grid the generator refuses, BackendError if torch
-    is asked for and not installed.
+    is asked for and not installed, or C where there is no compiler.
     """
     if warm_up < 0 or repeats < 1 or any(n < 1 for n in categories):
         raise InputError(
@@ -99,7 +107,25 @@ def _implementation(
 ) -> tuple[Callable[[_Floats], Callable[[], object]], int]:
     """What turns scores into a call to time, and the number of threads it may use."""
     if name == "numpy":
-        return lambda scores: lambda: pseudo_prompts(scores, constants), 1
+        return (
+            lambda scores: (
+                lambda: numpy_prompts(scores, constants, empty_prompts(scores, constants))
+            ),
+            1,
+        )
+    if name == "c":
+        library = native_library()
+        if library is None:
+            raise BackendError(
+                f"the generator in C is not here: {native_status().detail} Install a C compiler, "
+                "or ask for numpy alone"
+            )
+        return (
+            lambda scores: (
+                lambda: fill_prompts(library, scores, constants, empty_prompts(scores, constants))
+            ),
+            1,
+        )
     try:
         import torch
 

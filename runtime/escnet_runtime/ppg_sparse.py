@@ -152,7 +152,8 @@ def _nearest(centroids: _Longs, listed: _List) -> _Longs:
 
     A squared distance is D / m^2 with whole D = |m p - s|^2 and m the region's count. Where
     float64 tells two different such numbers apart, its quotients decide as whole numbers do:
-    equal ones are rounded to equal ones. Elsewhere the products are compared, see ``ppg._nearest``.
+    equal ones are rounded to equal ones. Elsewhere the products are compared, see
+    ``ppg_numpy._nearest``.
     """
     if centroids.shape[2] == 1:
         return np.zeros(len(listed.x), np.int64)
@@ -172,7 +173,7 @@ def _nearest(centroids: _Longs, listed: _List) -> _Longs:
 
 
 def _nearest_of_many(centroids: _Longs, listed: _List) -> _Longs:
-    """The region [F] whose centroid is nearest; the form of ``ppg._nearest``, and its bounds.
+    """The region [F] whose centroid is nearest; the form of ``ppg_numpy._nearest``, and its bounds.
 
     Its three terms lie below 2^60, 2^61 and 2^61, so their sum is exact.
     """

@@ -10,6 +10,7 @@ import pytest
 
 from escnet_bench.command import GFLOP_CHUNK, main
 from escnet_runtime.bundle import Bundle
+from escnet_runtime.native import native_status
 
 _WITHOUT_TORCH = """
 import sys
@@ -73,6 +74,8 @@ def test_ppg_is_timed(capsys: pytest.CaptureFixture[str]) -> None:
     assert code == 0
     assert {row["maps"] for row in document["rows"]} == {"blobs", "noise", "flat"}
     assert document["rows"][0]["grid"] == [4, 6]
+    found = {row["implementation"] for row in document["rows"]}
+    assert found == ({"c", "numpy"} if native_status().active else {"numpy"})
     assert main(words) == 0
     assert "Prompt generator" in capsys.readouterr().out
 
@@ -94,6 +97,16 @@ def test_footprint_prints_tables_and_writes_its_result(
     assert document["rows"][0]["categories"] == 2
     # Results are published: they say nothing of this machine's folders.
     assert str(tmp_path) not in output.read_text(encoding="utf-8")
+
+
+def test_ppg_in_c_needs_a_compiler(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("ESCNET_NATIVE", "0")
+    words = ["ppg", "--categories", "2", "--grid", "4", "6", "--repeats", "2"]
+    assert {row["implementation"] for row in run_json(capsys, *words)[1]["rows"]} == {"numpy"}
+    assert main([*words, "--implementations", "c"]) == 1
+    assert "Install a C compiler, or ask for numpy alone" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import ast
 import json
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -159,7 +160,7 @@ def test_wheels_hold_their_package_and_nothing_else(package: str, wheels: dict[s
     assert f"{package}/py.typed" in names
     assert not [name for name in names if "test" in Path(name).name or "/tests/" in name]
     folder = WORKSPACE[package].folder
-    kinds = ("*.py", "*.cu", "*.cuh")
+    kinds = ("*.py", "*.c", "*.cu", "*.cuh")
     found = [path for kind in kinds for path in (folder / package).rglob(kind)]
     assert {str(path.relative_to(folder)) for path in found} <= names
     assert "escnet_runtime/kernels/ppg.cu" in names or package != "escnet_runtime"
@@ -182,6 +183,16 @@ def test_every_module_of_the_runtime_imports_at_the_edge(edge_environment: EdgeE
     arguments = ["-c", IMPORT_EVERYTHING, "escnet_runtime", *OPTIONAL_AT_THE_EDGE]
     done = edge_environment.run(["python", "-I", *arguments])
     assert not set(done.stdout.split()) & TORCH_WORLD
+
+
+def test_the_edge_environment_compiles_what_its_wheel_brings(
+    edge_environment: EdgeEnvironment,
+) -> None:
+    if not any(shutil.which(name, path="/usr/bin:/bin") for name in ("cc", "gcc", "clang")):
+        pytest.skip("needs a C compiler")
+    program = "from escnet_runtime.native import native_status as s; print(*s())"
+    done = edge_environment.run(["python", "-I", "-c", program])
+    assert done.stdout.startswith("True compiled "), done.stdout
 
 
 def test_the_edge_environment_segments_as_the_development_one_does(

@@ -16,7 +16,7 @@ from hypothesis.extra import numpy as hnp
 
 import escnet.ppg
 from escnet.ppg import pseudo_prompts as torch_pseudo_prompts
-from escnet_runtime import ppg
+from escnet_runtime import ppg, ppg_numpy
 from escnet_runtime.errors import InputError
 from escnet_runtime.ppg import PpgConstants, Prompts
 
@@ -35,12 +35,15 @@ def on_device(scores: Floats, constants: PpgConstants, device: str = "cpu") -> P
 
 
 def pseudo_prompts(scores: Floats, constants: PpgConstants) -> Prompts:
-    """The runtime's prompts, which its dense and its sparse form agree on."""
-    prompts = ppg.pseudo_prompts(scores, constants)
-    for few in (0, 1 << 40):
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(ppg, "_FEW", 0)
-            patch.setattr(ppg, "_FEW_IN_ALL", few)
+    """The runtime's prompts, which its form in C and NumPy's dense and sparse one agree on."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ESCNET_NATIVE", "1")
+        prompts = ppg.pseudo_prompts(scores, constants)
+        patch.setenv("ESCNET_NATIVE", "0")
+        assert_same(ppg.pseudo_prompts(scores, constants), prompts)
+        for few in (0, 1 << 40):
+            patch.setattr(ppg_numpy, "_FEW", 0)
+            patch.setattr(ppg_numpy, "_FEW_IN_ALL", few)
             assert_same(ppg.pseudo_prompts(scores, constants), prompts)
     return prompts
 
@@ -236,7 +239,7 @@ def test_a_region_that_empties_keeps_its_centroid() -> None:
     row = np.ones((1, 1, 4), np.bool_)  # pixels 0 to 3; centroids at 1/2, 5/2 and 7 = 14/2
     centroids = np.array([[2, 2, 2], [1, 5, 14], [0, 0, 0]])[:, :, None]
     expected = np.array([[2, 2, 2], [1, 5, 14], [0, 0, 0]])
-    in_numpy = ppg._means(centroids, np.moveaxis(row, 0, -1))
+    in_numpy = ppg_numpy._means(centroids, np.moveaxis(row, 0, -1))
     np.testing.assert_array_equal(in_numpy[:, :, 0], expected)
 
     in_torch = torch.from_numpy(centroids).transpose(1, 2)
@@ -319,7 +322,8 @@ def test_chunks_of_categories_change_nothing(generate: Generator) -> None:
 def test_the_block_size_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     scores = blobs(30, 12, 12)
     whole = pseudo_prompts(scores, DEFAULT)
-    monkeypatch.setattr(ppg, "_BLOCK", 7)
+    monkeypatch.setenv("ESCNET_NATIVE", "0")
+    monkeypatch.setattr(ppg_numpy, "_BLOCK", 7)
     assert_same(pseudo_prompts(scores, DEFAULT), whole)
 
 

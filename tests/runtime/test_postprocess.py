@@ -5,6 +5,8 @@ from numpy.typing import NDArray
 from escnet_runtime.errors import InputError
 from escnet_runtime.postprocess import UpsampleArgmax, bilinear_taps, resize_bilinear
 
+pytestmark = pytest.mark.usefixtures("native_form")
+
 SIZES = [
     (1, 1, 6, 3),
     (37, 53, 12, 300),
