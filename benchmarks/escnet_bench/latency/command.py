@@ -244,11 +244,9 @@ def _variants(name: str, precision: Precision, *, gpu: bool) -> list[Variant]:
 def _openvino_computes_bf16() -> bool:
     if importlib.util.find_spec("openvino") is None:
         return False
-    import openvino  # an extra
+    from escnet_runtime.backends.openvino import computes_bf16  # an extra
 
-    from escnet_runtime.backends.openvino import computes_bf16
-
-    return computes_bf16(openvino.Core())
+    return computes_bf16()
 
 
 def _order(

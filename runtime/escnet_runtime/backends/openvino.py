@@ -37,8 +37,9 @@ _KEPT: Final = 4
 _Shapes: TypeAlias = tuple[tuple[int, ...], ...]
 
 
-def computes_bf16(core: openvino.Core) -> bool:
+def computes_bf16(core: openvino.Core | None = None) -> bool:
     """Whether the processor has products of bf16, so that OpenVINO computes it as typed."""
+    core = core or openvino.Core()
     return "BF16" in core.get_property(_DEVICE, "OPTIMIZATION_CAPABILITIES")
 
 
