@@ -4,7 +4,7 @@ For a CPU, where graphs run as they are, it measures how many categories at a ti
 """
 
 from .build import BuildReport, build_engines
-from .chunk_sizes import ChunkSizes, chunk_sizes
+from .chunk_plan import ChunkSizes, chunk_sizes
 from .chunks import ChunkReport, measure_chunks
 from .errors import BuildError, BuildMemoryError
 from .libraries import COMPILERS, open_library

@@ -14,7 +14,7 @@ from escnet_runtime.errors import InputError
 from escnet_runtime.groups import whole_groups
 from escnet_runtime.memory import available_memory
 
-from .chunk_sizes import chunk_sizes
+from .chunk_plan import chunk_sizes
 from .chunks import ROUNDS, ChunkReport, measure_chunks
 
 __all__ = ["measure_for_cpu"]
@@ -95,8 +95,8 @@ def _summary(bundle: Bundle, report: ChunkReport) -> list[str]:
     machine = record.machine
     lines = [
         f"{machine.backend} {machine.version} runs this bundle on this machine "
-        f"({machine.processor}, {machine.cores} cores) in chunks of {record.chunk} categories from now on"
-        f"{_against_own(bundle, record)}. {_MEANS[machine.backend]}",
+        f"({machine.processor}, {machine.cores} cores) in chunks of {record.chunk} categories from "
+        f"now on{_against_own(bundle, record)}. {_MEANS[machine.backend]}",
         f"Written to {report.file}, medians of {record.measuring.rounds} runs.",
     ]
     if report.replaced is not None:

@@ -18,8 +18,8 @@ from escnet_runtime.contract import require_contract
 from escnet_runtime.errors import BackendError, BundleError, BundleFormatError, InputError
 from escnet_runtime.measured_chunks import chunk_file, measured_graphs, read_chunks
 
+from .chunk_plan import ChunkSizes
 from .chunk_runs import BlockRuns, Run, kinds_of, timed_in_turns
-from .chunk_sizes import ChunkSizes
 from .lock import only_build
 
 __all__ = ["NOISE", "ROUNDS", "ChunkReport", "fastest_chunk", "measure_chunks"]

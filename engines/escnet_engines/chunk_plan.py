@@ -103,13 +103,13 @@ def chunk_bytes(manifest: Manifest, chunk: int, categories: int) -> int:
     Each lane has what lives inside a graph for one chunk; all categories have what goes from graph
     to graph.
     """
-    row: int = sum(
+    row = sum(
         _ITEM_BYTES * math.prod(size for size in spec.shape if isinstance(size, int))
         for spec in manifest.stages["correlation"].outputs
     )
     cut = category_chunks(categories, chunk, manifest.constants.group)
     rows = sorted(where.stop - where.start for where in cut)
-    together = sum(rows[-best_lanes(rows, usable_cores()) :])
+    together: int = sum(rows[-best_lanes(rows, usable_cores()) :])
     return row * (_INSIDE * together + _BETWEEN * categories)
 
 
