@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import importlib.util
 import json
 import signal
 import subprocess
@@ -21,7 +22,7 @@ from escnet_engines.chunk_runs import BlockRuns, Run, kinds_of, timed_in_turns
 from escnet_engines.chunks import fastest_chunk
 from escnet_engines.command import main
 from escnet_engines.lock import only_build
-from escnet_runtime import Segmenter, backends
+from escnet_runtime import Segmenter
 from escnet_runtime.bundle import Bundle
 from escnet_runtime.chunk_record import CpuBackend
 from escnet_runtime.errors import BackendError, BundleFormatError, InputError
@@ -297,18 +298,20 @@ def test_graphs_run_as_the_runtime_runs_them(
     from escnet_runtime.backends.onnxruntime import OnnxRuntimeBackend
     from escnet_runtime.backends.openvino import OpenVinoBackend
 
-    kind = {"onnxruntime": OnnxRuntimeBackend, "openvino": OpenVinoBackend}[backend]
+    kind: Any = {"onnxruntime": OnnxRuntimeBackend, "openvino": OpenVinoBackend}[backend]
     asked: list[Sequence[int]] = []
     ran: set[str] = set()
     real_lanes, real_run = kind.lanes, kind.run
 
     def lanes(self: Any, rows: Sequence[int]) -> int:
         asked.append(tuple(rows))
-        return real_lanes(self, rows)
+        count: int = real_lanes(self, rows)
+        return count
 
     def run(self: Any, graph: str, inputs: Mapping[str, Any]) -> dict[str, Any]:
         ran.add(graph)
-        return real_run(self, graph, inputs)
+        outputs: dict[str, Any] = real_run(self, graph, inputs)
+        return outputs
 
     monkeypatch.setattr(kind, "lanes", lanes)
     monkeypatch.setattr(kind, "run", run)
@@ -399,7 +402,7 @@ def test_wrong_usage_exits_2(
 def test_a_library_that_is_absent_is_named_with_its_extra(
     backend: str, bundle: Bundle, capsys: Captured, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(backends.importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     code, result = _json(capsys, bundle.root, "--backend", backend)
     assert code == 1
     assert f"install escnet-runtime[{backend}]" in result["error"]["message"]
