@@ -117,7 +117,7 @@ class Segmenter:
         self._owned = ExitStack()
         self._device: DevicePipeline | None = None
         self._backend = self._made(backend, device, chunk) if isinstance(backend, str) else backend
-        self._chunk, self._chunk_source = self._sized(chunk, named=isinstance(backend, str))
+        self._chunk, self._chunk_source = self._sized(chunk)
         self.pipeline = Pipeline(
             self._backend,
             blocks=manifest.model.blocks,
@@ -311,14 +311,11 @@ class Segmenter:
         self._device = chosen.device
         return chosen.backend
 
-    def _sized(self, chunk: int | None, *, named: bool) -> tuple[int, ChunkSource]:
-        """Categories at a time in whole groups, and where that is from.
-
-        Nothing was measured with a backend of the caller's own, which is not ``named``.
-        """
+    def _sized(self, chunk: int | None) -> tuple[int, ChunkSource]:
+        """Categories at a time in whole groups, and where that is from."""
         constants = self.bundle.manifest.constants
         source: ChunkSource = "asked"
-        if chunk is None and named and self._device is None:
+        if chunk is None and self._device is None:
             chunk, source = measured_chunk(self.bundle, self._backend.name), "measured"
         if chunk is None:
             chunk, source = constants.chunk, "bundle" if self._device is None else "device"

@@ -13,7 +13,8 @@ import pytest
 from PIL import Image
 
 from escnet_runtime import Segmenter
-from escnet_runtime.backends import BACKENDS, GraphFile, create_backend
+from escnet_runtime.backends import BACKENDS, GraphFile
+from escnet_runtime.backends.onnxruntime import OnnxRuntimeBackend
 from escnet_runtime.bundle import Bundle
 from escnet_runtime.chunk_record import ChunkRecord, Machine
 from escnet_runtime.commands.segment import main as segment
@@ -244,14 +245,24 @@ def test_an_explicit_chunk_wins(measured: Path) -> None:
         assert (segmenter.chunk, segmenter.chunk_source) == (32, "asked")
 
 
-def test_a_backend_of_the_callers_own_has_no_measured_chunk(measured: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "expected"), [("onnxruntime", (48, "measured")), ("my-own", (16, "bundle"))]
+)
+def test_a_backend_has_the_chunk_that_was_measured_under_its_name(
+    name: str, expected: tuple[int, str], measured: Path
+) -> None:
     bundle = Bundle.open(measured)
     files = {
         name: GraphFile.of(bundle.file(stage.file), stage)
         for name, stage in bundle.manifest.stages.items()
     }
-    with Segmenter(bundle, create_backend(files), cache=None) as segmenter:
-        assert (segmenter.chunk, segmenter.chunk_source) == (16, "bundle")
+
+    class Named(OnnxRuntimeBackend):
+        pass
+
+    Named.name = name
+    with Segmenter(bundle, Named(files), cache=None) as segmenter:
+        assert (segmenter.chunk, segmenter.chunk_source) == expected
 
 
 def test_a_measured_chunk_changes_no_label(measured: Path, tiny_bundle: Path) -> None:
