@@ -97,7 +97,7 @@ def _summary(bundle: Bundle, report: ChunkReport) -> list[str]:
         f"{machine.backend} {machine.version} runs this bundle on this machine "
         f"({machine.processor}, {machine.cores} cores) in chunks of {record.chunk} categories from "
         f"now on{_against_own(bundle, record)}. {_MEANS[machine.backend]}",
-        f"Written to {report.file}, medians of {record.measuring.rounds} runs.",
+        f"Written to {report.file}. Timed runs of each chunk: {record.measuring.rounds}.",
     ]
     if report.replaced is not None:
         when = f"of {report.replaced}" if report.replaced else "which was damaged"
