@@ -1,6 +1,11 @@
-"""Compiles the ONNX graphs of a bundle for a GPU, with TensorRT or TensorRT-RTX; no PyTorch."""
+"""Compiles the ONNX graphs of a bundle for a GPU, with TensorRT or TensorRT-RTX; no PyTorch.
+
+For a CPU, where graphs run as they are, it measures how many categories at a time are the fastest.
+"""
 
 from .build import BuildReport, build_engines
+from .chunk_plan import ChunkSizes, chunk_sizes
+from .chunks import ChunkReport, measure_chunks
 from .errors import BuildError, BuildMemoryError
 from .libraries import COMPILERS, open_library
 from .library import Library
@@ -12,8 +17,12 @@ __all__ = [
     "BuildMemoryError",
     "BuildPlan",
     "BuildReport",
+    "ChunkReport",
+    "ChunkSizes",
     "Library",
     "build_engines",
+    "chunk_sizes",
+    "measure_chunks",
     "open_library",
     "plan_build",
 ]

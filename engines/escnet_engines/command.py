@@ -1,4 +1,4 @@
-"""``escnet-build``: a bundle's graphs become engines for a GPU."""
+"""``escnet-build``: a bundle's graphs become engines for a GPU; for a CPU, chunks are measured."""
 
 import argparse
 import dataclasses
@@ -9,10 +9,13 @@ from typing import Any
 from rich.table import Table
 
 from escnet_runtime.bundle import Bundle
+from escnet_runtime.chunk_record import CPU_BACKENDS
 from escnet_runtime.console import Console, command_parser, run_command
 from escnet_runtime.errors import InputError
 
 from .build import BuildReport, build_engines
+from .chunk_command import measure_for_cpu
+from .chunks import ROUNDS
 from .libraries import COMPILERS, open_library
 from .library import Library
 from .plan import BuildPlan, plan_build
@@ -31,14 +34,15 @@ def _parser() -> argparse.ArgumentParser:
     parser = command_parser(
         "escnet-build",
         "Compile the graphs of a bundle into engines, beside them in the bundle. Engines that are\n"
-        "there already and still fit are kept.",
+        "there already and still fit are kept. For onnxruntime and openvino, which run the graphs\n"
+        "as they are, measure how many categories at a time are the fastest on this machine.",
     )
     parser.add_argument("bundle", metavar="BUNDLE", type=Path, help="folder of the bundle")
     parser.add_argument(
         "--backend",
         required=True,
-        choices=[*COMPILERS, "onnxruntime"],
-        help="what compiles (onnxruntime runs the graphs as they are: nothing to build)",
+        choices=[*COMPILERS, *CPU_BACKENDS],
+        help="what compiles, or runs the graphs on the CPU",
     )
     parser.add_argument(
         "--target",
@@ -53,10 +57,20 @@ def _parser() -> argparse.ArgumentParser:
         nargs="+",
         metavar="N",
         help="categories at a time to tune for; the largest bounds the memory (default: the "
-        "bundle's own)",
+        "bundle's own). On a CPU those to measure (default: 16, 32, 48, 64 and the bundle's own, "
+        "as far as memory goes)",
     )
     parser.add_argument(
         "--workspace", type=int, metavar="MIB", help="memory that one layer may use at most"
+    )
+    parser.add_argument(
+        "--categories",
+        type=int,
+        metavar="N",
+        help="on a CPU: of the vocabulary to measure with (150, or what fills the largest chunk)",
+    )
+    parser.add_argument(
+        "--rounds", type=int, metavar="N", help=f"on a CPU: timed runs of each chunk ({ROUNDS})"
     )
     parser.add_argument(
         "--plan",
@@ -96,10 +110,14 @@ def build_shown(
 
 
 def _build(arguments: argparse.Namespace, console: Console) -> tuple[int, dict[str, Any]]:
-    if arguments.backend == "onnxruntime":
-        raise InputError(
-            "ONNX Runtime runs the graphs of a bundle as they are: there is nothing to build"
-        )
+    if arguments.backend in CPU_BACKENDS:
+        return measure_for_cpu(arguments, console)
+    for option in ("categories", "rounds"):
+        if getattr(arguments, option) is not None:
+            raise InputError(
+                f"--{option} goes with the backends {' and '.join(CPU_BACKENDS)}, whose chunks are "
+                f"measured; {arguments.backend} times kernels itself"
+            )
     if arguments.workspace is not None and arguments.workspace < 1:
         raise InputError(f"--workspace is {arguments.workspace}, expected at least 1 MiB")
     bundle = Bundle.open(arguments.bundle)

@@ -1,4 +1,4 @@
-"""One build of a bundle at a time."""
+"""One build or measurement of a bundle at a time."""
 
 import logging
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ def only_build(root: Path) -> Iterator[None]:
     """Hold the lock of the bundle at ``root``; while another process holds it, say so and wait."""
 
     def waiting() -> None:
-        _LOG.warning("waiting: another process is building engines of %s", root)
+        _LOG.warning("waiting: another process is building or measuring for %s", root)
 
     with exclusive(root, waiting=waiting) as held:
         if not held:

@@ -8,7 +8,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
-__all__ = ["PROMPTS", "READS", "SUMS", "WRITES", "Step", "by_chunk", "image_steps", "refined"]
+__all__ = [
+    "PROMPTS",
+    "READS",
+    "SUMS",
+    "WRITES",
+    "Step",
+    "by_chunk",
+    "image_steps",
+    "kind_of",
+    "refined",
+]
 
 #: What the prompt generator writes, of all categories at once.
 PROMPTS: Final = ("points", "point_labels", "regions", "probabilities")
@@ -82,5 +92,9 @@ def refined(output: str) -> str:
 
 def by_chunk(graph: str) -> bool:
     """Whether the graph of that name runs once for each chunk of categories."""
-    kind = graph.partition("_")[2] if graph.startswith("esc") else graph
-    return kind in _BY_CHUNK
+    return kind_of(graph) in _BY_CHUNK
+
+
+def kind_of(graph: str) -> str:
+    """The kind of the graph of that name: "sam" of "esc0_sam"."""
+    return graph.partition("_")[2] if graph.startswith("esc") else graph

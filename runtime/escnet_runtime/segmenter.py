@@ -30,6 +30,7 @@ from .gpu.pipeline import IN_FLIGHT, DevicePipeline, InFlight
 from .gpu.pixels import Pixels, frame_pixels
 from .groups import whole_groups
 from .images import ImageArray, load_image
+from .measured_chunks import measured_chunk
 from .pipeline import EncodedImage, Observer, Pipeline
 from .postprocess import UpsampleArgmax
 from .preprocess import preprocess
@@ -39,7 +40,7 @@ from .tokenizer import Tokenizer
 from .vocabulary import Vocabulary, assemble, plan_texts
 from .windows import LogitCanvas, crops, plan_windows
 
-__all__ = ["TEXT_BATCH", "ImageSource", "Segmenter", "Window"]
+__all__ = ["TEXT_BATCH", "ChunkSource", "ImageSource", "Segmenter", "Window"]
 
 
 class _CudaArray(Protocol):
@@ -62,6 +63,7 @@ ImageSource = (
     | _DlpackArray
 )
 Window = Literal["none", "sliding"]
+ChunkSource = Literal["asked", "measured", "bundle", "device"]
 
 _LOG = logging.getLogger("escnet_runtime")
 #: Texts encoded at a time: bounds the text encoder's memory, and its engine is built for it.
@@ -85,9 +87,10 @@ class Segmenter:
             default.
         chunk: categories worked on at a time; bounds the memory and changes nothing: on the CPU,
             logits and labels are the same to the last bit. Rounded up to whole groups of the bundle
-            (16 categories), which is what the attribute ``chunk`` then says. By default the
-            bundle's own value on the CPU, and what fills a GPU on one; there it is made smaller,
-            with a warning, where memory does not suffice.
+            (16 categories), which is what the attribute ``chunk`` then says. By default, on the
+            CPU, the one that ``escnet-build`` has measured to be the fastest on this machine, else
+            the bundle's own; on a GPU what fills it, made smaller, with a warning, where memory
+            does not suffice.
         cache: folder of the cache of text embeddings; None for none. By default
             ``$ESCNET_CACHE`` or the user's cache folder.
 
@@ -111,10 +114,10 @@ class Segmenter:
         constants = manifest.constants
         if chunk is not None:
             _positive("chunk", chunk)
-        self._chunk = whole_groups(chunk or constants.chunk, constants.group)
         self._owned = ExitStack()
         self._device: DevicePipeline | None = None
         self._backend = self._made(backend, device, chunk) if isinstance(backend, str) else backend
+        self._chunk, self._chunk_source = self._sized(chunk)
         self.pipeline = Pipeline(
             self._backend,
             blocks=manifest.model.blocks,
@@ -131,6 +134,11 @@ class Segmenter:
     def chunk(self) -> int:
         """Categories worked on at a time."""
         return self._chunk if self._device is None else self._device.chunk
+
+    @property
+    def chunk_source(self) -> ChunkSource:
+        """Where :attr:`chunk` is from: as asked, measured here, the bundle's, what fills a GPU."""
+        return self._chunk_source
 
     @property
     def backend(self) -> str:
@@ -302,6 +310,16 @@ class Segmenter:
         self._owned.callback(chosen.close)
         self._device = chosen.device
         return chosen.backend
+
+    def _sized(self, chunk: int | None) -> tuple[int, ChunkSource]:
+        """Categories at a time in whole groups, and where that is from."""
+        constants = self.bundle.manifest.constants
+        source: ChunkSource = "asked"
+        if chunk is None and self._device is None:
+            chunk, source = measured_chunk(self.bundle, self._backend.name), "measured"
+        if chunk is None:
+            chunk, source = constants.chunk, "bundle" if self._device is None else "device"
+        return whole_groups(chunk, constants.group), source
 
     def _streamed(
         self,

@@ -15,6 +15,7 @@ from .errors import BundleError, BundleFormatError, EscNetError
 from .golden import Golden
 from .golden_checks import GoldenCheck, device_check, golden_checks
 from .manifest import Manifest
+from .measured_chunks import ChunkState, survey_chunks
 from .nvidia import find_gpu
 from .segmenter import Segmenter
 
@@ -117,6 +118,7 @@ class _Findings:
     files: int = 0
     backends: list[BackendState] = field(default_factory=list)
     engines: list[EngineFolder] = field(default_factory=list)
+    chunks: list[ChunkState] = field(default_factory=list)
 
 
 def _checks(
@@ -139,7 +141,7 @@ def _checks(
     files = _files_check(bundle, progress)
     found.files = len(list(bundle.manifest.files()))
     yield files
-    engines = tuple(_engine_checks(bundle, found))
+    engines = (*_engine_checks(bundle, found), *_chunk_checks(bundle, found))
     there = _backends(bundle, found)
     names = [one.name for one in there if one.lacks is None] or ["onnxruntime"]
     if any(name.startswith("onnxruntime") for name in names):
@@ -398,6 +400,32 @@ def _rebuild(folder: EngineFolder) -> str:
     return f"{how}: {folder.command}"
 
 
+def _chunk_checks(bundle: Bundle, found: _Findings) -> Iterator[Check]:
+    """Of each record of measured chunks; one of another machine or graph is a note."""
+    found.chunks.extend(survey_chunks(bundle))
+    for state in found.chunks:
+        match state.state:
+            case "fits":
+                detail = f"{state.backend} runs {state.chunk} categories at a time, as measured."
+            case "misfit":
+                detail = _unused(state)
+            case "damaged":
+                detail = "; ".join(state.reasons)
+        yield Check(
+            name=state.file,
+            passed=state.state != "damaged",
+            note=state.state == "misfit",
+            detail=detail,
+            reason=f"the measured chunks in {state.file} are damaged",
+            advice=f"Remove {state.file} from the bundle, or measure anew: {state.command}",
+        )
+
+
+def _unused(state: ChunkState) -> str:
+    reasons = "; ".join(state.reasons)
+    return f"{state.file} is not used here: {reasons}. Measure anew: {state.command}"
+
+
 # --- The verdict ---------------------------------------------------------------------------------
 
 
@@ -442,4 +470,5 @@ def _notes(found: _Findings) -> tuple[str, ...]:
         if folder.state == "misfit":
             reasons = "; ".join(folder.reasons)
             notes.append(f"{folder.folder} does not run here: {reasons}. {_rebuild(folder)}")
+    notes += [_unused(state) for state in found.chunks if state.state == "misfit"]
     return tuple(notes)

@@ -1,4 +1,4 @@
-"""Clocks, throttling, memory and energy of made-up machines."""
+"""Clocks, throttling and energy of made-up machines."""
 
 import io
 import threading
@@ -12,7 +12,6 @@ from escnet_bench import nvml
 from escnet_bench.clocks import read_clocks
 from escnet_bench.energy import Rapl, Tegrastats, module_watts, open_counter
 from escnet_bench.latency.floor import cpu_peak, gpu_peak
-from escnet_bench.machine_memory import available_memory
 
 
 def put(path: Path, text: str) -> None:
@@ -44,18 +43,7 @@ def test_without_cpufreq_the_clocks_are_those_of_cpuinfo(tmp_path: Path) -> None
 
 def test_what_cannot_be_read_is_none(tmp_path: Path) -> None:
     assert read_clocks(tmp_path).cpu_mhz is None
-    assert available_memory(tmp_path) is None
     assert open_counter(gpu=False, root=tmp_path) is None
-
-
-def test_a_containers_limit_bounds_the_memory(tmp_path: Path) -> None:
-    put(tmp_path / "proc/meminfo", "MemTotal: 9000 kB\nMemAvailable: 4000 kB\n")
-    assert available_memory(tmp_path) == 4000 * 1024
-    put(tmp_path / "sys/fs/cgroup/memory.max", "max\n")
-    put(tmp_path / "sys/fs/cgroup/memory.current", "100000\n")
-    assert available_memory(tmp_path) == 4000 * 1024
-    put(tmp_path / "sys/fs/cgroup/memory.max", "300000\n")
-    assert available_memory(tmp_path) == 200_000
 
 
 def test_rapl_adds_up_packages_and_wraps_around(tmp_path: Path) -> None:

@@ -58,11 +58,12 @@ def test_a_failed_graph_exits_1(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--backend", "onnxruntime"], "nothing to build"),
-        (["--backend", "openvino"], "invalid choice"),
+        (["--backend", "other"], "invalid choice"),
         ([], "--backend"),
         (["--backend", "tensorrt-rtx", "--chunk", "many"], "invalid int value"),
         (["--backend", "tensorrt-rtx", "--workspace", "0"], "--workspace is 0"),
+        (["--backend", "tensorrt-rtx", "--rounds", "3"], "--rounds goes with the backends onnx"),
+        (["--backend", "tensorrt", "--categories", "9"], "tensorrt times kernels itself"),
     ],
 )
 def test_wrong_usage_exits_2(
@@ -86,8 +87,12 @@ def test_the_public_face() -> None:
         "BuildMemoryError",
         "BuildPlan",
         "BuildReport",
+        "ChunkReport",
+        "ChunkSizes",
         "Library",
         "build_engines",
+        "chunk_sizes",
+        "measure_chunks",
         "open_library",
         "plan_build",
     ]

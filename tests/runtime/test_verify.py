@@ -137,7 +137,7 @@ def test_what_is_no_bundle_is_wrong_input(tmp_path: Path, capsys: Captured) -> N
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"schema_version": "3.0"}, "Update escnet-runtime"),
+        ({"schema_version": "4.0"}, "Update escnet-runtime"),
         ({"mood": "good"}, "mood"),
         ({"precision": "fp32"}, "digest"),
     ],

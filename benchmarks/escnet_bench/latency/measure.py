@@ -7,9 +7,9 @@ from contextlib import ExitStack
 from typing import Final
 
 from escnet_runtime.errors import EscNetError
+from escnet_runtime.memory import available_memory
 
 from ..energy import EnergyCounter
-from ..machine_memory import available_memory
 from .forecast import Forecast
 from .plan import Allocator, Cell, Settings, Variant
 from .process import ProcessEnded, Served, TooSlow

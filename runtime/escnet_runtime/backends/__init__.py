@@ -2,11 +2,12 @@
 
 import importlib.util
 from collections.abc import Mapping
+from typing import Literal
 
 from ..errors import BackendError
 from .base import Backend, GraphFile
 
-__all__ = ["BACKENDS", "Backend", "GraphFile", "create_backend"]
+__all__ = ["BACKENDS", "Backend", "GraphFile", "create_backend", "library_version"]
 
 BACKENDS = ("auto", "onnxruntime", "openvino", "onnxruntime-cuda", "tensorrt", "tensorrt-rtx")
 
@@ -45,3 +46,16 @@ def _openvino(graphs: Mapping[str, GraphFile]) -> Backend:
     from .openvino import OpenVinoBackend
 
     return OpenVinoBackend(graphs)
+
+
+def library_version(name: Literal["onnxruntime", "openvino"]) -> str | None:
+    """Of the library of a backend on the CPU, which is loaded for it; None if it is not here."""
+    try:
+        if name == "openvino":
+            from .openvino import VERSION as VERSION_OF_OPENVINO
+
+            return VERSION_OF_OPENVINO
+        from .onnxruntime import VERSION
+    except ImportError:
+        return None
+    return VERSION

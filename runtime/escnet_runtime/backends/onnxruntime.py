@@ -22,7 +22,9 @@ from .arrays import ArrayPool
 from .base import Array, GraphFile, Tensor
 from .ports import require_ports
 
-__all__ = ["SLOW_ON_A_CPU", "OnnxRuntimeBackend"]
+__all__ = ["SLOW_ON_A_CPU", "VERSION", "OnnxRuntimeBackend"]
+
+VERSION: Final = str(ort.__version__)
 
 _LOG = logging.getLogger("escnet_runtime")
 _PROVIDER: Final = "CPUExecutionProvider"

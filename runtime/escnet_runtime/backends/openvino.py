@@ -26,7 +26,9 @@ from ..manifest import Precision
 from ..order import by_chunk
 from .base import Array, GraphFile, Tensor
 
-__all__ = ["OpenVinoBackend", "computes_bf16"]
+__all__ = ["VERSION", "OpenVinoBackend", "computes_bf16"]
+
+VERSION: Final = str(openvino.__version__)
 
 _DEVICE: Final = "CPU"
 #: Left to itself, it computes everything in bf16 where the processor can.

@@ -86,7 +86,8 @@ def _parser() -> argparse.ArgumentParser:
         "--chunk",
         metavar="N",
         type=int,
-        help="categories at a time, rounded up to whole groups (16); bounds the memory alone",
+        help="categories at a time, rounded up to whole groups (16); bounds the memory alone (what "
+        "escnet-build has measured here, else the bundle's own)",
     )
     add(
         "--shortlist",
@@ -130,6 +131,8 @@ def _segment(arguments: argparse.Namespace, console: Console) -> tuple[int, dict
         shown = [segment_video(segmenter, vocabulary, name, arguments, console) for name in videos]
         document: dict[str, Any] = {
             "backend": segmenter.backend,
+            "chunk": segmenter.chunk,
+            "chunk_source": segmenter.chunk_source,
             "categories": len(vocabulary.names),
             "shortlist": arguments.shortlist,
             "peak_memory_bytes": peak_memory(),

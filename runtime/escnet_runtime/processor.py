@@ -1,0 +1,40 @@
+"""What the processor of this machine calls itself; cheap enough to ask at every start."""
+
+import os
+import platform
+from pathlib import Path
+from typing import Final
+
+__all__ = ["processor_model"]
+
+_CPUINFO: Final = Path("/proc/cpuinfo")
+#: Arm's cores have numbers in place of a name.
+_ARM: Final = ("CPU implementer", "CPU architecture", "CPU variant", "CPU part")
+
+
+def processor_model(cpuinfo: Path = _CPUINFO) -> str:
+    """The model's name, such as "AMD EPYC 7B13"; of an Arm core its numbers; never empty.
+
+    Without ``cpuinfo`` (on other systems than Linux) it is what can be had without starting a
+    program, which may be as little as "arm64".
+
+    Args:
+        cpuinfo: Linux's list of cores. Its first one is read and no more: a list of hundreds of
+            cores takes the kernel milliseconds to write.
+    """
+    found: dict[str, str] = {}
+    try:
+        with cpuinfo.open(encoding="utf-8", errors="replace") as lines:
+            for line in lines:
+                key, _, value = line.partition(":")
+                if key.strip() == "model name" and value.strip():
+                    return value.strip()
+                if not line.strip() and found:
+                    break  # the next core
+                found[key.strip()] = value.strip()
+    except OSError:
+        found.clear()
+    arm = [found[key] for key in _ARM if found.get(key)]
+    if arm:
+        return f"{platform.machine()} {' '.join(arm)}"
+    return os.environ.get("PROCESSOR_IDENTIFIER") or platform.machine() or "unknown"
