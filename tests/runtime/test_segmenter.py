@@ -1,6 +1,7 @@
 """The Segmenter on an exported bundle: any words, any image, any chunk, several threads."""
 
 import dataclasses
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -30,8 +31,9 @@ from escnet_runtime import (
 )
 from escnet_runtime.backends import BACKENDS
 from escnet_runtime.bundle import Bundle, sha256_file
+from escnet_runtime.gpu import choose
 from escnet_runtime.images import ImageArray, load_image
-from escnet_runtime.manifest import Manifest
+from escnet_runtime.manifest import Manifest, Precision
 from escnet_runtime.pipeline import Pipeline
 from escnet_runtime.postprocess import resize_bilinear
 from escnet_runtime.preprocess import resize
@@ -546,6 +548,48 @@ def test_the_backend_is_described(tiny_bundle: Path, caplog: pytest.LogCaptureFi
     with caplog.at_level("INFO", logger="escnet_runtime"), Segmenter(tiny_bundle) as made:
         assert made.backend == f"ONNX Runtime {onnxruntime.__version__} on CPU"
     assert "'auto' chose onnxruntime" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("bf16", "absent", "chosen"),
+    [
+        (False, (), "onnxruntime"),
+        (True, (), "openvino"),  # ONNX Runtime would emulate
+        (True, ("openvino",), "onnxruntime"),
+        (False, ("onnxruntime",), "openvino"),
+        (True, ("onnxruntime", "openvino"), None),
+    ],
+)
+def test_auto_on_a_cpu_takes_the_fastest_that_is_installed(
+    bf16: bool,
+    absent: tuple[str, ...],
+    chosen: str | None,
+    tiny_bundle: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    find, files = importlib.util.find_spec, choose._files
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *rest: None if name in absent else find(name)
+    )
+    if bf16:
+        monkeypatch.setattr(
+            choose,
+            "_files",
+            lambda bundle: {
+                name: dataclasses.replace(file, precision=Precision.BF16)
+                for name, file in files(bundle).items()
+            },
+        )
+    monkeypatch.setattr(choose, "find_gpu", lambda: None)
+    if chosen is None:
+        with pytest.raises(BackendError, match=r"escnet-runtime\[onnxruntime\]"):
+            Segmenter(tiny_bundle, cache=None)
+        return
+    with caplog.at_level("INFO", logger="escnet_runtime"), Segmenter(tiny_bundle, cache=None):
+        pass
+    assert f"'auto' chose {chosen}" in caplog.text
+    assert ("not openvino: " in caplog.text) == (absent == ("openvino",))
 
 
 def test_an_unknown_backend_names_the_known_ones(tiny_bundle: Path) -> None:

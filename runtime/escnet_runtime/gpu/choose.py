@@ -13,6 +13,7 @@ from ..device import open_device
 from ..device.base import Device, Stream
 from ..engines import Compiler, find_engines, fingerprint_here
 from ..errors import BackendError, DeviceError, EngineMismatchError
+from ..manifest import Precision
 from ..nvidia import find_gpu
 from .backend import DeviceBackend
 from .bridge import BridgedGraphs
@@ -109,10 +110,28 @@ def _automatic(bundle: Bundle, device: Device | None, chunk: int | None) -> Chos
                 continue
             _say(chosen, reasons, logging.INFO)
             return chosen
-    chosen = _on_the_cpu(bundle)
     # With a GPU at hand, the CPU is not what somebody expects.
-    _say(chosen, reasons, logging.INFO if len(reasons) == 1 else logging.WARNING)
+    level = logging.INFO if len(reasons) == 1 else logging.WARNING
+    chosen = _automatic_on_the_cpu(bundle, reasons)
+    _say(chosen, reasons, level)
     return chosen
+
+
+def _automatic_on_the_cpu(bundle: Bundle, reasons: list[str]) -> Chosen:
+    """The first that is installed and runs the bundle; what is said against others is added."""
+    names = ["onnxruntime", "openvino"]
+    if any(file.precision is Precision.BF16 for file in _files(bundle).values()):
+        names.reverse()  # ONNX Runtime emulates bf16, which takes several times as long
+    refusals: dict[str, BackendError] = {}
+    for name in names:
+        try:
+            chosen = _on_the_cpu(bundle, name)
+        except BackendError as error:
+            refusals[name] = error
+            continue
+        reasons += [f"not {other}: {error}" for other, error in refusals.items()]
+        return chosen
+    raise refusals["onnxruntime"]
 
 
 def _say(chosen: Chosen, reasons: list[str], level: int) -> None:
@@ -126,7 +145,7 @@ def _say(chosen: Chosen, reasons: list[str], level: int) -> None:
     )
 
 
-def _on_the_cpu(bundle: Bundle, name: str = "onnxruntime") -> Chosen:
+def _on_the_cpu(bundle: Bundle, name: str) -> Chosen:
     owned = ExitStack()
     backend = create_backend(_files(bundle), name)
     owned.callback(backend.close)
