@@ -79,7 +79,7 @@ class _Functions:
 
     def correlation(self, features: Array, text: Array) -> tuple[Array, ...]:
         scores = 0.3 * np.einsum("dyx,nd->nyx", features[0], text)
-        embedding = scores[:, None] + np.linspace(0, 1, 8)[:, None, None]
+        embedding = scores[..., None] + np.linspace(0, 1, 8)
         return scores, embedding
 
     def sam(
@@ -102,23 +102,21 @@ class _Functions:
     def image(
         self, embedding: Array, guidance: Array, text: Array, weight: Array
     ) -> tuple[Array, ...]:
-        out = embedding + 0.1 * np.tanh(
-            embedding * guidance + text.mean(axis=1)[:, None, None, None]
-        )
-        pixels = out.astype(np.float32).reshape(len(out), HEADS, 4, 16)
-        k = np.moveaxis(pixels, 3, 1)
+        guide = np.moveaxis(guidance, 1, 3)
+        out = embedding + 0.1 * np.tanh(embedding * guide + text.mean(axis=1)[:, None, None, None])
+        k = out.astype(np.float32).reshape(len(out), 16, HEADS, 4)
         kv = k[..., None] * k[..., None, :]
         return out, _group_sums(kv, weight), _group_sums(k, weight)
 
     def text(
         self, embedding: Array, text: Array, scores: Array, kv_mean: Array, k_mean: Array
     ) -> tuple[Array, ...]:
-        read = np.moveaxis(kv_mean.sum(axis=2), 0, 2).reshape(8, 4, 4)
+        read = kv_mean.sum(axis=2).reshape(4, 4, 8)
         out = embedding + np.tanh(read) * 0.1 + k_mean.mean()
-        return out, scores + 0.05 * out.astype(np.float32).mean(axis=1)
+        return out, scores + 0.05 * out.astype(np.float32).mean(axis=3)
 
     def decoder(self, embedding: Array, skip0: Array, skip1: Array) -> tuple[Array, ...]:
-        maps = np.repeat(np.repeat(embedding.astype(np.float32).mean(axis=1), 2, 1), 2, 2)
+        maps = np.repeat(np.repeat(embedding.astype(np.float32).mean(axis=3), 2, 1), 2, 2)
         return (maps * 3 + skip0[0, 0] + skip1[0, 1, ::2, ::2],)
 
 
