@@ -1,6 +1,8 @@
 """OpenVINO runs a bundle's graphs: the same labels, in float32 or in bf16 as typed."""
 
 import dataclasses
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -87,6 +89,35 @@ def test_chunks_run_side_by_side(tiny_bundle: Path) -> None:
     np.testing.assert_allclose(together, alone, rtol=1e-5, atol=1e-5)
     (form,) = backend._compiled["correlation", lanes].values()
     assert 1 <= len(form.free) <= 4
+
+
+_FIRST_RUNS_AT_ONCE = """
+import threading
+import numpy as np
+import openvino
+from openvino import opset13
+import escnet_runtime.backends.openvino
+
+x = opset13.parameter([16, 16], np.float32)
+model = openvino.Model([opset13.matmul(x, x, False, False)], [x])
+compiled = openvino.Core().compile_model(model, "CPU", {"NUM_STREAMS": 2})
+requests = [compiled.create_infer_request() for _ in range(4)]
+start = threading.Barrier(4)
+
+def run(request):
+    start.wait()
+    request.infer({0: np.ones((16, 16), np.float32)}, share_inputs=True)
+
+threads = [threading.Thread(target=run, args=(one,)) for one in requests]
+[thread.start() for thread in threads]
+[thread.join() for thread in threads]
+"""
+
+
+def test_first_runs_in_several_threads_do_not_wait_for_each_other() -> None:
+    """Without what the backend's module does as it is imported, a quarter of these hang."""
+    for _ in range(6):
+        subprocess.run([sys.executable, "-c", _FIRST_RUNS_AT_ONCE], check=True, timeout=120)
 
 
 def test_nothing_is_lowered(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:

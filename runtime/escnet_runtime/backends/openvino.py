@@ -30,6 +30,11 @@ __all__ = ["VERSION", "OpenVinoBackend", "computes_bf16"]
 
 VERSION: Final = str(openvino.__version__)
 
+# The bindings look NumPy up when they first meet an array; two threads that both do so for the first
+# time wait for each other for ever (2026.4: a static's guard against the GIL). Whoever imports this
+# is alone.
+openvino.Tensor(np.zeros(1, np.float32)).data.copy()
+
 _DEVICE: Final = "CPU"
 #: Left to itself, it computes everything in bf16 where the processor can.
 _FLOAT32, _AS_TYPED = "f32", "dynamic"
