@@ -30,9 +30,9 @@ __all__ = ["VERSION", "OpenVinoBackend", "computes_bf16"]
 
 VERSION: Final = str(openvino.__version__)
 
-# The bindings look NumPy up when they first meet an array; two threads that both do so for the first
-# time wait for each other for ever (2026.4: a static's guard against the GIL). Whoever imports this
-# is alone.
+# The bindings look NumPy up when they first meet an array, and two threads that both do so for the
+# first time wait for each other for ever (2026.4: a static's guard against the GIL). Whoever
+# imports this is alone.
 openvino.Tensor(np.zeros(1, np.float32)).data.copy()
 
 _DEVICE: Final = "CPU"
