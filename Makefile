@@ -19,7 +19,7 @@ demo:  ## segment a picture: checkpoint, export, bundle, result
 tiny:  ## train the default model from its seed (minutes on a GPU, two hours on two cores; resumes)
 	@$(RUN) python -m escnet.foundations --output out/tiny --ship escnet/checkpoints $(ARGS)
 
-ablations:  ## the paper's ablations on the foundations of tiny (two hours on two cores; resumes)
+ablations:  ## the paper's ablations on the foundations of tiny (five hours on two cores; resumes)
 	@$(RUN) python -m escnet.ablations --foundations benchmarks/foundations --output benchmarks/results/ablations $(ARGS)
 
 gpu-check:  ## all that only a GPU can tell: tests, parity, memory, latency, a soak (docs/gpu.md)

@@ -97,7 +97,7 @@ class Budget:
         loss: weights of the losses, those of ``tiny``'s main phase.
     """
 
-    steps: int = 80
+    steps: int = 240
     batch: int = 4
     scenes: str = "shapes:heldout:901"
     count: int = 48
