@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 import openvino
 import pytest
+import torch
 
 from escnet_runtime import Segmenter
 from escnet_runtime.backends import GraphFile, create_backend
-from escnet_runtime.backends.openvino import OpenVinoBackend
+from escnet_runtime.backends.openvino import OpenVinoBackend, _given
 from escnet_runtime.backends_here import backends_here
 from escnet_runtime.bundle import Bundle
 from escnet_runtime.errors import BackendError, EscNetError
@@ -175,6 +176,18 @@ def test_bf16_graphs_run_as_typed_where_the_processor_can(
         segmenter.vocabulary(["ring"])
     assert told == [hint]
     assert backend.description.endswith("as typed" if hint == "dynamic" else "in float32")
+
+
+def test_bf16_goes_in_rounded_and_comes_out_as_what_it_is(tiny_bundle: Path) -> None:
+    draw = np.random.default_rng(0).standard_normal(5000)
+    special = [0.0, -0.0, np.inf, -np.inf, np.nan, 1.00390625, 1.01171875, 3.4e38, 1e-40]
+    values = np.concatenate([draw, special]).astype(np.float32)
+    given = _given(values, bf16=True)
+    assert given.dtype == np.float16  # what OpenVINO calls its bits
+    again = OpenVinoBackend(_files(tiny_bundle)).to_host(given.view(np.uint16))
+    np.testing.assert_array_equal(again, torch.from_numpy(values).bfloat16().float().numpy())
+    np.testing.assert_array_equal(_given(given.view(np.uint16), bf16=True), given)
+    assert _given(values, bf16=False).dtype == np.float32
 
 
 def test_eight_bits_are_refused_with_advice(tiny_bundle: Path) -> None:

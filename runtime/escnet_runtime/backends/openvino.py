@@ -36,12 +36,25 @@ VERSION: Final = str(openvino.__version__)
 openvino.Tensor(np.zeros(1, np.float32)).data.copy()
 
 _DEVICE: Final = "CPU"
+_BITS: Final = np.uint16
 #: Left to itself, it computes everything in bf16 where the processor can.
 _FLOAT32, _AS_TYPED = "f32", "dynamic"
 _PRECISIONS: Final = (Precision.FP32, Precision.FP16, Precision.BF16)
 #: Compiled forms of a graph that are kept: a full chunk, a last one, and those of another list.
 _KEPT: Final = 4
 _Shapes: TypeAlias = tuple[tuple[int, ...], ...]
+
+
+def _given(value: Array, *, bf16: bool) -> Array:
+    """What OpenVINO takes: for a port of bf16 its bits, rounded to even, which it calls float16."""
+    array = np.ascontiguousarray(value)
+    if not bf16:
+        return array
+    if array.dtype != _BITS:
+        wide = array.astype(np.float32).view(np.uint32)
+        rounded = ((wide + 0x7FFF + (wide >> 16 & 1)) >> 16).astype(_BITS)
+        array = np.where(np.isnan(array), _BITS(0x7FC0), rounded)
+    return array.view(np.float16)
 
 
 def computes_bf16(core: openvino.Core | None = None) -> bool:
@@ -101,6 +114,16 @@ class OpenVinoBackend:
             if file.precision is Precision.BF16 and computes_bf16(self._core)
         )
         self._compiled: dict[tuple[str, int], OrderedDict[_Shapes, _Compiled]] = {}
+        #: Ports by graph. What comes out of them is bits of bf16, which NumPy has not, as uint16.
+        self._bf16 = {
+            name: frozenset(
+                port.name
+                for port in (*file.stage.inputs, *file.stage.outputs)
+                if port.dtype == "bfloat16"
+            )
+            for name, file in graphs.items()
+            if file.stage is not None
+        }
         self._compiling = threading.Lock()
         self._lanes = 1
         self._closed = False
@@ -117,7 +140,8 @@ class OpenVinoBackend:
         """See :class:`Backend`. Tensors are NumPy arrays."""
         if self._closed:
             raise BackendError("the backend is closed; make a new Segmenter")
-        feeds = {name: np.ascontiguousarray(value) for name, value in inputs.items()}
+        bf16 = self._bf16.get(graph, frozenset())
+        feeds = {name: _given(value, bf16=name in bf16) for name, value in inputs.items()}
         try:
             with self._form(graph, feeds).request() as request:
                 results = request.infer(feeds, share_inputs=True)
@@ -125,11 +149,14 @@ class OpenVinoBackend:
             raise
         except Exception as error:  # OpenVINO's errors share no base below Exception
             raise BackendError(f"graph {graph!r} failed in OpenVINO: {error}") from error
-        return {port.get_any_name(): value for port, value in results.items()}
+        named = {port.get_any_name(): value for port, value in results.items()}
+        return {name: value.view(_BITS) if name in bf16 else value for name, value in named.items()}
 
     def to_host(self, tensor: Tensor) -> Array:
         """See :class:`Backend`."""
         array: Array = tensor
+        if array.dtype == _BITS:
+            array = (array.astype(np.uint32) << 16).view(np.float32)
         return array
 
     def lanes(self, rows: Sequence[int]) -> int:
