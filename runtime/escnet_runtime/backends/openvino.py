@@ -2,7 +2,7 @@
 
 Told a precision, OpenVINO lowers a whole graph to it, also what the graph types float32: scores,
 sums, norms. Told "dynamic", it computes each node as it is typed. That is for bf16 graphs on a
-processor with bf16 products (AMX, AVX512_BF16, SVE); everything else is told f32, and narrower
+processor with bf16 products (AMX, say); everything else is told f32, and narrower
 weights are widened. f16 as typed is slower than float32, on processors with AVX512_FP16 too
 (measured, 2026.4: 1.5 times as long for the image encoder of ``vit-b-16``).
 
