@@ -2,9 +2,9 @@
 
 Told a precision, OpenVINO lowers a whole graph to it, also what the graph types float32: scores,
 sums, norms. Told "dynamic", it computes each node as it is typed. That is for bf16 graphs on a
-processor with bf16 products (AMX, say); everything else is told f32, and narrower
-weights are widened. f16 as typed is slower than float32, on processors with AVX512_FP16 too
-(measured, 2026.4: 1.5 times as long for the image encoder of ``vit-b-16``).
+processor with bf16 products (AMX, say); everything else is told f32, and narrower weights are
+widened. f16 as typed is slower than float32, on processors with AVX512_FP16 too (measured, 2026.4:
+1.5 times as long for the image encoder of ``vit-b-16``).
 
 Shapes are static, compiled for each size of chunk that occurs: with a dynamic number of categories
 OpenVINO 2026.4 fails on the decoder ("Reorder node") and is slower on the others.
