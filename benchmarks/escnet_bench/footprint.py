@@ -1,10 +1,10 @@
 """What a bundle takes on a device: memory, seconds an image, and seconds to the first label map.
 
 Every measurement is a fresh process without PyTorch, so that peak memory and cold start are its
-own. For each number of categories there are two: one with an empty cache of text embeddings, which
-segments one image, and one with the cache the first has filled, which segments that image and then
-``repeats`` more that are timed. Files may be in the system's page cache: "cold" is the process, not
-the disk.
+own. For each number of categories there are two: one with an empty cache (of text embeddings and of
+rewritten graphs), which segments one image, and one with the cache the first has filled, which
+segments that image and then ``repeats`` more that are timed. Files may be in the system's page
+cache: "cold" is the process, not the disk.
 """
 
 import json
@@ -31,8 +31,9 @@ __all__ = ["METHOD", "FootprintRow", "Startup", "generated_names", "measure_foot
 
 METHOD: Final = (
     "each number of categories in two fresh processes, with an empty and with a filled cache of "
-    "text embeddings; times are wall clock; image_seconds is the median of the images after the "
-    "first; the system's page cache is as it was"
+    "text embeddings and of graphs as the backend's library has rewritten them; times are wall "
+    "clock; image_seconds is the median of the images after the first; the system's page cache is "
+    "as it was"
 )
 
 # The measured process. Nothing but the runtime is imported before the clock has been read.

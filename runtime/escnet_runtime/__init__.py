@@ -8,8 +8,6 @@
         result.overlay().save("photo_overlay.png")
 """
 
-import importlib.metadata
-
 from .errors import (
     BackendError,
     BundleError,
@@ -49,7 +47,14 @@ __all__ = [
     "__version__",
 ]
 
-try:
-    __version__ = importlib.metadata.version("escnet-runtime")
-except importlib.metadata.PackageNotFoundError:  # run from a source tree that is not installed
-    __version__ = "0+unknown"
+
+def __getattr__(name: str) -> str:
+    """``__version__``, looked up when asked for: it takes longer than any module here."""
+    if name != "__version__":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib.metadata
+
+    try:
+        return importlib.metadata.version("escnet-runtime")
+    except importlib.metadata.PackageNotFoundError:  # a source tree that is not installed
+        return "0+unknown"

@@ -7,7 +7,6 @@ rebuilt in the middle of inference.
 """
 
 import dataclasses
-import importlib.metadata
 import json
 import logging
 import platform
@@ -379,6 +378,8 @@ def _unfit(bundle: Bundle, record: EngineRecord) -> tuple[list[str], list[str]]:
 
 def installed_version(backend: Compiler) -> str | None:
     """Of the library that runs a backend's engines, without loading it; None if there is none."""
+    import importlib.metadata  # 40 ms, which no start on a CPU waits for
+
     for name in _LIBRARIES[backend]:
         try:
             return importlib.metadata.version(name)

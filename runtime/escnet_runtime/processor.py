@@ -5,11 +5,13 @@ import platform
 from pathlib import Path
 from typing import Final
 
-__all__ = ["processor_model"]
+__all__ = ["processor_features", "processor_model"]
 
 _CPUINFO: Final = Path("/proc/cpuinfo")
 #: Arm's cores have numbers in place of a name.
 _ARM: Final = ("CPU implementer", "CPU architecture", "CPU variant", "CPU part")
+#: What instructions there are, of x86 and of Arm.
+_FEATURES: Final = ("flags", "Features")
 
 
 def processor_model(cpuinfo: Path = _CPUINFO) -> str:
@@ -38,3 +40,20 @@ def processor_model(cpuinfo: Path = _CPUINFO) -> str:
     if arm:
         return f"{platform.machine()} {' '.join(arm)}"
     return os.environ.get("PROCESSOR_IDENTIFIER") or platform.machine() or "unknown"
+
+
+def processor_features(cpuinfo: Path = _CPUINFO) -> frozenset[str]:
+    """What the processor can and the system lets programs use; none if it does not say.
+
+    Args:
+        cpuinfo: see :func:`processor_model`.
+    """
+    try:
+        with cpuinfo.open(encoding="utf-8", errors="replace") as lines:
+            for line in lines:
+                key, _, value = line.partition(":")
+                if key.strip() in _FEATURES:
+                    return frozenset(value.split())
+    except OSError:
+        pass
+    return frozenset()

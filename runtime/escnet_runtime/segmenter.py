@@ -91,8 +91,9 @@ class Segmenter:
             CPU, the one that ``escnet-build`` has measured to be the fastest on this machine, else
             the bundle's own; on a GPU what fills it, made smaller, with a warning, where memory
             does not suffice.
-        cache: folder of the cache of text embeddings; None for none. By default
-            ``$ESCNET_CACHE`` or the user's cache folder.
+        cache: folder for text embeddings, and for small graphs as ONNX Runtime or OpenVINO has
+            rewritten them for this processor; None keeps neither. By default ``$ESCNET_CACHE`` or
+            the user's cache folder.
 
     Raises:
         BundleError: the bundle cannot be used.
@@ -116,7 +117,10 @@ class Segmenter:
             _positive("chunk", chunk)
         self._owned = ExitStack()
         self._device: DevicePipeline | None = None
-        self._backend = self._made(backend, device, chunk) if isinstance(backend, str) else backend
+        folder = _cache_folder(cache)
+        if isinstance(backend, str):
+            backend = self._made(backend, device, chunk, folder)
+        self._backend = backend
         self._chunk, self._chunk_source = self._sized(chunk)
         self.pipeline = Pipeline(
             self._backend,
@@ -126,7 +130,7 @@ class Segmenter:
         )
         self._preprocessing = constants.preprocessing
         self._tokenizer: Tokenizer | None = None
-        self._cache = self._open_cache(cache)
+        self._cache = None if folder is None else EmbeddingCache(folder, self._model_key)
         self._lock = threading.RLock()
         self._closed = False
 
@@ -304,9 +308,11 @@ class Segmenter:
     ) -> None:
         self.close()
 
-    def _made(self, name: str, device: Device | None, chunk: int | None) -> Backend:
+    def _made(
+        self, name: str, device: Device | None, chunk: int | None, cache: Path | None
+    ) -> Backend:
         require_contract(self.bundle.manifest)
-        chosen = choose_backend(self.bundle, name, device=device, chunk=chunk)
+        chosen = choose_backend(self.bundle, name, device=device, chunk=chunk, cache=cache)
         self._owned.callback(chosen.close)
         self._device = chosen.device
         return chosen.backend
@@ -565,14 +571,6 @@ class Segmenter:
             self._backend.release("text_encoder")
         return encoded
 
-    def _open_cache(
-        self, cache: str | os.PathLike[str] | Literal["default"] | None
-    ) -> EmbeddingCache | None:
-        if cache is None:
-            return None
-        folder = default_cache_directory() if cache == "default" else Path(cache)
-        return EmbeddingCache(folder, self._model_key)
-
     @property
     def _model_key(self) -> str:
         """What a text's embedding depends on besides the text."""
@@ -595,6 +593,12 @@ class Segmenter:
     def _check_open(self) -> None:
         if self._closed:
             raise EscNetError("this Segmenter is closed; make a new one")
+
+
+def _cache_folder(cache: str | os.PathLike[str] | None) -> Path | None:
+    if cache is None:
+        return None
+    return default_cache_directory() if cache == "default" else Path(cache)
 
 
 def _check_window(window: str) -> None:

@@ -10,7 +10,6 @@ import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import ftfy
 import numpy as np
 import tokenizers
 from numpy.typing import NDArray
@@ -46,7 +45,10 @@ def clean_text(text: str) -> str:
     Texts that are equal after cleaning have the same token ids.
     """
     if not (text.isascii() and text.isprintable() and "&" not in text):
-        # Printable ASCII without an ampersand is a fixed point of these two, and most names are.
+        # Printable ASCII without an ampersand is a fixed point of these two, and most names are:
+        # few starts wait for ftfy to be imported.
+        import ftfy
+
         text = html.unescape(html.unescape(ftfy.fix_text(text)))
     return " ".join(text.split()).lower()
 

@@ -148,7 +148,7 @@ def test_what_changes_the_code_changes_the_key(
     elif change == "flags":
         monkeypatch.setattr(target, "FLAGS", (*target.FLAGS, "-g"))
     elif change == "targets":
-        monkeypatch.setattr(target, "_features", lambda: frozenset(["none"]))
+        monkeypatch.setattr(target, "processor_features", lambda: frozenset(["none"]))
         monkeypatch.setattr(target, "_machine", lambda: "arm64")
     else:
         monkeypatch.setenv("CC", "another")
@@ -159,7 +159,7 @@ def test_targets_follow_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
     """What it does not have is not compiled for: a cache may lie on a shared folder."""
     monkeypatch.setattr(target, "_machine", lambda: "x86_64")
     for features, count in ((target._V4, 4), (target._V3, 3), (target._V4 - {"fma"}, 1)):
-        monkeypatch.setattr(target, "_features", lambda chosen=features: chosen)
+        monkeypatch.setattr(target, "processor_features", lambda chosen=features: chosen)
         assert len(target.targets()) == count
         assert target.targets()[-1] == ()
     monkeypatch.setattr(target, "_machine", lambda: "aarch64")

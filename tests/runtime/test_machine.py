@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from escnet_runtime.memory import available_memory
-from escnet_runtime.processor import processor_model
+from escnet_runtime.processor import processor_features, processor_model
 
 
 def put(path: Path, text: str) -> None:
@@ -49,3 +49,10 @@ def test_a_processor_without_a_list_is_its_architecture(
     assert processor_model(tmp_path / "cpuinfo") == platform.machine()
     put(tmp_path / "cpuinfo", "")
     assert processor_model(tmp_path / "cpuinfo") == platform.machine()
+
+
+@pytest.mark.parametrize("key", ["flags", "Features"])
+def test_what_a_processor_can(tmp_path: Path, key: str) -> None:
+    put(tmp_path / "cpuinfo", f"processor : 0\n{key}\t: one two\n\n{key} : three\n")
+    assert processor_features(tmp_path / "cpuinfo") == {"one", "two"}
+    assert processor_features(tmp_path / "none") == frozenset()

@@ -2,6 +2,7 @@
 
 import importlib.util
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Literal
 
 from ..errors import BackendError
@@ -15,8 +16,15 @@ BACKENDS = ("auto", "onnxruntime", "openvino", "onnxruntime-cuda", "tensorrt", "
 _HERE = ("auto", "onnxruntime", "openvino")
 
 
-def create_backend(graphs: Mapping[str, GraphFile], name: str = "onnxruntime") -> Backend:
+def create_backend(
+    graphs: Mapping[str, GraphFile], name: str = "onnxruntime", *, cache: Path | None = None
+) -> Backend:
     """A backend on the CPU for ``graphs``; what runs on a GPU is in :mod:`escnet_runtime.gpu`.
+
+    Args:
+        graphs: by name.
+        name: one that needs no GPU.
+        cache: folder for what a library makes of a graph; None keeps nothing.
 
     Raises:
         BackendError: the name is unknown or needs a GPU, or the library is not here.
@@ -26,7 +34,7 @@ def create_backend(graphs: Mapping[str, GraphFile], name: str = "onnxruntime") -
             f"backend {name!r} is none that runs on the CPU; expected one of {', '.join(_HERE)}"
         )
     if name == "openvino":
-        return _openvino(graphs)
+        return _openvino(graphs, cache)
     if importlib.util.find_spec("onnxruntime") is None:
         raise BackendError(
             f"backend {name!r} needs ONNX Runtime, which is not installed; install "
@@ -34,10 +42,10 @@ def create_backend(graphs: Mapping[str, GraphFile], name: str = "onnxruntime") -
         )
     from .onnxruntime import OnnxRuntimeBackend
 
-    return OnnxRuntimeBackend(graphs)
+    return OnnxRuntimeBackend(graphs, cache=cache)
 
 
-def _openvino(graphs: Mapping[str, GraphFile]) -> Backend:
+def _openvino(graphs: Mapping[str, GraphFile], cache: Path | None) -> Backend:
     if importlib.util.find_spec("openvino") is None:
         raise BackendError(
             "backend 'openvino' needs OpenVINO, which is not installed; install "
@@ -45,7 +53,7 @@ def _openvino(graphs: Mapping[str, GraphFile]) -> Backend:
         )
     from .openvino import OpenVinoBackend
 
-    return OpenVinoBackend(graphs)
+    return OpenVinoBackend(graphs, cache=cache)
 
 
 def library_version(name: Literal["onnxruntime", "openvino"]) -> str | None:

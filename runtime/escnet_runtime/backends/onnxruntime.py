@@ -7,8 +7,10 @@ somebody else makes with a pool of its own.
 """
 
 import logging
+import platform
 import threading
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -18,8 +20,10 @@ from ..errors import BackendError
 from ..lanes import best_lanes, usable_cores
 from ..manifest import Precision
 from ..order import by_chunk
+from ..processor import processor_features, processor_model
 from .arrays import ArrayPool
 from .base import Array, GraphFile, Tensor
+from .graph_cache import GraphCache
 from .ports import require_ports
 
 __all__ = ["SLOW_ON_A_CPU", "VERSION", "OnnxRuntimeBackend"]
@@ -43,13 +47,16 @@ class OnnxRuntimeBackend:
 
     Args:
         graphs: the graphs by name.
+        cache: the folder where graphs are kept as ONNX Runtime has rewritten them for this
+            processor; None keeps none.
     """
 
     name = "onnxruntime"
 
-    def __init__(self, graphs: Mapping[str, GraphFile]) -> None:
+    def __init__(self, graphs: Mapping[str, GraphFile], *, cache: Path | None = None) -> None:
         _share_environment()
         self._graphs = dict(graphs)
+        self._cache = None if cache is None else GraphCache(cache, _depends())
         # By graph and threads: a vocabulary of another size may want other lanes, and with a
         # shortlist the next image may; loading takes longer than what either gains.
         self._sessions: dict[tuple[str, int], ort.InferenceSession] = {}
@@ -108,16 +115,10 @@ class OnnxRuntimeBackend:
         if graph not in self._graphs:
             raise BackendError(f"there is no graph {graph!r}; there are {', '.join(self._graphs)}")
         file = self._graphs[graph]
-        source: str | bytes = str(file.path)
-        if file.precision is Precision.BF16:
-            source = _emulated_bf16(file.path.read_bytes())
         try:
-            session = ort.InferenceSession(
-                source,
-                _options(threads),
-                providers=[_PROVIDER],
-                disabled_optimizers=list(SLOW_ON_A_CPU),
-            )
+            session = self._kept(file, threads) or self._made(file, threads)
+        except BackendError:
+            raise
         except Exception as error:
             raise BackendError(
                 f"ONNX Runtime {ort.__version__} cannot load graph {graph!r} "
@@ -126,6 +127,59 @@ class OnnxRuntimeBackend:
         if file.stage is not None:
             require_ports(graph, session, file.stage)
         return session
+
+    def _kept(self, file: GraphFile, threads: int) -> ort.InferenceSession | None:
+        """A session of the graph as it was rewritten before, if it was."""
+        if self._cache is None or file.stage is None:
+            return None
+        model = self._cache.find(file.stage.sha256)
+        if model is None:
+            return None
+        options = _options(threads)
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        try:
+            return ort.InferenceSession(model, options, providers=[_PROVIDER])
+        except Exception as error:
+            _LOG.info("a rewritten graph is refused, and made anew: %s", error)
+            self._cache.drop(file.stage.sha256)
+            return None
+
+    def _made(self, file: GraphFile, threads: int) -> ort.InferenceSession:
+        """A session of the graph itself; what ONNX Runtime makes of it is kept."""
+        source: str | bytes = str(file.path)
+        if file.precision is Precision.BF16:
+            source = _emulated_bf16(file.path.read_bytes())
+        if self._cache is not None and file.stage is not None:
+            try:
+                with self._cache.keeping(file.stage.sha256, file.path) as target:
+                    return _session(source, threads, rewritten=target)
+            except Exception as error:  # a full disk; or the graph, which then fails again
+                _LOG.debug("a graph is loaded without keeping it: %s", error)
+        return _session(source, threads)
+
+
+def _session(
+    source: str | bytes, threads: int, *, rewritten: Path | None = None
+) -> ort.InferenceSession:
+    options = _options(threads)
+    if rewritten is not None:
+        options.optimized_model_filepath = str(rewritten)
+    return ort.InferenceSession(
+        source, options, providers=[_PROVIDER], disabled_optimizers=list(SLOW_ON_A_CPU)
+    )
+
+
+def _depends() -> str:
+    """What a rewritten graph depends on: which kernels there are, and what they are fused to."""
+    parts = [
+        "ONNX Runtime",
+        ort.__version__,
+        *SLOW_ON_A_CPU,
+        platform.machine(),
+        processor_model(),
+        *sorted(processor_features()),
+    ]
+    return "\0".join(parts)
 
 
 def _value(value: Any) -> ort.OrtValue:

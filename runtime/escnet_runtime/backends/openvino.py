@@ -10,11 +10,14 @@ Shapes are static, compiled for each size of chunk that occurs: with a dynamic n
 OpenVINO 2026.4 fails on the decoder ("Reorder node") and is slower on the others.
 """
 
+import logging
+import platform
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 import numpy as np
@@ -24,7 +27,9 @@ from ..errors import BackendError
 from ..lanes import best_lanes, usable_cores
 from ..manifest import Precision
 from ..order import by_chunk
+from ..processor import processor_features, processor_model
 from .base import Array, GraphFile, Tensor
+from .graph_cache import GraphCache
 
 __all__ = ["VERSION", "OpenVinoBackend", "computes_bf16"]
 
@@ -35,6 +40,7 @@ VERSION: Final = str(openvino.__version__)
 # imports this is alone.
 openvino.Tensor(np.zeros(1, np.float32)).data.copy()
 
+_LOG: Final = logging.getLogger("escnet_runtime")
 _DEVICE: Final = "CPU"
 _BITS: Final = np.uint16
 #: Left to itself, it computes everything in bf16 where the processor can.
@@ -91,6 +97,7 @@ class OpenVinoBackend:
 
     Args:
         graphs: the graphs by name.
+        cache: the folder where compiled graphs are kept for this processor; None keeps none.
 
     Raises:
         BackendError: a graph is of a precision that it is not run at here.
@@ -98,7 +105,7 @@ class OpenVinoBackend:
 
     name = "openvino"
 
-    def __init__(self, graphs: Mapping[str, GraphFile]) -> None:
+    def __init__(self, graphs: Mapping[str, GraphFile], *, cache: Path | None = None) -> None:
         for name, file in graphs.items():
             if file.precision not in _PRECISIONS:
                 raise BackendError(
@@ -108,6 +115,7 @@ class OpenVinoBackend:
                 )
         self._graphs = dict(graphs)
         self._core = openvino.Core()
+        self._cache = None if cache is None else GraphCache(cache, _depends())
         self._as_typed = frozenset(
             name
             for name, file in graphs.items()
@@ -190,14 +198,13 @@ class OpenVinoBackend:
             return kept[shapes]
 
     def _compile(self, graph: str, feeds: Mapping[str, Array], lanes: int) -> Any:
-        model = self._core.read_model(self._graphs[graph].path)
-        model.reshape({name: list(value.shape) for name, value in feeds.items()})
         hint = _AS_TYPED if graph in self._as_typed else _FLOAT32
         options: dict[str, Any] = {"INFERENCE_PRECISION_HINT": hint, "PERFORMANCE_HINT": "LATENCY"}
         if lanes > 1:
             threads = usable_cores() // lanes * lanes
             options |= {"NUM_STREAMS": lanes, "INFERENCE_NUM_THREADS": threads}
-        compiled = self._core.compile_model(model, _DEVICE, options)
+        shapes = {name: list(value.shape) for name, value in feeds.items()}
+        compiled = self._kept(graph, shapes, options) or self._made(graph, shapes, options)
         got = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
         if got != hint:
             raise BackendError(
@@ -206,3 +213,54 @@ class OpenVinoBackend:
             )
         self.threads = int(compiled.get_property("INFERENCE_NUM_THREADS"))
         return compiled
+
+    def _kept(
+        self, graph: str, shapes: Mapping[str, list[int]], options: Mapping[str, Any]
+    ) -> Any | None:
+        """The graph as it was compiled before, if it was."""
+        stage = self._graphs[graph].stage
+        if self._cache is None or stage is None:
+            return None
+        key = _key(stage.sha256, shapes, options)
+        blob = self._cache.find(key)
+        if blob is None:
+            return None
+        try:
+            return self._core.import_model(blob, _DEVICE, dict(options))
+        except Exception as error:  # OpenVINO's errors share no base below Exception
+            _LOG.info("a compiled graph is refused, and made anew: %s", error)
+            self._cache.drop(key)
+            return None
+
+    def _made(self, graph: str, shapes: Mapping[str, list[int]], options: Mapping[str, Any]) -> Any:
+        """The graph compiled, and kept so."""
+        file = self._graphs[graph]
+        model = self._core.read_model(file.path)
+        model.reshape(dict(shapes))
+        compiled = self._core.compile_model(model, _DEVICE, dict(options))
+        if self._cache is not None and file.stage is not None:
+            key = _key(file.stage.sha256, shapes, options)
+            try:
+                with self._cache.keeping(key, file.path) as target:
+                    if target is not None:
+                        target.write_bytes(compiled.export_model().getvalue())
+            except Exception as error:  # a full disk, or OpenVINO's own
+                _LOG.debug("a compiled graph is not kept: %s", error)
+        return compiled
+
+
+def _key(graph: str, shapes: Mapping[str, list[int]], options: Mapping[str, Any]) -> str:
+    return repr((graph, sorted(shapes.items()), sorted(options.items())))
+
+
+def _depends() -> str:
+    """What a compiled graph depends on besides the graph, its shapes and options."""
+    parts = [
+        "OpenVINO",
+        openvino.__version__,
+        str(usable_cores()),
+        platform.machine(),
+        processor_model(),
+        *sorted(processor_features()),
+    ]
+    return "\0".join(parts)

@@ -5,6 +5,7 @@ import logging
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 from ..backends import BACKENDS, Backend, GraphFile, create_backend
@@ -52,7 +53,12 @@ class Chosen:
 
 
 def choose_backend(
-    bundle: Bundle, name: str, *, device: Device | None = None, chunk: int | None = None
+    bundle: Bundle,
+    name: str,
+    *,
+    device: Device | None = None,
+    chunk: int | None = None,
+    cache: Path | None = None,
 ) -> Chosen:
     """What ``name`` stands for; "auto" takes the fastest that is installed and fits, and says so.
 
@@ -61,6 +67,7 @@ def choose_backend(
         name: one of BACKENDS.
         device: where to run; by default the first visible GPU, for a backend that needs one.
         chunk: categories at a time; what suits the backend by default.
+        cache: see :func:`escnet_runtime.backends.create_backend`.
 
     Raises:
         BackendError: the name is unknown, or a library is not here.
@@ -70,10 +77,10 @@ def choose_backend(
     if name not in BACKENDS:
         raise BackendError(f"backend {name!r} is unknown; expected one of {', '.join(BACKENDS)}")
     if name == "auto":
-        return _automatic(bundle, device, chunk)
+        return _automatic(bundle, device, chunk, cache)
     if name in _ON_A_GPU:
         return on_device(bundle, _opener(name), device=device, chunk=chunk)
-    return _on_the_cpu(bundle, name)
+    return _on_the_cpu(bundle, name, cache)
 
 
 def on_device(
@@ -97,7 +104,9 @@ def on_device(
         )
 
 
-def _automatic(bundle: Bundle, device: Device | None, chunk: int | None) -> Chosen:
+def _automatic(
+    bundle: Bundle, device: Device | None, chunk: int | None, cache: Path | None
+) -> Chosen:
     reasons = []
     if device is None and find_gpu() is None:
         reasons.append("there is no NVIDIA GPU with a driver")
@@ -112,12 +121,12 @@ def _automatic(bundle: Bundle, device: Device | None, chunk: int | None) -> Chos
             return chosen
     # With a GPU at hand, the CPU is not what somebody expects.
     level = logging.INFO if len(reasons) == 1 else logging.WARNING
-    chosen = _automatic_on_the_cpu(bundle, reasons)
+    chosen = _automatic_on_the_cpu(bundle, reasons, cache)
     _say(chosen, reasons, level)
     return chosen
 
 
-def _automatic_on_the_cpu(bundle: Bundle, reasons: list[str]) -> Chosen:
+def _automatic_on_the_cpu(bundle: Bundle, reasons: list[str], cache: Path | None) -> Chosen:
     """The first that is installed and runs the bundle; what is said against others is added."""
     names = ["onnxruntime", "openvino"]
     if any(file.precision is Precision.BF16 for file in _files(bundle).values()):
@@ -125,7 +134,7 @@ def _automatic_on_the_cpu(bundle: Bundle, reasons: list[str]) -> Chosen:
     refusals: dict[str, BackendError] = {}
     for name in names:
         try:
-            chosen = _on_the_cpu(bundle, name)
+            chosen = _on_the_cpu(bundle, name, cache)
         except BackendError as error:
             refusals[name] = error
             continue
@@ -145,9 +154,9 @@ def _say(chosen: Chosen, reasons: list[str], level: int) -> None:
     )
 
 
-def _on_the_cpu(bundle: Bundle, name: str) -> Chosen:
+def _on_the_cpu(bundle: Bundle, name: str, cache: Path | None) -> Chosen:
     owned = ExitStack()
-    backend = create_backend(_files(bundle), name)
+    backend = create_backend(_files(bundle), name, cache=cache)
     owned.callback(backend.close)
     return Chosen(backend=backend, device=None, owned=owned)
 

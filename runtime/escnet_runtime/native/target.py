@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 from typing import Final
 
+from ..processor import processor_features
+
 __all__ = ["FLAGS", "SOURCES", "library_key", "targets"]
 
 SOURCES: Final = tuple(Path(__file__).with_name(name) for name in ("prompts.c", "upsample.c"))
@@ -55,7 +57,7 @@ def targets() -> tuple[tuple[str, ...], ...]:
 
     The last is empty: what every processor of this architecture runs.
     """
-    features = _features() if _machine() in {"x86_64", "amd64"} else frozenset()
+    features = processor_features() if _machine() in {"x86_64", "amd64"} else frozenset()
     found: list[tuple[str, ...]] = []
     if features >= _V4:
         found.append(_WIDE)
@@ -66,17 +68,3 @@ def targets() -> tuple[tuple[str, ...], ...]:
 
 def _machine() -> str:
     return os.uname().machine.lower() if hasattr(os, "uname") else ""
-
-
-def _features() -> frozenset[str]:
-    """Of an x86 processor, those that the system lets programs use; none if it does not say."""
-    try:
-        with open("/proc/cpuinfo", "rb") as file:
-            beginning = file.read(16384)  # the first core: a machine with many takes long to list
-    except OSError:
-        return frozenset()
-    for line in beginning.decode(errors="replace").splitlines():
-        name, _, value = line.partition(":")
-        if name.strip() == "flags":
-            return frozenset(value.split())
-    return frozenset()
