@@ -145,6 +145,7 @@ def test_tables_are_for_people(capsys: pytest.CaptureFixture[str]) -> None:
         (["--checkpoint", "none.safetensors"], "there is no checkpoint none.safetensors"),
         (["--preset", "tiny", "--bundle", "none"], "not allowed with argument"),
         (["--image", "none.png"], "none.png"),
+        (["--cat-seg", "none"], "there is no cat_seg/modeling/transformer/model.py; expected a"),
     ],
 )
 def test_what_cannot_be_measured_is_refused(
@@ -195,7 +196,7 @@ def test_a_bundle_of_another_model_has_no_torch_beside_it(
     assert subject.torch_model is None
     assert message in subject.no_torch
     assert subject.gflop()("plain", 19, None) is None
-    variants, missing = command._chosen(subject, None, gpu=False)
+    variants, missing = command._chosen(subject, None, None, gpu=False)
     assert [one.implementation for one in variants] == ["onnxruntime", "openvino"]
     assert any(message in reason for reason in missing.values())
     code, found = run(capsys, "--bundle", bundle_copy, "--implementations", "torch")

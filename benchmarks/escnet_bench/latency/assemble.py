@@ -23,7 +23,7 @@ def assemble_rows(
     rows = []
     for cell in sorted(found.timed, key=lambda one: (one.categories, one.allocator)):
         for variant, timed in found.timed[cell].items():
-            operations = gflop(variant.form, cell.categories, timed.chunk)
+            operations = None if variant.peer else gflop(variant.form, cell.categories, timed.chunk)
             memory = peaks.get((variant, cell.categories), PeakMemory(host=None, device=None))
             floor = (
                 None

@@ -5,7 +5,7 @@ import importlib.util
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Final, get_args
@@ -24,12 +24,13 @@ from ..energy import open_counter
 from ..results import Document, plain, result_document
 from ..subjects import category_names, pictures
 from .assemble import assemble_rows
+from .checkout import require_checkout
 from .floor import Peak, cpu_peak, gpu_peak
 from .forecast import Forecast
 from .measure import Measurement
 from .options import PRESET, REPEATS
 from .peaks import measure_peaks
-from .plan import IMPLEMENTATIONS, Allocator, Settings, Variant, cells, check_numbers
+from .plan import IMPLEMENTATIONS, PEER, Allocator, Settings, Variant, cells, check_numbers
 from .process import ALLOCATORS, Served, ServedProcess
 from .rows import Found, LatencyRow, ratios_of
 from .runs import Order, missing_extra, save_vocabularies
@@ -67,6 +68,9 @@ def latency(arguments: argparse.Namespace, console: Console) -> Document:
     repeats = arguments.repeats or REPEATS[gpu]
     check_numbers(arguments.categories, repeats, arguments.minutes)
     image = None if arguments.image is None else load_image(arguments.image)
+    peer: Path | None = arguments.cat_seg
+    if peer is not None:
+        require_checkout(peer)
     name = arguments.preset or PRESET
     given = arguments.checkpoint or arguments.bundle
     with (
@@ -81,11 +85,14 @@ def latency(arguments: argparse.Namespace, console: Console) -> Document:
             precision=Precision(arguments.precision or ("fp16" if gpu else "fp32")),
             images=pictures(name if given is None else "", _SIZE, 1),
         )
-        variants, missing = _chosen(subject, arguments.implementations, gpu=gpu)
+        variants, missing = _chosen(subject, arguments.implementations, peer, gpu=gpu)
         advance("text embeddings and the hardware's peak")
         bench = _Bench(
             subject=subject,
-            order=_order(subject, arguments.categories, image, Path(work), gpu=gpu),
+            order=replace(
+                _order(subject, arguments.categories, image, Path(work), gpu=gpu),
+                cat_seg=None if peer is None else str(peer.resolve()),
+            ),
             settings=Settings(
                 variants=variants,
                 cells=cells(arguments.categories, _allocators(arguments.allocators, gpu=gpu)),
@@ -204,7 +211,7 @@ def _allocators(asked: Sequence[Allocator] | None, *, gpu: bool) -> Sequence[All
 
 
 def _chosen(
-    subject: Subject, asked: Sequence[str] | None, *, gpu: bool
+    subject: Subject, asked: Sequence[str] | None, peer: Path | None, *, gpu: bool
 ) -> tuple[tuple[Variant, ...], dict[Variant, str]]:
     """What is measured, the most important first; what of all cannot be, and why.
 
@@ -213,10 +220,12 @@ def _chosen(
     """
     chosen, missing = [], {}
     for name in IMPLEMENTATIONS:
-        if asked is not None and name not in asked:
+        if name not in asked if asked is not None else name == PEER and peer is None:
             continue
         for variant in _variants(name, subject.bundle.manifest.precision, gpu=gpu):
             reason = missing_extra(variant, gpu=gpu) or (subject.no_torch if variant.torch else "")
+            if variant.peer and peer is None:
+                reason = reason or "give its checkout: --cat-seg FOLDER"
             if not reason:
                 chosen.append(variant)
             elif asked is not None:
@@ -232,6 +241,8 @@ def _variants(name: str, precision: Precision, *, gpu: bool) -> list[Variant]:
     if name == "openvino":
         kind = "bf16" if precision is Precision.BF16 and _openvino_computes_bf16() else "fp32"
         return [Variant(implementation=name, precision=kind)]
+    if name == PEER:
+        return [Variant(implementation=name, precision="fp32")]  # as its authors run it
     if not gpu:
         # Of the types that a CPU may be faster in, torch has bf16.
         own = {precision.value} if precision is Precision.BF16 and name in _AT_BF16 else set()

@@ -53,6 +53,12 @@ def add_latency_options(parser: argparse.ArgumentParser) -> None:
         choices=[one.value for one in Precision if one.value.startswith(("fp32", "fp16", "bf16"))],
         help="of the bundle that is exported (default: fp32 on a CPU, fp16 on a GPU)",
     )
+    add(
+        "--cat-seg",
+        type=Path,
+        metavar="FOLDER",
+        help="a checkout of CAT-Seg: its own code is timed too, as torch-cat-seg",
+    )
     add("--image", type=Path, metavar="FILE", help="(default: a made-up one of 640×480)")
     add(
         "--minutes",

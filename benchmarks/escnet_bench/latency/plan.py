@@ -10,6 +10,7 @@ from escnet_runtime.vocabulary import MAX_CATEGORIES
 __all__ = [
     "IMPLEMENTATIONS",
     "OURS",
+    "PEER",
     "Allocator",
     "Cell",
     "Form",
@@ -34,7 +35,10 @@ IMPLEMENTATIONS: Final = (
     "torch-compile-dynamic",
     "torch-shared-compile-static",
     "torch-naive-ppg",
+    "torch-cat-seg",
 )
+#: Another model, whose labels and operations are not ours.
+PEER: Final = "torch-cat-seg"
 #: What others are divided by: the first of these that ran.
 OURS: Final = ("tensorrt", "tensorrt-rtx", "onnxruntime")
 _SHARED: Final = (*OURS, "torch", "openvino", "torch-shared-compile-static")
@@ -64,6 +68,11 @@ class Variant:
     def torch(self) -> bool:
         """Whether PyTorch runs it."""
         return self.implementation.startswith("torch")
+
+    @property
+    def peer(self) -> bool:
+        """Whether it is another model than ours."""
+        return self.implementation == PEER
 
     @property
     def compiled(self) -> bool:

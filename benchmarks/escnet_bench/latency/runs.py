@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from escnet.model import EscNet
     from escnet_runtime.backends.openvino import OpenVinoBackend
 
+    from .cat_seg import CatSeg
     from .torch_runs import TorchRun
 
 __all__ = ["Order", "Run", "Workbench", "missing_extra", "save_vocabularies"]
@@ -41,6 +42,7 @@ class Order:
         image: an ``.npy`` of uint8 [H,W,3].
         texts: an ``.npz`` of vocabularies, from :func:`save_vocabularies`.
         gpu: whether everything runs on the first GPU.
+        cat_seg: a checkout of CAT-Seg, for the implementation of that name.
     """
 
     bundle: str
@@ -48,6 +50,7 @@ class Order:
     image: str
     texts: str
     gpu: bool
+    cat_seg: str | None = None
 
 
 class Run(Protocol):
@@ -88,6 +91,8 @@ def missing_extra(variant: Variant, *, gpu: bool) -> str | None:
         needed.append(("sklearn", "baselines"))
     if variant.implementation == "openvino":
         needed.append(("openvino", "baselines"))
+    if variant.peer:
+        needed += [("einops", "baselines"), ("timm", "baselines")]
     for module, extra in needed:
         if importlib.util.find_spec(module) is None:
             return f"{module} is not installed: install escnet-bench[{extra}]"
@@ -116,6 +121,8 @@ class Workbench:
         Raises:
             EscNetError: it cannot be.
         """
+        if variant.peer:
+            return _InTorch(self._cat_seg(variant))
         if variant.torch:
             return _InTorch(self._torch_run(variant))
         if variant.implementation == "openvino":
@@ -162,6 +169,15 @@ class Workbench:
             prompts=pseudo_prompts,
         )
 
+    def _cat_seg(self, variant: Variant) -> "CatSeg":
+        from .cat_seg import CatSeg
+
+        if self.order.cat_seg is None:
+            raise BackendError("there is no checkout of CAT-Seg: --cat-seg FOLDER")
+        model = self._model(variant.precision)
+        device = next(model.parameters()).device
+        return CatSeg(Path(self.order.cat_seg), model.config, device)
+
     def _model(self, precision: str) -> "EscNet":
         """The model in PyTorch, without its text encoder: nobody runs that here."""
         if precision not in self._models:
@@ -196,7 +212,7 @@ def _loaded(model: str) -> "EscNet":
 
 @dataclass(slots=True)
 class _InTorch:
-    run: "TorchRun"
+    run: "TorchRun | CatSeg"
     chunk: int | None = None
 
     def __call__(self, pixels: ImageArray, vocabulary: Vocabulary) -> _Labels:

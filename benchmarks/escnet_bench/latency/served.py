@@ -83,7 +83,7 @@ class Server:
         grown = None if before is None or peak is None else max(peak - before, 0)
         if variant.ours and categories not in self._labels:
             self._labels[categories] = labels.copy()
-        ours = self._labels.get(categories)
+        ours = None if variant.peer else self._labels.get(categories)
         return {
             "ms": 1e3 * took,
             "chunk": run.chunk,
