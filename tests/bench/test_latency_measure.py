@@ -9,7 +9,14 @@ import pytest
 from escnet_bench.latency.forecast import Forecast
 from escnet_bench.latency.measure import MIN_ROUNDS, Measurement
 from escnet_bench.latency.peaks import measure_peaks
-from escnet_bench.latency.plan import Allocator, Cell, Settings, Variant, cells
+from escnet_bench.latency.plan import (
+    IMPLEMENTATIONS,
+    Allocator,
+    Cell,
+    Settings,
+    Variant,
+    cells,
+)
 from escnet_bench.latency.process import ProcessEnded, Refused
 from escnet_bench.latency.rows import Found, Timed, ratios_of
 
@@ -283,6 +290,22 @@ def test_a_call_is_told_from_what_was_seen(
     for at, took in known.items():
         forecast.learn_call(variant, at, took)
     assert forecast.call(variant, cell) == expected
+
+
+@pytest.mark.parametrize("name", IMPLEMENTATIONS)
+def test_every_implementation_has_a_first_guess(name: str) -> None:
+    forecast = Forecast(lambda form, categories: float(categories))
+    cell = Cell(categories=19, allocator="default")
+    forecast.learn_call(OURS, cell, 1.0)
+    variant = Variant(implementation=name, precision="fp32")
+    guess = forecast.call(variant, cell)
+    if variant == OURS:
+        assert guess == 1.0
+    elif variant.ours:
+        assert guess is None
+    else:
+        assert guess is not None
+        assert guess > 1
 
 
 def test_memory_grows_with_the_categories_of_what_takes_them_whole() -> None:

@@ -9,7 +9,13 @@ from .plan import Cell, Form, Variant
 __all__ = ["Forecast"]
 
 #: How many times as long as ours a call takes, before anything of it was measured.
-_GUESSED: Final = {"torch-plain": 3.0, "torch": 2.5, "openvino": 1.2, "torch-naive-ppg": 4.0}
+_GUESSED: Final = {
+    "torch-plain": 3.0,
+    "torch": 2.5,
+    "openvino": 1.2,
+    "torch-naive-ppg": 4.0,
+    "torch-cat-seg": 2.5,
+}
 _GUESSED_COMPILED: Final = 2.5
 #: Seconds that the first call takes beyond an ordinary one, before any was measured.
 _GUESSED_COMPILATION: Final = 45.0
