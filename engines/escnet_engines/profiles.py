@@ -6,7 +6,7 @@ from escnet_runtime.engines import AxisRange, Profile
 from escnet_runtime.errors import InputError
 from escnet_runtime.groups import whole_groups
 from escnet_runtime.manifest import Manifest, Stage
-from escnet_runtime.segmenter import TEXT_BATCH
+from escnet_runtime.text_embedding import TEXT_BATCH
 from escnet_runtime.vocabulary import MAX_CATEGORIES
 
 from .errors import BuildError

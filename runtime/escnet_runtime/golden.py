@@ -25,9 +25,9 @@ from .pipeline import Pipeline
 from .postprocess import UpsampleArgmax
 from .ppg import Prompts, pseudo_prompts
 from .preprocess import preprocess
-from .segmenter import TEXT_BATCH
 from .sketch import sketch
 from .strict_json import parse_object, typed
+from .text_embedding import TEXT_BATCH
 from .vocabulary import assemble, plan_texts
 
 __all__ = ["Golden", "GoldenRun", "Reference", "repeat_golden"]

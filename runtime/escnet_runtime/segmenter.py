@@ -1,13 +1,10 @@
 """The public face of the runtime: a bundle, a vocabulary, an image, a label map."""
 
-import logging
 import os
 import threading
-import time
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Protocol, Self
@@ -21,26 +18,24 @@ from .bundle import Bundle
 from .contract import require_contract
 from .device.arrays import is_device_array
 from .device.base import Device
-from .embedding_cache import EmbeddingCache, default_cache_directory
+from .device_images import DeviceImages, Sent
+from .embedding_cache import default_cache_directory
 from .errors import EscNetError, ImageError, InputError
 from .frames import Nv12Frame
 from .gpu.choose import choose_backend
 from .gpu.memory import MemoryPlan
-from .gpu.pipeline import IN_FLIGHT, DevicePipeline, InFlight
-from .gpu.pixels import Pixels, frame_pixels
+from .gpu.pipeline import IN_FLIGHT, DevicePipeline
 from .groups import whole_groups
+from .host_images import HostImages, Labelled, Window
 from .images import ImageArray, load_image
 from .measured_chunks import measured_chunk
-from .pipeline import EncodedImage, Observer, Pipeline
-from .postprocess import UpsampleArgmax
-from .preprocess import preprocess
+from .pipeline import Observer, Pipeline
 from .result import Segmentation
-from .shortlist import Keep, Shortlist, kept_categories
-from .tokenizer import Tokenizer
-from .vocabulary import Vocabulary, assemble, plan_texts
-from .windows import LogitCanvas, crops, plan_windows
+from .shortlist import Keep, Shortlist
+from .text_embedding import TextEmbedding
+from .vocabulary import Vocabulary
 
-__all__ = ["TEXT_BATCH", "ChunkSource", "ImageSource", "Segmenter", "Window"]
+__all__ = ["ChunkSource", "ImageSource", "Segmenter", "Window"]
 
 
 class _CudaArray(Protocol):
@@ -62,12 +57,8 @@ ImageSource = (
     | _CudaArray
     | _DlpackArray
 )
-Window = Literal["none", "sliding"]
 ChunkSource = Literal["asked", "measured", "bundle", "device"]
 
-_LOG = logging.getLogger("escnet_runtime")
-#: Texts encoded at a time: bounds the text encoder's memory, and its engine is built for it.
-TEXT_BATCH = 64
 _UNTRAINED = "untrained weights: the masks mean nothing"
 
 
@@ -128,9 +119,9 @@ class Segmenter:
             ppg=constants.ppg,
             group=constants.group,
         )
-        self._preprocessing = constants.preprocessing
-        self._tokenizer: Tokenizer | None = None
-        self._cache = None if folder is None else EmbeddingCache(folder, self._model_key)
+        self._texts = TextEmbedding(self.bundle, self.pipeline, folder)
+        self._host = HostImages(self.pipeline, manifest)
+        self._sender = None if self._device is None else DeviceImages(self._device, self._host)
         self._lock = threading.RLock()
         self._closed = False
 
@@ -167,20 +158,9 @@ class Segmenter:
         Raises:
             VocabularyError: a name or template cannot be used.
         """
-        if templates is None:
-            templates = self.bundle.manifest.constants.templates
-        plan = plan_texts(names, templates)
         with self._lock:
             self._check_open()
-            known = self._cache.get_many(plan.prompts) if self._cache else {}
-            missing = [text for text in plan.prompts if text not in known]
-            if missing:
-                encoded = self._encode(missing)
-                known.update(encoded)
-                if self._cache:
-                    self._cache.put_many(encoded)
-        embeddings = np.stack([known[text] for text in plan.prompts])
-        return assemble(plan, embeddings, model=self._model_key)
+            return self._texts.vocabulary(names, templates)
 
     def __call__(
         self,
@@ -225,12 +205,20 @@ class Segmenter:
         loaded = self._loaded(image)
         with self._lock:
             self._check_open()
-            if self._device is not None and observer is None:
-                sent = self._submitted(self._device, loaded, vocabulary, window, chosen)
-                return self._finish(self._device, sent, vocabulary)
+            if self._sender is not None and observer is None:
+                text = vocabulary.embeddings
+                sent = self._sender.send(loaded, text, window=window, shortlist=chosen)
+                return self._result(*self._sender.receive(sent), vocabulary)
             pixels = self._on_host(loaded)
-            labels, confidence, kept = self._segment(pixels, vocabulary, window, chosen, observer)
-        return self._result(pixels, vocabulary, kept, labels, confidence)
+            labelled = self._host.segment(
+                pixels,
+                vocabulary.embeddings,
+                window=window,
+                chunk=self.chunk,
+                shortlist=chosen,
+                observer=observer,
+            )
+        return self._result(pixels, labelled, vocabulary)
 
     def stream(
         self,
@@ -262,6 +250,13 @@ class Segmenter:
         """
         self._check(vocabulary, window)
         return self._streamed(images, vocabulary, window, self._chosen(shortlist, vocabulary))
+
+    def image_logits(
+        self, pixels: ImageArray, vocabulary: Vocabulary, observer: Observer | None = None
+    ) -> Iterator[tuple[slice, npt.NDArray[np.float32]]]:
+        """Logits of the unique categories, chunk by chunk: float32 [n, l, l] each."""
+        text = vocabulary.embeddings
+        yield from self._host.logits(pixels, text, chunk=self.chunk, observer=observer)
 
     def plan(
         self, categories: int, size: tuple[int, int], *, window: Window = "none"
@@ -334,14 +329,14 @@ class Segmenter:
         window: Window,
         shortlist: Shortlist | None,
     ) -> Generator[Segmentation, None, None]:
-        device = self._device
+        sender = self._sender
         source = iter(images)
-        waiting: deque[_Sent] = deque()
+        waiting: deque[Sent] = deque()
         failure: Exception | None = None
         try:
             while True:
-                if device is not None and len(waiting) == IN_FLIGHT:
-                    yield self._next(device, waiting, vocabulary)
+                if sender is not None and len(waiting) == IN_FLIGHT:
+                    yield self._next(sender, waiting, vocabulary)
                 try:
                     loaded = self._loaded(next(source))
                 except StopIteration:
@@ -349,28 +344,29 @@ class Segmenter:
                 except Exception as error:  # of the source's own kind
                     failure = error
                     break
-                if device is None:
+                if sender is None:
                     pixels = self._on_host(loaded)
                     yield self(pixels, vocabulary, window=window, shortlist=shortlist)
                     continue
                 with self._lock:
                     self._check_open()
-                    waiting.append(self._submitted(device, loaded, vocabulary, window, shortlist))
-            while device is not None and waiting:
-                yield self._next(device, waiting, vocabulary)
+                    text = vocabulary.embeddings
+                    waiting.append(sender.send(loaded, text, window=window, shortlist=shortlist))
+            while sender is not None and waiting:
+                yield self._next(sender, waiting, vocabulary)
         finally:
             with self._lock:
                 for sent in waiting:
-                    if device is not None:
-                        device.drop(sent.flight)
+                    if sender is not None:
+                        sender.drop(sent)
         if failure is not None:
             raise failure
 
     def _next(
-        self, device: DevicePipeline, waiting: "deque[_Sent]", vocabulary: Vocabulary
+        self, sender: DeviceImages, waiting: deque[Sent], vocabulary: Vocabulary
     ) -> Segmentation:
         with self._lock:
-            return self._finish(device, waiting.popleft(), vocabulary)
+            return self._result(*sender.receive(waiting.popleft()), vocabulary)
 
     def _loaded(self, image: ImageSource) -> object:
         """Pixels on the host, or what the device takes: an array there, or NV12, as it is."""
@@ -387,116 +383,28 @@ class Segmenter:
         return image
 
     def _on_host(self, loaded: object) -> ImageArray:
-        if isinstance(loaded, np.ndarray):
-            return loaded
-        if isinstance(loaded, Nv12Frame) and not loaded.on_device:
-            return loaded.rgb()
-        assert self._device is not None
-        planes = [part.copy_to_host() for part in self._device.taken(loaded).device]
-        if isinstance(loaded, Nv12Frame):
-            return replace(loaded, luma=planes[0], chroma=planes[1]).rgb()
-        return load_image(planes[0][:, :, :3])
-
-    def _submitted(
-        self,
-        device: DevicePipeline,
-        loaded: object,
-        vocabulary: Vocabulary,
-        window: Window,
-        shortlist: Shortlist | None,
-    ) -> "_Sent":
-        """One image on its way; what it is a shortlist of is chosen on the host before."""
-        kept, text = None, vocabulary.embeddings
-        if shortlist is not None:
-            looks = self._looks(self._on_host(loaded), window)
-            kept = self._kept([self._encoded(look, None) for look in looks], text, shortlist, None)
-            text = text[kept]
-        pixels: ImageArray | Pixels
-        if isinstance(loaded, np.ndarray):
-            pixels = loaded
-        elif isinstance(loaded, Nv12Frame) and not loaded.on_device:
-            pixels = frame_pixels(loaded)
-        else:
-            pixels = device.taken(loaded)
-        flight = device.submit(pixels, text, sliding=window == "sliding")
-        return _Sent(flight, loaded, kept)
-
-    def _finish(
-        self, device: DevicePipeline, sent: "_Sent", vocabulary: Vocabulary
-    ) -> Segmentation:
-        picture = device.finish(sent.flight)
-        label_of = _label_of(vocabulary, sent.kept)
-        pixels = sent.loaded if isinstance(sent.loaded, np.ndarray) else picture.image
-        assert pixels is not None
-        labels = label_of[picture.labels]
-        return self._result(pixels, vocabulary, len(label_of), labels, picture.confidence)
+        if self._sender is not None:
+            return self._sender.on_host(loaded)
+        assert isinstance(loaded, np.ndarray)
+        return loaded
 
     def _result(
-        self,
-        pixels: ImageArray,
-        vocabulary: Vocabulary,
-        kept: int,
-        labels: npt.NDArray[np.uint16],
-        confidence: npt.NDArray[np.float16],
+        self, pixels: ImageArray, labelled: Labelled, vocabulary: Vocabulary
     ) -> Segmentation:
+        # Rows of the categories that are there → names given.
+        label_of = vocabulary.label_of
+        if labelled.kept is not None:
+            label_of = label_of[labelled.kept]
+        labels = label_of[labelled.labels]
         narrow = len(vocabulary.names) <= 256
         return Segmentation(
             labels=labels.astype(np.uint8) if narrow else labels,
-            confidence=confidence,
+            confidence=labelled.confidence,
             names=vocabulary.names,
             image=pixels,
             note=self.note,
-            kept=kept,
+            kept=len(label_of),
         )
-
-    def _segment(
-        self,
-        pixels: ImageArray,
-        vocabulary: Vocabulary,
-        window: Window,
-        shortlist: Shortlist | None,
-        observer: Observer | None,
-    ) -> tuple[npt.NDArray[np.uint16], npt.NDArray[np.float16], int]:
-        """Stage by stage on the host.
-
-        Labels, which are indices into the names, confidence, and how many categories were kept.
-        """
-        cells = self.bundle.manifest.model.logits
-        height, width = pixels.shape[:2]
-        plan = None if window == "none" else plan_windows(self._preprocessing.size, cells[0])
-        looks = self._looks(pixels, window)
-        text, kept = vocabulary.embeddings, None
-        encoded: Iterable[EncodedImage] = (self._encoded(look, observer) for look in looks)
-        if shortlist is not None:
-            encoded = list(encoded)
-            kept = self._kept(encoded, text, shortlist, observer)
-            text = text[kept]
-        count = len(text)
-        if plan is None:
-            (image,) = encoded
-            reduced = UpsampleArgmax(height, width, (cells[0], cells[1]), count)
-            for where, logits in self._logits(image, text, observer):
-                self._reduce(reduced, where, logits)
-        else:
-            canvas = LogitCanvas(plan, count)
-            for index, image in enumerate(encoded):
-                for where, logits in self._logits(image, text, observer):
-                    canvas.add(index, where, logits)
-            side = plan.canvas_cells
-            reduced = UpsampleArgmax(height, width, (side, side), count)
-            for start in range(0, count, self.chunk):
-                where = slice(start, min(start + self.chunk, count))
-                self._reduce(reduced, where, canvas.chunk(where))
-        labels, confidence = reduced.result()
-        # Rows of the categories that are there → names given.
-        return _label_of(vocabulary, kept)[labels], confidence, count
-
-    def _looks(self, pixels: ImageArray, window: Window) -> Iterable[ImageArray]:
-        """What the model looks at: the image, or the crops of sliding windows."""
-        if window == "none":
-            return [pixels]
-        cells = self.bundle.manifest.model.logits[0]
-        return crops(pixels, plan_windows(self._preprocessing.size, cells))
 
     def _chosen(
         self, shortlist: Keep | Shortlist | None, vocabulary: Vocabulary
@@ -504,86 +412,13 @@ class Segmenter:
         group = self.bundle.manifest.constants.group
         return Shortlist.of(shortlist, len(vocabulary.embeddings), group)
 
-    def _kept(
-        self,
-        encoded: Sequence[EncodedImage],
-        text: npt.NDArray[np.float32],
-        shortlist: Shortlist,
-        observer: Observer | None,
-    ) -> npt.NDArray[np.intp]:
-        """Rows of ``text`` that may win in an image, of which ``encoded`` has all looks."""
-        constants = self.bundle.manifest.constants
-        return kept_categories(
-            self.pipeline,
-            encoded,
-            text,
-            shortlist,
-            temperature=constants.ppg.temperature,
-            chunk=self.chunk,
-            observer=observer,
-        )
-
-    def image_logits(
-        self, pixels: ImageArray, vocabulary: Vocabulary, observer: Observer | None = None
-    ) -> Iterator[tuple[slice, npt.NDArray[np.float32]]]:
-        """Logits of the unique categories, chunk by chunk: float32 [n, l, l] each."""
-        encoded = self._encoded(pixels, observer)
-        yield from self._logits(encoded, vocabulary.embeddings, observer)
-
-    def _encoded(self, pixels: ImageArray, observer: Observer | None) -> EncodedImage:
-        start = time.perf_counter()
-        tensor = preprocess(pixels, self._preprocessing)
-        self.pipeline.clock.add("preprocess", start)
-        return self.pipeline.encode_image(tensor, observer)
-
-    def _logits(
-        self, encoded: EncodedImage, text: npt.NDArray[np.float32], observer: Observer | None
-    ) -> Iterator[tuple[slice, npt.NDArray[np.float32]]]:
-        return self.pipeline.logits(encoded, text, chunk=self.chunk, observer=observer)
-
-    def _reduce(
-        self, reduced: UpsampleArgmax, where: slice, logits: npt.NDArray[np.float32]
-    ) -> None:
-        start = time.perf_counter()
-        reduced.add(where.start, logits)
-        self.pipeline.clock.add("upsample_argmax", start)
-
-    def _encode(self, texts: list[str]) -> dict[str, npt.NDArray[np.float32]]:
-        """Embed cleaned texts. The text encoder is freed again: few runs need it twice."""
-        if self._tokenizer is None:
-            reference = self.bundle.manifest.tokenizer
-            path = self.bundle.file(reference.file)
-            self._tokenizer = Tokenizer.open(path, reference.context_length)
-        # Texts of one length together, without padding: what a text's embedding is, to the last
-        # bit, must not depend on the texts that happen to be encoded with it.
-        by_length: dict[int, list[tuple[str, npt.NDArray[np.int32]]]] = {}
-        for text in texts:
-            ids = self._tokenizer.encode([text], cleaned=True)[0]
-            by_length.setdefault(len(ids), []).append((text, ids))
-        encoded: dict[str, npt.NDArray[np.float32]] = {}
-        try:
-            for entries in by_length.values():
-                for start in range(0, len(entries), TEXT_BATCH):
-                    batch = entries[start : start + TEXT_BATCH]
-                    embeddings = self.pipeline.encode_text(np.stack([ids for _, ids in batch]))
-                    encoded.update(zip((text for text, _ in batch), embeddings, strict=True))
-        finally:
-            self._backend.release("text_encoder")
-        return encoded
-
-    @property
-    def _model_key(self) -> str:
-        """What a text's embedding depends on besides the text."""
-        manifest = self.bundle.manifest
-        return f"{manifest.stages['text_encoder'].sha256}-{manifest.tokenizer.sha256}"
-
     def _check(self, vocabulary: object, window: str) -> None:
         if not isinstance(vocabulary, Vocabulary):
             raise InputError(
                 f"vocabulary is {type(vocabulary).__name__}, expected a Vocabulary; make one with "
                 "segmenter.vocabulary([...])"
             )
-        if vocabulary.model != self._model_key:
+        if vocabulary.model != self._texts.model_key:
             raise InputError(
                 "the vocabulary was made with another model's text encoder; make it with this "
                 "Segmenter: segmenter.vocabulary([...])"
@@ -604,20 +439,6 @@ def _cache_folder(cache: str | os.PathLike[str] | None) -> Path | None:
 def _check_window(window: str) -> None:
     if window not in ("none", "sliding"):
         raise InputError(f"window is {window!r}, expected 'none' or 'sliding'")
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Sent:
-    """An image on its way on a device, and the rows of embeddings it chooses from (None: all)."""
-
-    flight: InFlight
-    loaded: object
-    kept: npt.NDArray[np.intp] | None
-
-
-def _label_of(vocabulary: Vocabulary, kept: npt.NDArray[np.intp] | None) -> npt.NDArray[np.uint16]:
-    """The name's index of each row that the model was given."""
-    return vocabulary.label_of if kept is None else vocabulary.label_of[kept]
 
 
 def _positive(name: str, value: int) -> int:

@@ -23,6 +23,7 @@ from escnet_bench.latency.rows import Found, Timed, ratios_of
 OURS = Variant(implementation="onnxruntime", precision="fp32")
 PLAIN = Variant(implementation="torch-plain", precision="fp32")
 COMPILED = Variant(implementation="torch-compile-static", precision="fp32")
+CAT_SEG = Variant(implementation="torch-cat-seg", precision="fp32")
 ALL = (OURS, PLAIN, COMPILED)
 
 
@@ -311,8 +312,10 @@ def test_every_implementation_has_a_first_guess(name: str) -> None:
 def test_memory_grows_with_the_categories_of_what_takes_them_whole() -> None:
     forecast = Forecast(lambda form, categories: float(categories))
     cell = Cell(categories=19, allocator="default")
-    for variant in (OURS, PLAIN):
+    for variant in (OURS, PLAIN, CAT_SEG):
         forecast.learn_opening(variant, cell, 1.0, 1900)
+    expected = pytest.approx(1900 * (128 + 190) / (128 + 19))  # it pads
+    assert forecast.memory(CAT_SEG, 190) == expected
     assert forecast.memory(PLAIN, 190) == 19_000
     assert forecast.memory(OURS, 190) == 1900
     assert forecast.memory(COMPILED, 190) is None

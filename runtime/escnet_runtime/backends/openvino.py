@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 import openvino
 
 from ..errors import BackendError
@@ -28,6 +29,7 @@ from ..lanes import best_lanes, usable_cores
 from ..manifest import Precision
 from ..order import by_chunk
 from ..processor import processor_features, processor_model
+from .arrays import ArrayPool
 from .base import Array, GraphFile, Tensor
 from .graph_cache import GraphCache
 
@@ -38,7 +40,7 @@ VERSION: Final = str(openvino.__version__)
 # The bindings look NumPy up when they first meet an array, and two threads that both do so for the
 # first time wait for each other for ever (2026.4: a static's guard against the GIL). Whoever
 # imports this is alone.
-openvino.Tensor(np.zeros(1, np.float32)).data.copy()
+openvino.Tensor(np.zeros(1, np.float32), shared_memory=True).data.copy()
 
 _LOG: Final = logging.getLogger("escnet_runtime")
 _DEVICE: Final = "CPU"
@@ -61,6 +63,18 @@ def _given(value: Array, *, bf16: bool) -> Array:
         rounded = ((wide + 0x7FFF + (wide >> 16 & 1)) >> 16).astype(_BITS)
         array = np.where(np.isnan(array), _BITS(0x7FC0), rounded)
     return array.view(np.float16)
+
+
+def _kind_of(port: Any) -> npt.DTypeLike:
+    """NumPy's type of what a port gives; bits, where it has none."""
+    return _BITS if port.element_type == openvino.Type.bf16 else port.element_type.to_dtype()
+
+
+def _tensor(array: Array, port: Any) -> openvino.Tensor:
+    """The array's own memory, as the port has it."""
+    if port.element_type == openvino.Type.bf16:
+        return openvino.Tensor(array, openvino.Shape(list(array.shape)), openvino.Type.bf16)
+    return openvino.Tensor(array, shared_memory=True)
 
 
 def computes_bf16(core: openvino.Core | None = None) -> bool:
@@ -133,6 +147,7 @@ class OpenVinoBackend:
             if file.stage is not None
         }
         self._compiling = threading.Lock()
+        self._arrays = ArrayPool()
         self._lanes = 1
         self._closed = False
         #: Of the graph compiled last; 0 before any was.
@@ -151,14 +166,20 @@ class OpenVinoBackend:
         bf16 = self._bf16.get(graph, frozenset())
         feeds = {name: _given(value, bf16=name in bf16) for name, value in inputs.items()}
         try:
-            with self._form(graph, feeds).request() as request:
-                results = request.infer(feeds, share_inputs=True)
+            form = self._form(graph, feeds)
+            arrays = {
+                port.get_any_name(): self._arrays.empty(tuple(port.shape), _kind_of(port))
+                for port in form.model.outputs
+            }
+            with form.request() as request:
+                for index, array in enumerate(arrays.values()):
+                    request.set_output_tensor(index, _tensor(array, form.model.output(index)))
+                request.infer(feeds, share_inputs=True, share_outputs=True)
         except BackendError:
             raise
         except Exception as error:  # OpenVINO's errors share no base below Exception
             raise BackendError(f"graph {graph!r} failed in OpenVINO: {error}") from error
-        named = {port.get_any_name(): value for port, value in results.items()}
-        return {name: value.view(_BITS) if name in bf16 else value for name, value in named.items()}
+        return dict(arrays)
 
     def to_host(self, tensor: Tensor) -> Array:
         """See :class:`Backend`."""
@@ -180,6 +201,7 @@ class OpenVinoBackend:
     def close(self) -> None:
         """See :class:`Backend`."""
         self._compiled.clear()
+        self._arrays.clear()
         self._closed = True
 
     def _form(self, graph: str, feeds: Mapping[str, Array]) -> _Compiled:

@@ -1,0 +1,78 @@
+"""From categories to a vocabulary: by tokenizer and text encoder, or from the cache."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from .bundle import Bundle
+from .embedding_cache import EmbeddingCache
+from .pipeline import Pipeline
+from .tokenizer import Tokenizer
+from .vocabulary import Vocabulary, assemble, plan_texts
+
+__all__ = ["TEXT_BATCH", "TextEmbedding"]
+
+#: Texts encoded at a time: bounds the text encoder's memory, and its engine is built for it.
+TEXT_BATCH: Final = 64
+
+
+class TextEmbedding:
+    """Embeds the categories of one model. Not safe for several threads at once.
+
+    Args:
+        bundle: has the tokenizer, the templates and the text encoder's description.
+        pipeline: runs the text encoder, which is freed again: few runs need it twice.
+        cache: folder of the cache; None for none.
+    """
+
+    def __init__(self, bundle: Bundle, pipeline: Pipeline, cache: Path | None) -> None:
+        self._bundle, self._pipeline = bundle, pipeline
+        self._tokenizer: Tokenizer | None = None
+        self._cache = None if cache is None else EmbeddingCache(cache, self.model_key)
+
+    @property
+    def model_key(self) -> str:
+        """What a text's embedding depends on besides the text."""
+        manifest = self._bundle.manifest
+        return f"{manifest.stages['text_encoder'].sha256}-{manifest.tokenizer.sha256}"
+
+    def vocabulary(self, names: Sequence[str], templates: Sequence[str] | None) -> Vocabulary:
+        """See :meth:`escnet_runtime.Segmenter.vocabulary`."""
+        if templates is None:
+            templates = self._bundle.manifest.constants.templates
+        plan = plan_texts(names, templates)
+        known = self._cache.get_many(plan.prompts) if self._cache else {}
+        missing = [text for text in plan.prompts if text not in known]
+        if missing:
+            encoded = self._encoded(missing)
+            known.update(encoded)
+            if self._cache:
+                self._cache.put_many(encoded)
+        embeddings = np.stack([known[text] for text in plan.prompts])
+        return assemble(plan, embeddings, model=self.model_key)
+
+    def _encoded(self, texts: list[str]) -> dict[str, npt.NDArray[np.float32]]:
+        """Embed cleaned texts."""
+        if self._tokenizer is None:
+            reference = self._bundle.manifest.tokenizer
+            path = self._bundle.file(reference.file)
+            self._tokenizer = Tokenizer.open(path, reference.context_length)
+        # Texts of one length together, without padding: what a text's embedding is, to the last
+        # bit, must not depend on the texts that happen to be encoded with it.
+        by_length: dict[int, list[tuple[str, npt.NDArray[np.int32]]]] = {}
+        for text in texts:
+            ids = self._tokenizer.encode([text], cleaned=True)[0]
+            by_length.setdefault(len(ids), []).append((text, ids))
+        encoded: dict[str, npt.NDArray[np.float32]] = {}
+        try:
+            for entries in by_length.values():
+                for start in range(0, len(entries), TEXT_BATCH):
+                    batch = entries[start : start + TEXT_BATCH]
+                    embeddings = self._pipeline.encode_text(np.stack([ids for _, ids in batch]))
+                    encoded.update(zip((text for text, _ in batch), embeddings, strict=True))
+        finally:
+            self._pipeline.backend.release("text_encoder")
+        return encoded
