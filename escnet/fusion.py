@@ -58,11 +58,13 @@ class CategoryAttention(nn.Module):
 
     def read(self, x: Tensor, text: Tensor, kv_mean: Tensor, k_mean: Tensor) -> Tensor:
         """φ(q)·kv / φ(q)·k for each category and pixel: [n, P, C] → [n, P, C]."""
-        query = self._split(_feature(_guided(self.query, x, text).float()))
-        # One product: on one column alone, ONNX Runtime's order of additions depends on n.
-        both = product(query, torch.cat([kv_mean, k_mean[..., None]], dim=-1))
-        mixed = both[..., :-1] / (both[..., -1:] + 1e-6)
-        return mixed.permute(2, 0, 1, 3).flatten(2).to(x.dtype)
+        query = _feature(_guided(self.query, x, text).float())
+        # A sum of products: as a product with one column, ONNX Runtime's order of additions depends
+        # on n; as one more column of kv_mean, all of that is copied for every chunk.
+        below = (query * k_mean.flatten(1)).unflatten(-1, (self.heads, -1)).sum(-1, keepdim=True)
+        mixed = product(self._split(query), kv_mean).permute(2, 0, 1, 3)
+        found: Tensor = (mixed / (below + 1e-6)).flatten(2).to(x.dtype)
+        return found
 
     def _split(self, x: Tensor) -> Tensor:
         """[..., n, P, C] → [..., P, H, n, d]."""

@@ -177,20 +177,23 @@ class SamBlock(nn.Module):
         its mask down-scaling; the mean is over the valid regions (the paper is silent: taken
         before the last convolution, which is linear).
         """
-        n, count = point_labels.shape
+        (n, count), (height, width) = point_labels.shape, regions.shape[1:]
         index = torch.arange(count, dtype=regions.dtype, device=regions.device)
         inside = regions[:, None] == index[None, :, None, None]
         probability = torch.where(inside, probabilities[:, None], 0.0).to(self._dtype)
         _, norm1, act1, second, norm2, act2 = list(self.prompt_encoder.mask_downscaling)[:6]
         assert isinstance(second, nn.Conv2d)
         assert second.bias is not None
+        # Pixels lie side by side, [n K, c, h w], which neither has to be turned around for what
+        # follows nor is put together number by number.
+        x = _neighbours(probability.flatten(0, 1))
         weight, bias = self._first_mask_product()
-        x = (_neighbours(probability.flatten(0, 1)) @ weight) + bias
         # The four pixels under one of the grid are what the second convolution takes together.
-        x = act1(_normed(x, norm1))
-        x = x @ second.weight.permute(2, 3, 1, 0).flatten(0, 2) + second.bias
-        x = act2(_normed(x, norm2)).permute(0, 3, 1, 2).unflatten(0, (n, count))
-        return _mean_over_regions(x, point_labels)
+        x = act1(_normed_product(weight, bias, x, norm1))
+        weight = second.weight.float().permute(0, 2, 3, 1).flatten(1)
+        x = act2(_normed_product(weight, second.bias.float(), x, norm2))
+        maps = x.unflatten(2, (height, width)).unflatten(0, (n, count))
+        return _mean_over_regions(maps, point_labels)
 
     def embed_masks_plain(
         self, regions: Tensor, probabilities: Tensor, point_labels: Tensor
@@ -221,7 +224,7 @@ class SamBlock(nn.Module):
         convolution for.
 
         Returns:
-            Weights [9, 4 · c] and bias [4 · c].
+            Weights [4 · c, 9] and bias [4 · c], in float32.
         """
         first = self.prompt_encoder.mask_downscaling[0]
         assert isinstance(first, nn.Conv2d)
@@ -231,9 +234,9 @@ class SamBlock(nn.Module):
         assert first.kernel_size == first.stride == (2, 2)
         kernel, scale = first.weight[:, 0].float(), self.mask_logit_scale
         taps = torch.tensor(_TAPS, device=kernel.device)
-        shares = torch.einsum("pkt,qlu,ckl->tupqc", taps, taps, kernel).reshape(9, -1)
+        shares = torch.einsum("pkt,qlu,ckl->pqctu", taps, taps, kernel).reshape(-1, 9)
         bias = first.bias.float() - scale * kernel.sum((1, 2))
-        return (2.0 * scale * shares).to(self._dtype), bias.repeat(4).to(self._dtype)
+        return 2.0 * scale * shares, bias.repeat(4)
 
     @property
     def _dtype(self) -> torch.dtype:
@@ -291,29 +294,40 @@ def _mean_over_regions(x: Tensor, point_labels: Tensor) -> Tensor:
 
 
 def _neighbours(maps: Tensor) -> Tensor:
-    """The 3×3 pixels around each one, row by row: [b, h, w] → [b, h, w, 9]; the edge repeats."""
+    """The 3×3 pixels around each one, row by row: [b, h, w] → [b, 9, h · w]; the edge repeats."""
     height, width = maps.shape[1:]
     maps = torch.cat([maps[:, :1], maps, maps[:, -1:]], dim=1)
     maps = torch.cat([maps[:, :, :1], maps, maps[:, :, -1:]], dim=2)
     rows = [maps[:, y : y + height, x : x + width] for y in range(3) for x in range(3)]
-    return torch.stack(rows, dim=-1)
+    return torch.stack(rows, dim=1).flatten(2)
 
 
-def _normed(x: Tensor, norm: nn.Module) -> Tensor:
-    """SAM's LayerNorm2d of pixels side by side: [b, h, w, r · c], each over its c channels.
+def _normed_product(weight: Tensor, bias: Tensor, x: Tensor, norm: nn.Module) -> Tensor:
+    """SAM's LayerNorm2d of ``weight @ x + bias``, for each of r pixels that lie one on the other.
 
-    Means of c neighbours by products with a constant matrix, in float32: the hand-written form
-    squares in fp16, where TensorRT warns of the overflow, and a LayerNormalization over 4 channels
-    takes ONNX Runtime's CPU provider four times as long.
+    Taking the mean off is linear and done to the weights. Means of c neighbours are products with a
+    constant matrix, in float32: the hand-written form squares in fp16, where TensorRT warns of the
+    overflow, and a LayerNormalization over 4 channels takes ONNX Runtime's CPU provider four times
+    as long.
+
+    Args:
+        weight, bias: float32 [r · c, i] and [r · c].
+        x: [b, i, p].
+        norm: over c channels.
+
+    Returns:
+        [b, r · c, p] in the type of ``x``.
     """
     assert isinstance(norm.weight, Tensor)
     assert isinstance(norm.bias, Tensor)
     assert isinstance(norm.eps, float)
     channels = len(norm.weight)
-    pixels = x.shape[-1] // channels
+    pixels = len(weight) // channels
     same = torch.eye(pixels, device=x.device).repeat_interleave(channels, 0)
     mean = same @ same.T / channels
-    centred = product(x.float(), torch.eye(len(mean), device=x.device) - mean)
-    spread = torch.rsqrt(product(centred.square(), mean) + norm.eps)
+    centre = torch.eye(len(mean), device=x.device) - mean
+    centred = (centre @ weight).to(x.dtype) @ x + (centre @ bias).to(x.dtype)[:, None]
+    centred = centred.float()
+    spread = torch.rsqrt(product(mean, centred.square()) + norm.eps)
     scale, shift = norm.weight.float().repeat(pixels), norm.bias.float().repeat(pixels)
-    return (centred * spread * scale + shift).to(x.dtype)
+    return (centred * spread * scale[:, None] + shift[:, None]).to(x.dtype)
