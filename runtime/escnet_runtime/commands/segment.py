@@ -105,7 +105,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--frames", metavar="N", type=int, help="stop a video or a camera after so many frames")
     add("--no-overlay", action="store_true", help="write the label maps alone")
     add("--no-legend", action="store_true", help="write videos at their own size, without legend")
-    add("--no-cache", action="store_true", help="neither read nor write the cache of embeddings")
+    add(
+        "--no-cache",
+        action="store_true",
+        help="neither read nor write the cache (of embeddings and graphs)",
+    )
     return parser
 
 
