@@ -12,7 +12,10 @@ import numpy as np
 import pytest
 
 from escnet_runtime import Segmenter
+from escnet_runtime.backends import GraphFile, graph_cache, onnxruntime
 from escnet_runtime.backends.graph_cache import GraphCache
+from escnet_runtime.bundle import Bundle
+from escnet_runtime.manifest import Precision
 
 NAMES = ["red ring", "blue star", "grass"]
 PICTURE = np.random.default_rng(4).integers(0, 256, (90, 120, 3), np.uint8)
@@ -104,8 +107,7 @@ def test_another_processor_has_other_files(
     # Embeddings are kept for every processor, so nobody asks for the text encoder again.
     expected = [graph for graph in made if graph != "text_encoder"]
     before = len(kept(tmp_path))
-    module = importlib.import_module(f"escnet_runtime.backends.{backend}")
-    monkeypatch.setattr(module, "processor_features", lambda: frozenset(["another"]))
+    monkeypatch.setattr(graph_cache, "processor_features", lambda: frozenset(["another"]))
     made.clear()
     logits_of(tiny_bundle, tmp_path, backend)
     assert made == expected
@@ -130,6 +132,18 @@ def test_a_disk_that_is_full_is_bypassed(
     assert same(logits_of(tiny_bundle, tmp_path, backend), logits_of(tiny_bundle, None, backend))
 
 
+def test_what_our_own_code_rewrites_is_not_kept(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = Bundle.open(tiny_bundle).manifest.stages["correlation"]
+    path = tiny_bundle / stage.file
+    monkeypatch.setattr(onnxruntime, "_emulated_bf16", lambda model: model)
+    file = GraphFile(path, Precision.BF16, stage)
+    backend = onnxruntime.OnnxRuntimeBackend({"correlation": file}, cache=tmp_path)
+    assert backend._session("correlation") is not None
+    assert not (tmp_path / "graphs-v1").exists()
+
+
 def test_a_graph_that_cannot_be_loaded_leaves_nothing(tmp_path: Path) -> None:
     source = tmp_path / "source.onnx"
     source.write_bytes(b"source")
@@ -144,7 +158,7 @@ def test_a_graph_that_cannot_be_loaded_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no graph"):
         refuse()
     assert kept(tmp_path) == []
-    assert cache.find("a") is None
+    assert cache.opened("a", bytes) is None
 
 
 def put(cache: GraphCache, graph: str, content: bytes, source: Path) -> None:
@@ -158,7 +172,7 @@ def test_large_graphs_are_not_kept(tmp_path: Path) -> None:
     source.write_bytes(bytes(1001))
     cache = GraphCache(tmp_path, "here", max_source_bytes=1000)
     put(cache, "a", b"graph", source)
-    assert cache.find("a") is None
+    assert cache.opened("a", bytes) is None
     assert not (tmp_path / "graphs-v1").exists()
 
 
@@ -171,10 +185,10 @@ def test_what_was_unused_for_longest_makes_room(tmp_path: Path) -> None:
         for path in kept(tmp_path):
             about = path.stat()
             os.utime(path, (about.st_atime, about.st_mtime - 10 - age))
-    assert cache.find("a") == b"a" * 100  # used now
+    assert cache.opened("a", bytes) == b"a" * 100  # used now
     abandoned = tmp_path / "graphs-v1" / ".0123.onnx"
     abandoned.write_bytes(b"half")
     os.utime(abandoned, (0, 0))
     put(cache, "d", b"d" * 100, source)
-    assert [cache.find(name) is not None for name in "abcd"] == [True, False, True, True]
+    assert [cache.opened(name, bytes) is not None for name in "abcd"] == [True, False, True, True]
     assert not abandoned.exists()

@@ -70,13 +70,20 @@ def test_forms_of_a_graph_are_bounded(tiny_bundle: Path) -> None:
         backend.run("correlation", {"features": features, "text": text})
 
 
-def test_chunks_run_side_by_side(tiny_bundle: Path) -> None:
-    backend = OpenVinoBackend(_files(tiny_bundle))
-    stage = Bundle.open(tiny_bundle).manifest.stages["correlation"]
+def _drawn(
+    root: Path, *, rows: int, count: int
+) -> tuple[np.ndarray[Any, Any], list[np.ndarray[Any, Any]]]:
+    """Random inputs of the graph "correlation": features, and so many texts of so many rows."""
+    stage = Bundle.open(root).manifest.stages["correlation"]
     sizes = {port.name: [int(n) for n in port.shape[1:]] for port in stage.inputs}
     draw = np.random.default_rng(0).standard_normal
     features = draw([1, *sizes["features"]]).astype(np.float32)
-    texts = [draw([16, *sizes["text"]]).astype(np.float32) for _ in range(12)]
+    return features, [draw([rows, *sizes["text"]]).astype(np.float32) for _ in range(count)]
+
+
+def test_chunks_run_side_by_side(tiny_bundle: Path) -> None:
+    backend = OpenVinoBackend(_files(tiny_bundle))
+    features, texts = _drawn(tiny_bundle, rows=16, count=12)
 
     def scores(text: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         out = backend.run("correlation", {"features": features, "text": text})
@@ -94,11 +101,7 @@ def test_chunks_run_side_by_side(tiny_bundle: Path) -> None:
 
 def test_what_a_run_gave_stays_and_its_memory_is_used_again(tiny_bundle: Path) -> None:
     backend = OpenVinoBackend(_files(tiny_bundle))
-    stage = Bundle.open(tiny_bundle).manifest.stages["correlation"]
-    sizes = {port.name: [int(n) for n in port.shape[1:]] for port in stage.inputs}
-    draw = np.random.default_rng(0).standard_normal
-    features = draw([1, *sizes["features"]]).astype(np.float32)
-    texts = [draw([4, *sizes["text"]]).astype(np.float32) for _ in range(3)]
+    features, texts = _drawn(tiny_bundle, rows=4, count=3)
 
     def run(text: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         scores: np.ndarray[Any, Any] = backend.run(

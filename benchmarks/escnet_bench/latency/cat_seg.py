@@ -22,6 +22,7 @@ from escnet_runtime.errors import InputError
 from escnet_runtime.images import ImageArray
 
 from .checkout import AGGREGATOR, CLIP
+from .torch_runs import labels_on_host
 
 __all__ = ["CatSeg"]
 
@@ -108,10 +109,9 @@ class CatSeg:
         device = self._mean.device
         if self._text is None or self._text[0] is not text:
             self._text = text, torch.tensor(text, device=device)[None, :, None]
-        narrow, wide = (torch.uint8, np.uint8) if len(text) <= 256 else (torch.int16, np.uint16)
         with torch.inference_mode():
             labels = self._labels(torch.tensor(pixels, device=device), self._text[1])
-            return labels.to(narrow).cpu().numpy().astype(wide, copy=False)
+            return labels_on_host(labels, len(text))
 
     def _keep(self, _module: nn.Module, _inputs: Any, output: Tensor) -> None:
         self._kept.append(output)

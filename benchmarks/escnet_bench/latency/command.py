@@ -220,7 +220,8 @@ def _chosen(
     """
     chosen, missing = [], {}
     for name in IMPLEMENTATIONS:
-        if name not in asked if asked is not None else name == PEER and peer is None:
+        wanted = name in asked if asked is not None else name != PEER or peer is not None
+        if not wanted:
             continue
         for variant in _variants(name, subject.bundle.manifest.precision, gpu=gpu):
             reason = missing_extra(variant, gpu=gpu) or (subject.no_torch if variant.torch else "")

@@ -16,7 +16,7 @@ from escnet.model import EscNet
 from escnet.ppg import PromptSource, pseudo_prompts
 from escnet_runtime.images import ImageArray
 
-__all__ = ["Compiled", "Form", "TorchRun"]
+__all__ = ["Compiled", "Form", "TorchRun", "labels_on_host"]
 
 #: "plain": nothing is shared between categories; "shared": what the bundle's graphs do.
 Form: TypeAlias = Literal["plain", "shared"]
@@ -62,11 +62,9 @@ class TorchRun:
         """Labels, uint8 up to 256 categories, else uint16."""
         if self._text is None or self._text[0] is not text:
             self._text = text, torch.tensor(text, device=self._device)
-        # What torch has of 16 bits is signed; no test here has more categories than it holds.
-        narrow, wide = (torch.uint8, np.uint8) if len(text) <= 256 else (torch.int16, np.uint16)
         with torch.inference_mode(), self._watched():
             labels = self._run(torch.tensor(pixels, device=self._device), self._text[1])
-            return labels.to(narrow).cpu().numpy().astype(wide, copy=False)
+            return labels_on_host(labels, len(text))
 
     @property
     def stages(self) -> dict[str, float] | None:
@@ -104,6 +102,13 @@ class TorchRun:
     def _label(self, logits: Tensor, size: tuple[int, int]) -> Tensor:
         full = functional.interpolate(logits[None].to(self._dtype), size, mode="bilinear")
         return full[0].argmax(dim=0)
+
+
+def labels_on_host(labels: Tensor, categories: int) -> _Labels:
+    """Labels [H,W] of so many categories, downloaded: uint8 up to 256, else uint16."""
+    # What torch has of 16 bits is signed; no test here has more categories than it holds.
+    narrow, wide = (torch.uint8, np.uint8) if categories <= 256 else (torch.int16, np.uint16)
+    return labels.to(narrow).cpu().numpy().astype(wide, copy=False)
 
 
 def _image(run: TorchRun, pixels: Tensor, text: Tensor) -> Tensor:

@@ -11,11 +11,14 @@ import contextlib
 import hashlib
 import logging
 import os
+import platform
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
+
+from ..processor import processor_features, processor_model
 
 __all__ = ["GraphCache"]
 
@@ -25,6 +28,7 @@ _DIGEST_BYTES: Final = 32
 #: A file that is written belongs to a process; one that is this old was left by a killed one.
 _ABANDONED_SECONDS: Final = 3600.0
 _LOG: Final = logging.getLogger("escnet_runtime")
+_Opened = TypeVar("_Opened")
 
 
 class GraphCache:
@@ -32,7 +36,8 @@ class GraphCache:
 
     Args:
         directory: the cache folder; created when first written to.
-        depends: what a rewritten graph depends on besides the graph: library, processor, options.
+        depends: what a rewritten graph depends on besides the graph and the processor that is here:
+            the library, its version and options.
         max_source_bytes: larger graphs are not kept. They hold weights above all, which gain
             nothing by it and fill the disk.
         max_bytes: when all files together are larger, those unused for longest are removed.
@@ -41,20 +46,22 @@ class GraphCache:
     def __init__(
         self,
         directory: Path,
-        depends: str,
-        *,
+        *depends: str,
         max_source_bytes: int = 32 * 2**20,
         max_bytes: int = 512 * 2**20,
     ) -> None:
         self.folder = directory / _FOLDER
-        self._depends = depends
+        self._depends = "\0".join(
+            [*depends, platform.machine(), processor_model(), *sorted(processor_features())]
+        )
         self._max_source_bytes, self._max_bytes = max_source_bytes, max_bytes
 
-    def find(self, graph: str) -> bytes | None:
-        """What was kept of a graph, or None.
+    def opened(self, graph: str, opening: Callable[[bytes], _Opened]) -> _Opened | None:
+        """What ``opening`` makes of a graph that was kept; None if none was, or it is refused.
 
         Args:
             graph: sha256 of the graph, and whatever else of it matters.
+            opening: the library's; what it refuses is forgotten.
         """
         path = self._path(graph)
         try:
@@ -65,9 +72,16 @@ class GraphCache:
         if hashlib.sha256(model).digest() != digest:
             _LOG.info("%s is damaged; it is made anew", path)
             return None
+        try:
+            found = opening(model)
+        except Exception as error:  # these libraries' errors share no base below Exception
+            _LOG.info("%s is refused, and made anew: %s", path, error)
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
+            return None
         with contextlib.suppress(OSError):
             os.utime(path)  # used last now
-        return model
+        return found
 
     @contextmanager
     def keeping(self, graph: str, source: Path) -> Iterator[Path | None]:
@@ -77,7 +91,7 @@ class GraphCache:
         not kept.
 
         Args:
-            graph: see :meth:`find`.
+            graph: see :meth:`opened`.
             source: the graph's own file.
         """
         target = self._path(graph)
@@ -91,11 +105,6 @@ class GraphCache:
         finally:
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
-
-    def drop(self, graph: str) -> None:
-        """Forget a graph whose file the library refuses."""
-        with contextlib.suppress(OSError):
-            self._path(graph).unlink(missing_ok=True)
 
     def _path(self, graph: str) -> Path:
         key = hashlib.sha256(f"{self._depends}\0{graph}".encode()).hexdigest()

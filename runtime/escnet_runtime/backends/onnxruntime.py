@@ -7,7 +7,6 @@ somebody else makes with a pool of its own.
 """
 
 import logging
-import platform
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,7 +19,6 @@ from ..errors import BackendError
 from ..lanes import best_lanes, usable_cores
 from ..manifest import Precision
 from ..order import by_chunk
-from ..processor import processor_features, processor_model
 from .arrays import ArrayPool
 from .base import Array, GraphFile, Tensor
 from .graph_cache import GraphCache
@@ -56,7 +54,9 @@ class OnnxRuntimeBackend:
     def __init__(self, graphs: Mapping[str, GraphFile], *, cache: Path | None = None) -> None:
         _share_environment()
         self._graphs = dict(graphs)
-        self._cache = None if cache is None else GraphCache(cache, _depends())
+        self._cache = None
+        if cache is not None:
+            self._cache = GraphCache(cache, "ONNX Runtime", VERSION, *SLOW_ON_A_CPU)
         # By graph and threads: a vocabulary of another size may want other lanes, and with a
         # shortlist the next image may; loading takes longer than what either gains.
         self._sessions: dict[tuple[str, int], ort.InferenceSession] = {}
@@ -132,30 +132,25 @@ class OnnxRuntimeBackend:
         """A session of the graph as it was rewritten before, if it was."""
         if self._cache is None or file.stage is None:
             return None
-        model = self._cache.find(file.stage.sha256)
-        if model is None:
-            return None
         options = _options(threads)
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-        try:
-            return ort.InferenceSession(model, options, providers=[_PROVIDER])
-        except Exception as error:
-            _LOG.info("a rewritten graph is refused, and made anew: %s", error)
-            self._cache.drop(file.stage.sha256)
-            return None
+        return self._cache.opened(
+            file.stage.sha256,
+            lambda model: ort.InferenceSession(model, options, providers=[_PROVIDER]),
+        )
 
     def _made(self, file: GraphFile, threads: int) -> ort.InferenceSession:
         """A session of the graph itself; what ONNX Runtime makes of it is kept."""
-        source: str | bytes = str(file.path)
         if file.precision is Precision.BF16:
-            source = _emulated_bf16(file.path.read_bytes())
+            # Never kept: what it is made of, code of ours, is no part of a key.
+            return _session(_emulated_bf16(file.path.read_bytes()), threads)
         if self._cache is not None and file.stage is not None:
             try:
                 with self._cache.keeping(file.stage.sha256, file.path) as target:
-                    return _session(source, threads, rewritten=target)
+                    return _session(str(file.path), threads, rewritten=target)
             except Exception as error:  # a full disk; or the graph, which then fails again
                 _LOG.debug("a graph is loaded without keeping it: %s", error)
-        return _session(source, threads)
+        return _session(str(file.path), threads)
 
 
 def _session(
@@ -167,19 +162,6 @@ def _session(
     return ort.InferenceSession(
         source, options, providers=[_PROVIDER], disabled_optimizers=list(SLOW_ON_A_CPU)
     )
-
-
-def _depends() -> str:
-    """What a rewritten graph depends on: which kernels there are, and what they are fused to."""
-    parts = [
-        "ONNX Runtime",
-        ort.__version__,
-        *SLOW_ON_A_CPU,
-        platform.machine(),
-        processor_model(),
-        *sorted(processor_features()),
-    ]
-    return "\0".join(parts)
 
 
 def _value(value: Any) -> ort.OrtValue:

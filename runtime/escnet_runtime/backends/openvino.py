@@ -11,7 +11,6 @@ OpenVINO 2026.4 fails on the decoder ("Reorder node") and is slower on the other
 """
 
 import logging
-import platform
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,7 +27,6 @@ from ..errors import BackendError
 from ..lanes import best_lanes, usable_cores
 from ..manifest import Precision
 from ..order import by_chunk
-from ..processor import processor_features, processor_model
 from .arrays import ArrayPool
 from .base import Array, GraphFile, Tensor
 from .graph_cache import GraphCache
@@ -129,7 +127,9 @@ class OpenVinoBackend:
                 )
         self._graphs = dict(graphs)
         self._core = openvino.Core()
-        self._cache = None if cache is None else GraphCache(cache, _depends())
+        self._cache = None
+        if cache is not None:
+            self._cache = GraphCache(cache, "OpenVINO", VERSION, str(usable_cores()))
         self._as_typed = frozenset(
             name
             for name, file in graphs.items()
@@ -179,7 +179,7 @@ class OpenVinoBackend:
             raise
         except Exception as error:  # OpenVINO's errors share no base below Exception
             raise BackendError(f"graph {graph!r} failed in OpenVINO: {error}") from error
-        return dict(arrays)
+        return arrays
 
     def to_host(self, tensor: Tensor) -> Array:
         """See :class:`Backend`."""
@@ -243,16 +243,10 @@ class OpenVinoBackend:
         stage = self._graphs[graph].stage
         if self._cache is None or stage is None:
             return None
-        key = _key(stage.sha256, shapes, options)
-        blob = self._cache.find(key)
-        if blob is None:
-            return None
-        try:
-            return self._core.import_model(blob, _DEVICE, dict(options))
-        except Exception as error:  # OpenVINO's errors share no base below Exception
-            _LOG.info("a compiled graph is refused, and made anew: %s", error)
-            self._cache.drop(key)
-            return None
+        return self._cache.opened(
+            _key(stage.sha256, shapes, options),
+            lambda blob: self._core.import_model(blob, _DEVICE, dict(options)),
+        )
 
     def _made(self, graph: str, shapes: Mapping[str, list[int]], options: Mapping[str, Any]) -> Any:
         """The graph compiled, and kept so."""
@@ -273,16 +267,3 @@ class OpenVinoBackend:
 
 def _key(graph: str, shapes: Mapping[str, list[int]], options: Mapping[str, Any]) -> str:
     return repr((graph, sorted(shapes.items()), sorted(options.items())))
-
-
-def _depends() -> str:
-    """What a compiled graph depends on besides the graph, its shapes and options."""
-    parts = [
-        "OpenVINO",
-        openvino.__version__,
-        str(usable_cores()),
-        platform.machine(),
-        processor_model(),
-        *sorted(processor_features()),
-    ]
-    return "\0".join(parts)
