@@ -20,7 +20,7 @@ tiny:  ## train the default model from its seed (minutes on a GPU, two hours on 
 	@$(RUN) python -m escnet.foundations --output out/tiny --ship escnet/checkpoints $(ARGS)
 
 ablations:  ## the paper's ablations on the foundations of tiny (five hours on two cores; resumes)
-	@$(RUN) python -m escnet.ablations --foundations benchmarks/foundations --output benchmarks/results/ablations $(ARGS)
+	@$(RUN) python -m escnet.ablations --foundations benchmarks/foundations --output benchmarks/ablations $(ARGS)
 
 gpu-check:  ## all that only a GPU can tell: tests, parity, memory, latency, a soak (docs/gpu.md)
 	@$(RUN) python -m escnet_bench.gpu_check $(ARGS)
