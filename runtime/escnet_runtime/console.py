@@ -159,7 +159,7 @@ def run_command(
             stream.reconfigure(errors="backslashreplace")
     try:
         # What a library prints must not end up in front of the JSON.
-        with _sigterm_exits(), contextlib.redirect_stdout(sys.stderr if wants_json else sys.stdout):
+        with _signals_raise(), contextlib.redirect_stdout(sys.stderr if wants_json else sys.stdout):
             arguments = parser.parse_args(words)
             console = Console(json=arguments.json, quiet=arguments.quiet)
             with _logging_to(console.err, _level(arguments)):
@@ -251,9 +251,18 @@ def _logging_to(console: rich.console.Console, level: int) -> Iterator[None]:
             logger.setLevel(before)
 
 
+class _Interrupted(KeyboardInterrupt):
+    """Ctrl-C. CPython ends a process by SIGINT, whatever its exit code, once a KeyboardInterrupt of
+    exactly that type has left a string that it ran (``exec``, as code generators use it)."""
+
+
 @contextlib.contextmanager
-def _sigterm_exits() -> Iterator[None]:
-    """SIGTERM raises SystemExit, so that context managers clean up; a second one kills."""
+def _signals_raise() -> Iterator[None]:
+    """SIGTERM raises SystemExit and Ctrl-C KeyboardInterrupt, so that context managers clean up.
+
+    A second SIGTERM kills. Where Ctrl-C is ignored or another's (``nohup``, a program that calls
+    us), it stays so.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield  # Python sets signal handlers in the main thread alone
         return
@@ -262,11 +271,17 @@ def _sigterm_exits() -> Iterator[None]:
         signal.signal(number, signal.SIG_DFL)
         raise SystemExit(_TERMINATED)
 
-    before = signal.signal(signal.SIGTERM, leave)
+    def interrupt(_: int, __: object) -> NoReturn:
+        raise _Interrupted
+
+    before = {signal.SIGTERM: signal.signal(signal.SIGTERM, leave)}
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        before[signal.SIGINT] = signal.signal(signal.SIGINT, interrupt)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for each, handler in before.items():
+            signal.signal(each, handler)
 
 
 def _explain(error: Exception, prog: str) -> tuple[int, str]:

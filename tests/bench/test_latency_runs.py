@@ -268,4 +268,4 @@ def test_what_is_missing_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch
     assert "[baselines]" in (missing(variant("openvino")) or "")
     assert "NVIDIA" in (missing(variant("tensorrt")) or "")
     assert missing(variant("onnxruntime")) is None
-    assert torch_runs.__all__ == ["Compiled", "Form", "TorchRun"]
+    assert torch_runs.__all__ == ["Compiled", "Form", "TorchRun", "labels_on_host"]

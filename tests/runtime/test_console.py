@@ -211,6 +211,21 @@ def test_signals_clean_up_and_answer(number: signal.Signals, code: int) -> None:
     assert json.loads(out)["error"]["message"]
 
 
+def test_ctrl_c_in_generated_code_has_the_same_exit_code(tmp_path: Path) -> None:
+    text = PROGRAM.replace("try:", 'try:\n        exec("import signal; signal.raise_signal(2)")', 1)
+    assert text != PROGRAM
+    (tmp_path / "interrupted.py").write_text(text, encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, "-m", "interrupted", "--json"],
+        capture_output=True,
+        timeout=60,
+        check=False,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *filter(None, sys.path)])},
+    )
+    assert done.returncode == 130, done.stderr
+    assert json.loads(done.stdout)["error"]["type"] == "KeyboardInterrupt"
+
+
 @pytest.mark.parametrize("words", [[], ["--json"]])
 def test_a_reader_who_leaves_is_no_error(words: list[str]) -> None:
     read, write = os.pipe()
