@@ -82,6 +82,12 @@ def _parser() -> argparse.ArgumentParser:
         "correlation, or, with auto, all that come near (all there are)",
     )
     add(
+        "--correlation",
+        action="store_true",
+        help="measure the correlation of the model's CLIP alone (argmax, no ESC blocks): the "
+        "baseline that the model has to beat",
+    )
+    add(
         "--limit",
         metavar="N",
         type=int,
@@ -121,6 +127,7 @@ def _eval(arguments: argparse.Namespace, console: Console) -> tuple[int, Mapping
                 merge_extra=arguments.merge_extra,
                 window=arguments.window,
                 shortlist=arguments.shortlist,
+                correlation=arguments.correlation,
                 limit=arguments.limit,
                 progress=advance,
             )
@@ -156,6 +163,7 @@ def _document(
         "weights": manifest.model.weights,
         "backend": segmenter.backend,
         "window": arguments.window,
+        "correlation": arguments.correlation,
         "shortlist": arguments.shortlist,
         "kept_mean": found.kept_mean,
         "kept_max": found.kept_max,
@@ -206,11 +214,13 @@ def _report(document: Mapping[str, Any], found: Evaluation) -> list[Table | str]
         table.add_row(name, f"{iou:.2%}")
     more = f"and {len(there) - _SHOWN} more: --json has them all\n" if len(there) > _SHOWN else ""
     absent = len(found.names) - len(there)
+    what = "the correlation of its CLIP alone, " if document["correlation"] else ""
+    given = f"{found.kept_mean:.1f} of {found.categories} categories given to the model"
     summary = (
-        f"{more}{document['model']} ({document['kind']}, {document['precision']}), window "
+        f"{more}{document['model']} ({document['kind']}, {document['precision']}), {what}window "
         f"{document['window']}, {document['backend']}: {found.images} images, {len(there)} classes "
-        f"in the ground truth, {absent} not in it, {found.seconds:.1f} s; {found.kept_mean:.1f} of "
-        f"{found.categories} categories given to the model\n"
+        f"in the ground truth, {absent} not in it, {found.seconds:.1f} s"
+        f"{'' if document['correlation'] else f'; {given}'}\n"
         f"mIoU {_percent(document['miou'])}, pixel accuracy {_percent(document['pixel_accuracy'])}"
     )
     for name, group in document["groups"].items():

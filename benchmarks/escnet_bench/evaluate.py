@@ -13,6 +13,8 @@ from escnet_runtime.errors import InputError
 from escnet_runtime.segmenter import Segmenter, Window
 from escnet_runtime.shortlist import Keep, Shortlist
 
+from .clip_alone import correlation_labels
+
 __all__ = ["Evaluation", "check_categories", "class_keys", "evaluate"]
 
 
@@ -45,6 +47,7 @@ def evaluate(
     merge_extra: bool = False,
     window: Window = "none",
     shortlist: Keep | Shortlist | None = None,
+    correlation: bool = False,
     limit: int | None = None,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Evaluation:
@@ -61,30 +64,43 @@ def evaluate(
             class (PASCAL VOC-20b: the background, described by the things that are in it).
         window: "sliding" is the protocol of the paper.
         shortlist: give the model only the categories that may win; see docs/shortlist.md.
+        correlation: measure the correlation of the model's CLIP in place of the model: what its ESC
+            blocks have to be better than.
         limit: the first so many images, in the dataset's order.
         progress: called after each image with the name of it.
 
     Raises:
-        InputError: the categories do not fit the classes, or a file cannot be used.
+        InputError: the categories do not fit the classes, a shortlist is asked of the correlation,
+            or a file cannot be used.
     """
     names = dataset.names
     asked = names if categories is None else tuple(categories)
     check_categories(len(names), len(asked), limit, merge_extra=merge_extra)
+    if correlation and shortlist is not None:
+        raise InputError(
+            "a shortlist chooses by the correlation what the model is given; the correlation alone "
+            "has no model behind it: leave out one of the two"
+        )
     vocabulary = segmenter.vocabulary(asked)
     counter = ConfusionCounter(len(names))
     kept: list[int] = []
     start = time.perf_counter()
     for sample in islice(iter(dataset), limit):
-        result = segmenter(sample.image, vocabulary, window=window, shortlist=shortlist)
-        labels: Labels = result.labels
+        labels: Labels
+        if correlation:
+            labels = correlation_labels(segmenter, sample.image, vocabulary, window=window)
+            kept.append(0)
+        else:
+            result = segmenter(sample.image, vocabulary, window=window, shortlist=shortlist)
+            assert result.kept is not None
+            labels = result.labels
+            kept.append(result.kept)
         if merge_extra:
             labels = np.minimum(labels, labels.dtype.type(len(names) - 1))
         try:
             counter.add(labels, sample.labels)
         except InputError as error:
             raise InputError(f"{sample.name}: {error}") from error
-        assert result.kept is not None
-        kept.append(result.kept)
         progress(sample.name)
     worst = counter.worst()
     return Evaluation(

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,18 @@ import pytest
 
 from escnet.build import build_model
 from escnet.presets import preset
-from escnet.weights import save_checkpoint
+from escnet.train.validate import correlation, validate
+from escnet.weights import load_checkpoint, save_checkpoint
+from escnet_bench.clip_alone import correlation_labels
 from escnet_bench.eval_command import main
 from escnet_bench.evaluate import class_keys, evaluate
 from escnet_bench.prepare_command import main as prepare
 from escnet_bench.torch_checkpoint import checkpoint_segmenter
 from escnet_runtime.bundle import Bundle
 from escnet_runtime.dataset import Dataset
+from escnet_runtime.postprocess import resize_bilinear
 from escnet_runtime.segmenter import Segmenter
+from escnet_runtime.windows import LogitCanvas, crops, plan_windows
 from tests.bench.folders import made_dataset, save_labels
 from tests.shared import shared_data
 
@@ -139,6 +144,62 @@ def test_checkpoint_and_bundle_give_the_same_figures(
             assert torch_found[key] == bundle_found[key]
 
 
+@pytest.mark.parametrize("window", ["none", "sliding"])
+def test_the_correlation_alone_is_what_clip_gives_without_esc_blocks(
+    checkpoint: Path,
+    tiny_bundle: Path,
+    dataset: Path,
+    capsys: pytest.CaptureFixture[str],
+    window: str,
+) -> None:
+    """As training validates it, and with windows of one category alone that one everywhere."""
+    words = (dataset, "--correlation", "--window", window)
+    code, found = run_json(capsys, checkpoint, *words)
+    assert code == 0
+    assert (found["correlation"], found["window"], found["kept_max"]) == (True, window, 0)
+    bundle = run_json(capsys, tiny_bundle, *words)[1]
+    assert bundle["miou"] == pytest.approx(found["miou"], abs=0.02)
+    if window == "none":
+        model = load_checkpoint(checkpoint).model.eval()
+        expected = validate(model, Dataset.open(dataset), predict=correlation)
+        assert found["miou"] == pytest.approx(expected["miou"], abs=1e-3)
+    assert main([str(tiny_bundle), str(dataset), "--correlation"]) == 0
+    shown = capsys.readouterr().out
+    assert "the correlation of its CLIP alone" in shown
+    assert "given to the model" not in shown
+
+
+def test_the_windows_of_the_correlation_are_those_of_the_model(tiny_bundle: Path) -> None:
+    """Each window sees its own part: of two halves of an image, the labels are their own."""
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (90, 110, 3), np.uint8)
+    with Segmenter(tiny_bundle) as segmenter:
+        words = segmenter.vocabulary(["cat", "dog", "wall", "cat"])
+        size = segmenter.bundle.manifest.constants.preprocessing.size
+        (grid, _) = segmenter.bundle.manifest.model.grid
+        plan = plan_windows(size, grid)
+        seen: list[np.ndarray] = []
+
+        def note(stage: str, _: slice, out: Mapping[str, Any]) -> None:
+            if stage == "correlation":
+                seen.append(np.array(out["scores"], np.float32)[: len(words.embeddings)])
+
+        maps = []
+        for look in crops(image, plan):
+            segmenter(look, words, observer=note)
+            maps.append(np.concatenate(seen))
+            seen.clear()
+        canvas = LogitCanvas(plan, len(words.embeddings))
+        for index, one in enumerate(maps):
+            canvas.add(index, slice(0, len(one)), one)
+        joined = resize_bilinear(canvas.chunk(slice(0, len(words.embeddings))), 90, 110)
+        expected = words.label_of[joined.argmax(0)]
+        found = correlation_labels(segmenter, image, words, window="sliding")
+    assert found.dtype == np.uint8
+    assert found.max() < 3  # the second "cat" is the first one
+    assert (found == expected).mean() > 0.99  # fp16 scores of the graph tie where cosines do not
+
+
 def test_a_shortlist_of_all_changes_nothing_and_one_of_less_is_said(
     capsys: pytest.CaptureFixture[str], tiny_bundle: Path, dataset: Path
 ) -> None:
@@ -233,6 +294,7 @@ def test_an_image_that_cannot_be_read_is_an_error(
         (["{bundle}", "{data}", "--chunk", "0"], "chunk is 0"),
         (["{bundle}", "{data}", "--merge-extra"], "--classes-file"),
         (["{bundle}", "{data}", "--window", "round"], "invalid choice"),
+        (["{bundle}", "{data}", "--correlation", "--shortlist", "2"], "leave out one of the two"),
         (["{bundle}", "{data}", "--backend", "torch"], "is a bundle"),
         (["{checkpoint}", "{data}", "--backend", "onnxruntime"], "is a checkpoint"),
         (["{bundle}", "{data}", "--classes-file", "{data}"], "Cannot read the categories"),
