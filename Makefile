@@ -26,7 +26,7 @@ gpu-check:  ## all that only a GPU can tell: tests, parity, memory, latency, a s
 	@$(RUN) python -m escnet_bench.gpu_check $(ARGS)
 
 test:  ## run the tests
-	@$(RUN) python -m pytest -q $(ARGS)
+	@$(RUN) python -m pytest -q -n auto --dist loadfile $(ARGS)
 
 lint:  ## check style and formatting
 	@$(RUN) ruff check .

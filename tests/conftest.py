@@ -1,5 +1,6 @@
 """What every test shares: a bundle, a device on the CPU, a cache, and GPU tests that skip."""
 
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,6 +9,7 @@ import hypothesis
 import pytest
 
 from escnet_runtime.device import Device, open_device
+from escnet_runtime.locks import exclusive
 from escnet_runtime.native import native_library, native_status
 from tests.device.host_device import HostDevice
 from tests.kernels.host import HostCompiler
@@ -18,6 +20,33 @@ hypothesis.settings.register_profile("no-deadline", deadline=None)
 hypothesis.settings.load_profile("no-deadline")
 
 
+#: What a process of the suite may take; a build of a large preset takes the most.
+_WORKER_BYTES = 6 << 30
+_MOST_WORKERS = 8
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """For ``-n auto``: a process for each core, as far as the memory goes."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return max(1, min(_cores(), memory // _WORKER_BYTES, _MOST_WORKERS))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Several processes share the cores: each gets its threads by this, before it starts.
+
+    Each is also told a width of the terminal, which is nobody's: without one tables are whole.
+    """
+    os.environ.pop("COLUMNS", None)
+    workers = config.getoption("numprocesses", 0) or 1
+    if workers > 1:
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, _cores() // workers)))
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0))
+
+
 @pytest.fixture(scope="session")
 def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The default preset at fp16 with seeded random weights, exported once. Do not change it."""
@@ -26,15 +55,21 @@ def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from escnet_export import export_bundle
     from escnet_runtime.manifest import Precision
 
-    output = tmp_path_factory.mktemp("bundles") / "tiny-fp16"
-    export_bundle(
-        build_model(preset("tiny")),
-        output,
-        precision=Precision.FP16,
-        weights="seeded random (seed 0)",
-        trained=False,
-        check_categories=(2,),
-    )
+    place = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:  # once for all processes: the folder of their folders
+        place = place.parent
+    output = place / "bundles" / "tiny-fp16"
+    output.parent.mkdir(exist_ok=True)
+    with exclusive(output.parent, waiting=lambda: None):
+        if not output.is_dir():
+            export_bundle(
+                build_model(preset("tiny")),
+                output,
+                precision=Precision.FP16,
+                weights="seeded random (seed 0)",
+                trained=False,
+                check_categories=(2,),
+            )
     return output
 
 
