@@ -5,7 +5,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-__all__ = ["BUNDLE", "conditions", "latency", "latency_row", "parity", "parity_row", "write"]
+__all__ = [
+    "BUNDLE",
+    "conditions",
+    "evaluation",
+    "latency",
+    "latency_row",
+    "parity",
+    "parity_row",
+    "write",
+]
 
 BUNDLE = "ab" * 32
 
@@ -129,6 +138,27 @@ def parity(*rows: Mapping[str, Any], **changes: Any) -> dict[str, Any]:
         "conditions": conditions(),
         "rows": list(rows) or [parity_row()],
         "note": None,
+        **changes,
+    }
+
+
+def evaluation(**changes: Any) -> dict[str, Any]:
+    """What escnet-eval writes, as far as a report reads it."""
+    return {
+        "miou": 0.7618,
+        "pixel_accuracy": 0.95,
+        "per_class": {"cat": 0.7618},
+        "model": "tiny",
+        "kind": "bundle",
+        "precision": "fp16",
+        "backend": "ONNX Runtime 1.32.0 on CPU",
+        "dataset": "shapes:heldout",
+        "images": 60,
+        "categories": 150,
+        "window": "none",
+        "correlation": False,
+        "shortlist": None,
+        "conditions": conditions(),
         **changes,
     }
 

@@ -25,6 +25,7 @@ from escnet_bench.report.tables import ratio_tables
 from escnet_runtime.errors import InputError
 from tests.bench.result_files import (
     conditions,
+    evaluation,
     latency,
     latency_row,
     parity,
@@ -273,6 +274,26 @@ def test_accuracy_meets_the_latency_of_the_same_bundle_alone(tmp_path: Path) -> 
     results = read(tmp_path, latency(), parity(conditions=changed))
     assert accuracy_panels(results, styles_of(results)) == ([], [])
     assert "No bundle has both a time and an accuracy" in Page(report_page(results)).text
+
+
+@pytest.mark.parametrize(
+    ("changes", "note"),
+    [
+        ({"window": "sliding"}, "window sliding"),
+        ({"correlation": True, "window": "sliding"}, "CLIP's correlation alone, window sliding"),
+        ({"shortlist": "auto"}, "shortlist auto"),
+        ({"shortlist": 64}, "shortlist 64"),
+    ],
+)
+def test_only_the_accuracy_of_what_was_timed_meets_a_latency(
+    changes: dict[str, Any], note: str, tmp_path: Path
+) -> None:
+    results = read(tmp_path, latency(), evaluation())
+    miou, _ = accuracy_panels(results, styles_of(results))
+    assert miou[0].series[0].points == ((500.0, 0.7618),)
+    results = read(tmp_path, latency(), evaluation(**changes))
+    assert accuracy_panels(results, styles_of(results)) == ([], [])
+    assert note in Page(report_page(results)).text
 
 
 def test_parity_is_shown_with_flips_and_the_farthest_stage(tmp_path: Path) -> None:

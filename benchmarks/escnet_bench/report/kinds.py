@@ -223,9 +223,17 @@ def _or_infinite(value: float | None) -> float:
 
 def _eval(opened: Opened, result: Result) -> Result:
     found = taken(opened.document, EvalDocument, opened.file)
+    notes = []
+    if found.correlation:
+        notes.append("CLIP's correlation alone")
+    if found.window not in (None, "none"):
+        notes.append(f"window {found.window}")
+    if found.shortlist is not None:
+        notes.append(f"shortlist {found.shortlist}")
     accuracy = Accuracy(
         **opened.where,
-        bundle=opened.sha256,
+        # What was timed is one look at an image with the whole model and all categories.
+        bundle=None if notes else opened.sha256,
         model=found.model,
         implementation=_implementation(found.backend),
         precision=found.precision,
@@ -234,7 +242,7 @@ def _eval(opened: Opened, result: Result) -> Result:
         categories=found.categories,
         miou=found.miou,
         pixel_accuracy=found.pixel_accuracy,
-        note=None if found.window in (None, "none") else f"window {found.window}",
+        note=", ".join(notes) or None,
     )
     return dataclasses.replace(result, accuracies=(accuracy,))
 

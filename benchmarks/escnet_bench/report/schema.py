@@ -234,6 +234,8 @@ class EvalDocument(_Checked):
     miou: float | None
     pixel_accuracy: float | None
     window: str | None
+    correlation: bool | None
+    shortlist: int | str | None
 
 
 @dataclass(frozen=True)
