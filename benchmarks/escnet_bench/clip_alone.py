@@ -55,5 +55,4 @@ def correlation_labels(
     _, rows, columns = joined.shape
     reduced = UpsampleArgmax(height, width, (rows, columns), len(text))
     reduced.add(0, joined)
-    labels = vocabulary.label_of[reduced.result()[0]]
-    return labels.astype(np.uint8) if len(vocabulary.names) <= 256 else labels
+    return vocabulary.labels(reduced.result()[0])

@@ -104,9 +104,7 @@ def label_map(
     height, width = image.shape[:2]
     reduced = UpsampleArgmax(height, width, (scores.shape[1], scores.shape[2]), len(scores))
     reduced.add(0, scores)
-    labels, _ = reduced.result()
-    found = words.label_of[labels]
-    return found.astype(np.uint8) if len(words.names) <= 256 else found
+    return words.labels(reduced.result()[0])
 
 
 def correlation(model: EscNet, image: Tensor, text: Tensor) -> Tensor:

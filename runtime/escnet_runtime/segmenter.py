@@ -391,19 +391,14 @@ class Segmenter:
     def _result(
         self, pixels: ImageArray, labelled: Labelled, vocabulary: Vocabulary
     ) -> Segmentation:
-        # Rows of the categories that are there → names given.
-        label_of = vocabulary.label_of
-        if labelled.kept is not None:
-            label_of = label_of[labelled.kept]
-        labels = label_of[labelled.labels]
-        narrow = len(vocabulary.names) <= 256
+        kept = labelled.kept
         return Segmentation(
-            labels=labels.astype(np.uint8) if narrow else labels,
+            labels=vocabulary.labels(labelled.labels, kept),
             confidence=labelled.confidence,
             names=vocabulary.names,
             image=pixels,
             note=self.note,
-            kept=len(label_of),
+            kept=len(vocabulary.embeddings if kept is None else kept),
         )
 
     def _chosen(

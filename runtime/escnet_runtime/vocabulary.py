@@ -76,6 +76,22 @@ class Vocabulary:
     templates: tuple[str, ...]
     model: str
 
+    def labels(
+        self, rows: NDArray[np.integer], kept: NDArray[np.intp] | None = None
+    ) -> NDArray[np.uint8] | NDArray[np.uint16]:
+        """What a label map of rows of the embeddings is as one of names.
+
+        Args:
+            rows: of any shape; of those in ``kept`` where a shortlist chose some.
+            kept: rows of ``embeddings``.
+
+        Returns:
+            Indices into ``names``, uint8 for up to 256 names, else uint16.
+        """
+        label_of = self.label_of if kept is None else self.label_of[kept]
+        wide: NDArray[np.uint16] = label_of[rows]
+        return wide.astype(np.uint8) if len(self.names) <= 256 else wide
+
 
 def parse_classes(text: str) -> list[str]:
     """Split the categories of a command line.

@@ -262,6 +262,20 @@ def test_templates_that_cannot_be_used(templates: list[str], message: str) -> No
         plan_texts(["cat"], templates)
 
 
+@pytest.mark.parametrize(("count", "kind"), [(256, np.uint8), (257, np.uint16)])
+def test_rows_become_labels_of_names(count: int, kind: type[np.integer]) -> None:
+    plan = plan_texts(
+        [*(f"thing {index}" for index in range(count - 2)), "thing 0", "last"], _PHOTO
+    )
+    words = assemble(plan, _embed(plan), model="test")
+    last = len(words.embeddings) - 1  # "thing 0" has one row
+    found = words.labels(np.array([[0, last]], np.uint16))
+    assert found.dtype == kind
+    assert found.tolist() == [[0, count - 1]]
+    found = words.labels(np.array([1, 0], np.uint8), np.array([3, last]))
+    assert found.tolist() == [count - 1, 3]
+
+
 def test_the_largest_vocabulary_keeps_its_last_index() -> None:
     plan = plan_texts([str(number) for number in range(MAX_CATEGORIES)], _PHOTO)
     assert plan.label_of[-1] == MAX_CATEGORIES - 1
