@@ -278,7 +278,7 @@ def _footprint(arguments: argparse.Namespace, console: Console) -> Document:
     names = None if path is None else read_classes_file(path)
     bundle = Bundle.open(arguments.bundle)
     require_contract(bundle.manifest)  # said here, not by each process that measures
-    conditions = Conditions.now(FOOTPRINT_METHOD, bundle)
+    conditions = Conditions.now(FOOTPRINT_METHOD, bundle, device="cpu")
     with console.progress("measure", 2 * len(arguments.categories)) as advance:
         rows = measure_footprint(
             arguments.bundle,
@@ -301,7 +301,7 @@ def _footprint(arguments: argparse.Namespace, console: Console) -> Document:
 
 
 def _ppg(arguments: argparse.Namespace, console: Console) -> Document:
-    conditions = Conditions.now(_PPG_METHOD)
+    conditions = Conditions.now(_PPG_METHOD, device="cpu")
     height, width = arguments.grid
     rows = measure_ppg(
         arguments.categories,
@@ -380,7 +380,8 @@ def _precision(arguments: argparse.Namespace, console: Console) -> Document:
     conditions = Conditions.now(
         f"{METHOD}; images: {dataset_name(task.images)}, of the gate: the first {task.gate_limit} "
         f"of {dataset_name(task.gate_images)}; checkpoint: {checkpoint.name}, sha256 "
-        f"{sha256_file(checkpoint)[:16]}"
+        f"{sha256_file(checkpoint)[:16]}",
+        device="cpu",
     )
     names = tuple(dict.fromkeys(arguments.precisions))
     with ExitStack() as stack:

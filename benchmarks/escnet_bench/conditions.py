@@ -13,13 +13,14 @@ import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Self
+from typing import Final, Literal, Self, TypeAlias
 
 from escnet_runtime.bundle import Bundle, sha256_file
+from escnet_runtime.segmenter import Segmenter
 
 from .clocks import Clocks, read_clocks
 
-__all__ = ["BundleConditions", "Conditions"]
+__all__ = ["BundleConditions", "Conditions", "Device", "device_of"]
 
 _PACKAGES: Final = (
     "cuda-bindings",
@@ -51,6 +52,8 @@ _VARIABLES: Final = (
     "OPENBLAS_NUM_THREADS",
     "PYTHONMALLOC",
 )
+#: What an image is computed on.
+Device: TypeAlias = Literal["cpu", "gpu"]
 _SECONDS: Final = 20.0  # a tool that takes longer to answer is not asked
 
 
@@ -94,6 +97,7 @@ class Conditions:
         load_before, load_after: load average of the last 1, 5 and 15 minutes.
         clocks_before, clocks_after: clocks and throttling; None in files older than their reading.
         commit: of the source tree this runs from; ``changed`` if tracked files differ from it.
+        device: what computed; None in older files, and where nothing was computed for.
     """
 
     date: str
@@ -114,9 +118,12 @@ class Conditions:
     bundle: BundleConditions | None = None
     clocks_before: Clocks | None = None
     clocks_after: Clocks | None = None
+    device: Device | None = None
 
     @classmethod
-    def now(cls, method: str, bundle: Bundle | None = None) -> Self:
+    def now(
+        cls, method: str, bundle: Bundle | None = None, *, device: Device | None = None
+    ) -> Self:
         """Conditions at the beginning of a measurement."""
         commit, changed = _commit()
         return cls(
@@ -136,11 +143,17 @@ class Conditions:
             changed=changed,
             bundle=None if bundle is None else BundleConditions.of(bundle),
             clocks_before=read_clocks(),
+            device=device,
         )
 
     def finished(self) -> "Conditions":
         """The same with load and clocks at the end."""
         return dataclasses.replace(self, load_after=_load(), clocks_after=read_clocks())
+
+
+def device_of(segmenter: Segmenter) -> Device:
+    """What a segmenter computes on."""
+    return "cpu" if segmenter.device_pipeline is None else "gpu"
 
 
 def _cpu() -> str | None:

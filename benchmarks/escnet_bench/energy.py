@@ -1,7 +1,7 @@
 """Energy that this machine has taken, from whichever counter it has.
 
-On a CPU RAPL's counters of the processor packages, on a GPU NVML's, on a Jetson the power of the
-whole module as tegrastats tells it, integrated over time.
+On a CPU RAPL's counters of the processor packages, on a GPU NVML's of the first visible one, on a
+Jetson the power of the whole module as tegrastats tells it, integrated over time.
 """
 
 import re
@@ -24,7 +24,7 @@ _WHOLE: Final = "VDD_IN"
 
 
 class EnergyCounter(Protocol):
-    """Counts joules."""
+    """Counts joules; ``source`` says which counter, and of what."""
 
     source: str
 
@@ -52,7 +52,7 @@ class Rapl:
         zones: folders of powercap that can be read.
     """
 
-    source = "RAPL"
+    source = "RAPL: processor packages"
 
     def __init__(self, zones: Iterable[Path]) -> None:
         self._zones = list(zones)
@@ -80,7 +80,7 @@ class Tegrastats:
         stream: its lines; the tool itself, started, by default.
     """
 
-    source = "tegrastats"
+    source = "tegrastats: the whole module"
 
     def __init__(self, stream: IO[str] | None = None) -> None:
         self._process: subprocess.Popen[str] | None = None
@@ -129,7 +129,7 @@ def module_watts(line: str) -> float | None:
 
 
 class _Nvml:
-    source = "NVML"
+    source = "NVML: the GPU"
 
     def joules(self) -> float:
         from .nvml import gpu_joules
@@ -149,18 +149,28 @@ def _nvml() -> EnergyCounter | None:
 
 
 def _packages(folder: Path) -> list[Path]:
-    """Top-level zones, which hold the others, that this user may read."""
+    """Top-level zones, which hold the others, that this user may read.
+
+    Without "psys", the whole platform: the packages are in it as well.
+    """
     zones = sorted(folder.glob("intel-rapl:*"))
     return [
         zone
         for zone in zones
-        if zone.name.count(":") == 1 and _integer(zone / "energy_uj") is not None
+        if zone.name.count(":") == 1
+        and _integer(zone / "energy_uj") is not None
+        and not _text(zone / "name").startswith("psys")
     ]
 
 
 def _integer(path: Path) -> int | None:
-    try:
-        text = path.read_text(encoding="ascii").strip()
-    except OSError:
-        return None
+    text = _text(path)
     return int(text) if text.isdecimal() else None
+
+
+def _text(path: Path) -> str:
+    """What stands in a small file; empty where it cannot be read."""
+    try:
+        return path.read_text(encoding="ascii").strip()
+    except OSError:
+        return ""

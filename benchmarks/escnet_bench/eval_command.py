@@ -18,7 +18,7 @@ from escnet_runtime.shortlist import parse_shortlist
 from escnet_runtime.vocabulary import read_classes_file
 from escnet_runtime.world import WORLD_VERSION
 
-from .conditions import Conditions
+from .conditions import Conditions, device_of
 from .evaluate import Evaluation, class_keys, evaluate
 from .models import CHECKPOINT_SUFFIX, add_model_options, open_model
 from .results import saving
@@ -141,7 +141,8 @@ def _eval(arguments: argparse.Namespace, console: Console) -> tuple[int, Mapping
 
 
 def _conditions(model: Path, segmenter: Segmenter) -> Conditions:
-    return Conditions.now(_METHOD, segmenter.bundle if model.is_dir() else None)
+    bundle = segmenter.bundle if model.is_dir() else None
+    return Conditions.now(_METHOD, bundle, device=device_of(segmenter))
 
 
 def _document(

@@ -1,5 +1,6 @@
 """Clocks, throttling and energy of NVIDIA's GPUs, from NVML (``escnet-bench[energy]``)."""
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final, TypeVar
@@ -28,11 +29,21 @@ def gpu_clocks(nvml: Any = pynvml) -> tuple[GpuClocks, ...]:
 
 
 def gpu_joules(nvml: Any = pynvml) -> float | None:
-    """What all visible GPUs have taken since the driver was loaded; None if none of them tells."""
+    """What the GPU that computes has taken since the driver was loaded; None if it does not tell.
+
+    The first that CUDA_VISIBLE_DEVICES names, by index or UUID, else the first of all.
+    """
+    wanted = os.environ.get("CUDA_VISIBLE_DEVICES", "").partition(",")[0].strip()
     with _opened(nvml) as handles:
-        told = [_asked(nvml, nvml.nvmlDeviceGetTotalEnergyConsumption, one) for one in handles]
-    found = [millijoules for millijoules in told if millijoules is not None]
-    return sum(found) / 1e3 if found else None
+        if wanted.startswith("GPU-"):
+            handle = _asked(nvml, nvml.nvmlDeviceGetHandleByUUID, wanted)
+        else:
+            index = int(wanted) if wanted.isdecimal() else 0
+            handle = handles[index] if index < len(handles) else None
+        if handle is None:
+            return None
+        millijoules = _asked(nvml, nvml.nvmlDeviceGetTotalEnergyConsumption, handle)
+    return None if millijoules is None else millijoules / 1e3
 
 
 def _clocks(nvml: Any, handle: Any) -> GpuClocks:

@@ -17,7 +17,7 @@ from escnet_runtime.labelled import SHAPES, dataset_name, open_labelled
 from escnet_runtime.segmenter import Segmenter
 from escnet_runtime.vocabulary import read_classes_file
 
-from .conditions import Conditions
+from .conditions import Conditions, device_of
 from .parity import METHOD, ParityRow, Reference, measure_parity
 from .results import Document, result_document
 
@@ -102,7 +102,7 @@ def parity(arguments: argparse.Namespace, console: Console) -> Document:
         _reference(arguments, segmenter) as (reference, note),
         console.progress("parity", total) as advance,
     ):
-        conditions = Conditions.now(METHOD, bundle)
+        conditions = Conditions.now(METHOD, bundle, device=device_of(segmenter))
         row = measure_parity(
             segmenter,
             dataset,

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import json
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
@@ -15,11 +16,22 @@ from .conditions import Conditions
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-__all__ = ["SCHEMA_VERSION", "Document", "plain", "result_document", "saving"]
+__all__ = [
+    "SCHEMA_VERSION",
+    "Document",
+    "plain",
+    "result_document",
+    "saving",
+    "without_folders",
+]
 
 Document: TypeAlias = dict[str, Any]
 _DIGITS = 6  # behind the point: microseconds, kiloflops; of a number below _SMALL, in all
 _SMALL = 1e-3
+#: The folders of an absolute path. A slash within words, as in an address or "GB/s", begins none.
+_FOLDERS: Final = re.compile(
+    r"(?<![\w/.:~])(?:~?/(?:[^\s/:'\"<>|]+/)+|[A-Za-z]:\\(?:[^\s\\:'\"<>|]+\\)+)"
+)
 #: Of the documents here; one without it is of the first version. Keys may be added within a major.
 SCHEMA_VERSION: Final = "1.0"
 
@@ -69,7 +81,17 @@ def plain(value: Any) -> Any:
             return _rounded(value) if math.isfinite(value) else None
         case PurePath():
             return value.name
+        case str():
+            return without_folders(value)
     return value
+
+
+def without_folders(text: str) -> str:
+    """A text in which absolute paths are names of files: results are published.
+
+    What a library says when it fails may name the folders of a user.
+    """
+    return _FOLDERS.sub("", text)
 
 
 def _rounded(value: float) -> float:

@@ -14,7 +14,7 @@ from escnet_runtime.labelled import SHAPES, dataset_name
 from escnet_runtime.shortlist import parse_shortlist
 from escnet_runtime.vocabulary import MAX_CATEGORIES
 
-from .conditions import Conditions
+from .conditions import Conditions, device_of
 from .distractors import WORLD, distractor_names
 from .models import CHECKPOINT_SUFFIX, open_model
 from .results import Document, result_document
@@ -88,6 +88,7 @@ def shortlists(arguments: argparse.Namespace, console: Console) -> Document:
             f"distractors: {_called(source)}; {segmenter.backend}, chunks of {segmenter.chunk}"
             + ("" if segmenter.note is None else f"; {segmenter.note}"),
             segmenter.bundle if arguments.model.is_dir() else None,
+            device=device_of(segmenter),
         )
         total = len(pictures) * len(arguments.categories)
         with console.progress("measure", total) as advance:

@@ -52,6 +52,8 @@ def test_rapl_adds_up_packages_and_wraps_around(tmp_path: Path) -> None:
         put(zone / "energy_uj", "9000000")
         put(zone / "max_energy_range_uj", "10000000")
     put(tmp_path / "sys/class/powercap/intel-rapl:0:0/energy_uj", "77")  # a part of the first
+    put(tmp_path / "sys/class/powercap/intel-rapl:2/energy_uj", "78")  # has both
+    put(tmp_path / "sys/class/powercap/intel-rapl:2/name", "psys\n")
     counter = open_counter(gpu=False, root=tmp_path)
     assert isinstance(counter, Rapl)
     assert counter.joules() == 0
@@ -142,6 +144,29 @@ def test_a_gpus_clocks_and_throttling_are_named() -> None:
     assert gpu.throttle_reasons == ("power cap", "hardware thermal slowdown")
     assert nvml.gpu_joules(fake) == 12.5
     assert fake.opened == 0
+
+
+@pytest.mark.parametrize(
+    ("visible", "joules"),
+    [("", 0.0), ("1", 1.0), ("1,0", 1.0), ("GPU-two", 2.0), ("7", None), ("GPU-gone", None)],
+)
+def test_energy_is_that_of_the_gpu_that_computes(
+    visible: str, joules: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Three(FakeNvml):
+        def nvmlDeviceGetCount(self) -> int:
+            return 3
+
+        def nvmlDeviceGetHandleByUUID(self, uuid: str) -> int:
+            if uuid != "GPU-two":
+                raise self.NVMLError("not found")
+            return 2
+
+        def nvmlDeviceGetTotalEnergyConsumption(self, handle: int) -> int:
+            return 1000 * handle
+
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert nvml.gpu_joules(Three()) == joules
 
 
 def test_without_a_driver_there_is_no_gpu_to_ask() -> None:

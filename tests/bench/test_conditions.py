@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from escnet_bench.conditions import Conditions
-from escnet_bench.results import result_document, saving
+from escnet_bench.results import plain, result_document, saving
 from escnet_runtime.bundle import Bundle, sha256_file
 from escnet_runtime.errors import InputError
 
@@ -76,6 +76,21 @@ def test_the_document_is_plain_json() -> None:
     assert document["benchmark"] == "x"
     assert document["rows"] == [{"seconds": 0.123457, "grid": [2, 3]}]
     assert json.loads(json.dumps(document, allow_nan=False)) == document
+
+
+@pytest.mark.parametrize(
+    ("said", "published"),
+    [
+        ("cannot read /home/ann/a b/x.onnx: gone", "cannot read a b/x.onnx: gone"),
+        ('File "/opt/venv/lib/torch/nn.py", line 3', 'File "nn.py", line 3'),
+        ("~/.cache/escnet/bench/k/bundle.json", "bundle.json"),
+        ("load C:\\Users\\Ann\\model.onnx failed", "load model.onnx failed"),
+        ("12 GB/s, 1.2 / 1.3, and/or, docs/benchmarks.md", None),
+        ("see https://example.org/a/b.html", None),
+    ],
+)
+def test_what_is_published_names_no_folders(said: str, published: str | None) -> None:
+    assert plain({"reason": [said]}) == {"reason": [published or said]}
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from escnet_bench.latency.assemble import assemble_rows
 from escnet_bench.latency.forecast import Forecast
 from escnet_bench.latency.measure import MIN_ROUNDS, Measurement
 from escnet_bench.latency.peaks import measure_peaks
@@ -17,12 +18,14 @@ from escnet_bench.latency.plan import (
     Variant,
     cells,
 )
-from escnet_bench.latency.process import ProcessEnded, Refused
+from escnet_bench.latency.process import ProcessEnded, Refused, TooSlow
 from escnet_bench.latency.rows import Found, Timed, ratios_of
 
 OURS = Variant(implementation="onnxruntime", precision="fp32")
 PLAIN = Variant(implementation="torch-plain", precision="fp32")
 COMPILED = Variant(implementation="torch-compile-static", precision="fp32")
+DYNAMIC = Variant(implementation="torch-compile-dynamic", precision="fp32")
+OPENVINO = Variant(implementation="openvino", precision="bf16")
 CAT_SEG = Variant(implementation="torch-cat-seg", precision="fp32")
 ALL = (OURS, PLAIN, COMPILED)
 
@@ -42,6 +45,7 @@ class Machine:
     closed: int = 0
     grown: int = 1000
     keeps: bool = True
+    told: Callable[[str], None] = lambda name: None  # of every call, before it
 
     def start(self, allocator: Allocator) -> "Process":
         """Begin a process."""
@@ -73,13 +77,18 @@ class Process:
             return {"threads": {"torch": 2}, "kept": self.machine.keeps}
         machine, name = self.machine, variant.implementation
         machine.asked.append((do, name, self.allocator, more["categories"]))
+        machine.told(name)
         if (do, name) in machine.fails:
             raise machine.fails[do, name]
         took = machine.seconds.get(name, 0.02) * more["categories"] * more.get("calls", 1)
         if do == "open":
-            took += machine.compile_seconds if variant.compiled else 0.0
+            again = variant.dynamic and name in self.opened
+            took += machine.compile_seconds if variant.compiled and not again else 0.0
             self.opened.add(name)
         assert name in self.opened
+        if took > more["seconds"]:
+            machine.now += more["seconds"]
+            raise TooSlow(f"no answer within {more['seconds']:.0f} s")
         machine.now += took
         return {
             "ms": 1e3 * took,
@@ -162,6 +171,68 @@ def test_when_time_is_up_nothing_more_is_called() -> None:
         ("onnxruntime", 150),
         ("torch-plain", 150),
     }
+
+
+def test_a_compilation_that_takes_longer_than_expected_costs_the_other_cells_nothing() -> None:
+    machine = Machine(compile_seconds=10_000.0)
+    asked = settings(seconds=400.0, categories=(19, 150, 58), variants=(OURS, PLAIN, COMPILED))
+    found = machine.measure(asked).run()
+    assert [set(timed) for timed in found.timed.values()] == 3 * [{OURS, PLAIN}]
+    gone = [one for one in found.left_out if one.implementation == COMPILED.implementation]
+    assert gone[0].reason.startswith("no answer within")
+    assert machine.now < 400
+
+
+def test_what_was_measured_stands_where_time_ends_in_the_middle_of_a_call() -> None:
+    machine = Machine(seconds={"onnxruntime": 0.01, "torch-plain": 0.04})
+    measurement = machine.measure(settings(variants=(OURS, PLAIN), warm_up=0))
+    calls = 0
+
+    def slower(name: str) -> None:
+        nonlocal calls
+        calls += name == "torch-plain"
+        if calls == 5:  # the first call, three rounds, and now the fourth
+            machine.seconds["torch-plain"] = 1e6
+
+    machine.told = slower
+    [timed] = measurement.run().timed.values()
+    assert [*timed[PLAIN].milliseconds] == [0, 1, 2]
+    assert not measurement.found.left_out
+    assert machine.closed == len(machine.started) == 1
+
+
+def test_dynamic_shapes_are_compiled_once_in_a_process() -> None:
+    forecast = Forecast(lambda form, categories: float(categories))
+    at = {
+        (n, allocator): Cell(categories=n, allocator=allocator)
+        for n in (19, 150)
+        for allocator in ("default", "kept")
+    }
+    for variant in (COMPILED, DYNAMIC):
+        forecast.learn_opening(variant, at[19, "default"], 100.0, None)
+        forecast.learn_call(variant, at[19, "default"], 1.9)
+    there, elsewhere = at[150, "default"], at[19, "kept"]  # an allocator is a process
+    assert (forecast.opening(COMPILED, there) or 0.0) > 100
+    assert forecast.opening(DYNAMIC, there) == forecast.call(DYNAMIC, there)
+    assert (forecast.opening(DYNAMIC, elsewhere) or 0.0) > 100
+
+
+def test_openvino_is_ours_where_nothing_else_of_ours_runs() -> None:
+    assert OPENVINO.ours
+    cell = Cell(categories=19, allocator="default")
+    timed = {
+        one: Timed(first_ms=1, chunk=None, agreement=1, milliseconds={0: 10 * n})
+        for n, one in enumerate((OPENVINO, PLAIN), 1)
+    }
+    assert {one.ours: one.ratio for one in ratios_of("tiny", cell, timed)} == {"openvino": 2.0}
+    timed[OURS] = timed[PLAIN]
+    assert {one.ours for one in ratios_of("tiny", cell, timed)} == {"onnxruntime"}
+
+
+def test_reasons_name_no_folders() -> None:
+    found = Found()
+    found.leave_out(OURS, None, "cannot read /home/ann/models/graph.onnx: no such file")
+    assert found.left_out[0].reason == "cannot read graph.onnx: no such file"
 
 
 def test_what_needs_more_memory_than_there_is_is_left_out() -> None:
@@ -250,7 +321,7 @@ def test_memory_is_measured_upwards_in_processes_of_their_own() -> None:
     peaks = measure_peaks(
         found, forecast, machine.start, until=machine.now + 1000, clock=lambda: machine.now
     )
-    assert {(v.implementation, n): peak.host for (v, n), peak in peaks.items()} == {
+    assert {(v.implementation, at.categories): p.host for (v, at), p in peaks.items()} == {
         ("onnxruntime", 19): 19,
         ("onnxruntime", 150): 150,
         ("torch-plain", 19): 19,
@@ -258,6 +329,31 @@ def test_memory_is_measured_upwards_in_processes_of_their_own() -> None:
     }
     assert [number for _, _, _, number in machine.asked] == [19, 150, 19, 150]
     assert len(machine.started) == machine.closed == 3
+
+
+@pytest.mark.parametrize(
+    ("asked", "looked_at"),
+    [(("default", "kept"), "default"), (("default",), "default"), (("kept",), "kept")],
+)
+def test_memory_is_that_of_one_allocator_and_said_of_no_other(
+    asked: tuple[Allocator, ...], looked_at: Allocator
+) -> None:
+    machine = Machine()
+    measurement = machine.measure(settings(allocators=asked))
+    found = measurement.run()
+    machine.started.clear()
+    peaks = measure_peaks(
+        found,
+        measurement._forecast,
+        machine.start,
+        until=machine.now + 1000,
+        clock=lambda: machine.now,
+    )
+    assert set(machine.started) == {looked_at}
+    rows = assemble_rows("tiny", found, peaks, gflop=lambda *_: None, peak=None, weight_bytes=0)
+    assert {(row.allocator, row.peak_memory_bytes) for row in rows} == {
+        (allocator, 19 if allocator == looked_at else None) for allocator in asked
+    }
 
 
 def test_memory_that_no_time_is_left_for_is_named() -> None:
@@ -303,7 +399,7 @@ def test_every_implementation_has_a_first_guess(name: str) -> None:
     if variant == OURS:
         assert guess == 1.0
     elif variant.ours:
-        assert guess is None
+        assert guess is None  # of a backend of ours, another tells nothing
     else:
         assert guess is not None
         assert guess > 1

@@ -19,7 +19,7 @@ from escnet_bench.report.bars import stage_bars
 from escnet_bench.report.colours import DARK, LIGHT, MARKS, PAPER, Styles
 from escnet_bench.report.lines import latency_panels, memory_panels, styles_of
 from escnet_bench.report.page import report_page
-from escnet_bench.report.points import accuracy_panels
+from escnet_bench.report.points import accuracy_panels, same_panels
 from escnet_bench.report.svg import spread
 from escnet_bench.report.tables import ratio_tables
 from escnet_runtime.errors import InputError
@@ -231,6 +231,41 @@ def test_two_runs_of_the_same_are_two_lines(tmp_path: Path) -> None:
     lines = {one.name: one.points for one in panel.series}
     assert lines["onnxruntime (r0)"] == ((19, 100.0), (150, 500.0))
     assert lines["onnxruntime (r1)"] == ((19, 140.0), (150, 600.0))
+
+
+def test_two_runs_of_the_same_are_two_points(tmp_path: Path) -> None:
+    torch = {"implementation": "torch", "precision": "fp32", "agreement": 0.999}
+    again = latency(latency_row(p50_ms=140.0), latency_row(**torch))
+    results = read(tmp_path, latency(latency_row(), latency_row(precision="fp32")), again)
+    (panel,) = same_panels(results, styles_of(results))
+    assert [one.name for one in panel.series] == [
+        "onnxruntime fp16 (r0)",
+        "onnxruntime",
+        "onnxruntime fp16 (r1)",
+        "torch",
+    ]
+
+
+def test_what_a_processor_computes_is_not_its_gpus(tmp_path: Path) -> None:
+    there = {"gpus": ["NVIDIA Test GPU, 8192 MiB, 600.1"]}
+    on_cpu = latency(conditions=conditions(**there, device="cpu"))
+    on_gpu = parity(
+        parity_row(implementation="onnxruntime-cuda"),
+        conditions=conditions(**there, device="gpu"),
+    )
+    older = latency(conditions=conditions(**there))
+    names = [one.machine.name for one in read(tmp_path, on_cpu, on_gpu, older)]
+    assert names == ["Test CPU, 4 cores", "NVIDIA Test GPU", "NVIDIA Test GPU"]
+    results = read(tmp_path / "two", on_cpu, on_gpu)
+    assert accuracy_panels(results, styles_of(results)) == ([], [])
+
+
+def test_an_evaluation_in_openvino_meets_its_latency(tmp_path: Path) -> None:
+    timed = latency(latency_row(implementation="openvino", categories=150, p50_ms=400.0))
+    evaluated = evaluation(backend="OpenVINO 2026.4.0 on CPU, in float32")
+    results = read(tmp_path, timed, evaluated)
+    miou, _ = accuracy_panels(results, styles_of(results))
+    assert miou[0].series[0].points == ((400.0, 0.7618),)
 
 
 def ratios(results: list[Any], baseline: str | None = None) -> dict[str, tuple[Any, ...]]:

@@ -1,5 +1,6 @@
 """The README's table is what the committed results give."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ import pytest
 from escnet_bench.command import main
 from escnet_bench.report import find_results, read_result
 from escnet_bench.report.facts import Result
-from escnet_bench.report.readme import BEGIN, END, updated_readme
+from escnet_bench.report.readme import BEGIN, END, readme_table, updated_readme
 from escnet_runtime.errors import InputError
 from tests.bench.result_files import latency, write
 from tests.shared import ROOT
@@ -34,6 +35,17 @@ def test_each_row_names_a_file_that_is_there() -> None:
     assert len(rows) >= 9
     for row in rows:
         assert (RESULTS / row.split("|")[-2].strip().strip("`")).is_file()
+
+
+def test_a_row_of_another_backend_than_the_usual_names_it() -> None:
+    [one, *_] = [timing for r in committed() if r.benchmark == "footprint" for timing in r.timings]
+    result = dataclasses.replace(
+        committed()[0],
+        benchmark="footprint",
+        timings=(one, dataclasses.replace(one, implementation="openvino")),
+    )
+    bundles = [row.split("|")[1].strip() for row in readme_table([result]).splitlines()[2:]]
+    assert bundles == [f"`{one.model}` {one.precision}", f"`{one.model}` {one.precision}, openvino"]
 
 
 def test_what_is_around_the_table_stays(tmp_path: Path) -> None:

@@ -107,7 +107,7 @@ class Report:
     def begin(cls, part: str, plan: CheckPlan) -> "Report":
         """An empty one, on disk."""
         path = Path(plan.output, f"gpu-check-{part}.json")
-        report = cls(path, Conditions.now(METHODS[part]), part, plan)
+        report = cls(path, Conditions.now(METHODS[part], device="gpu"), part, plan)
         report.save()
         return report
 

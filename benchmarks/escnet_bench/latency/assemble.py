@@ -13,7 +13,7 @@ __all__ = ["assemble_rows"]
 def assemble_rows(
     model: str,
     found: Found,
-    peaks: Mapping[tuple[Variant, int], PeakMemory],
+    peaks: Mapping[tuple[Variant, Cell], PeakMemory],
     *,
     gflop: Callable[[Form, int, int | None], float | None],
     peak: Peak | None,
@@ -24,7 +24,7 @@ def assemble_rows(
     for cell in sorted(found.timed, key=lambda one: (one.categories, one.allocator)):
         for variant, timed in found.timed[cell].items():
             operations = None if variant.peer else gflop(variant.form, cell.categories, timed.chunk)
-            memory = peaks.get((variant, cell.categories), PeakMemory(host=None, device=None))
+            memory = peaks.get((variant, cell), PeakMemory(host=None, device=None))
             floor = (
                 None
                 if operations is None or peak is None

@@ -13,7 +13,7 @@ from typing import Any, Final, get_args
 import numpy as np
 
 from escnet_runtime.console import Console
-from escnet_runtime.errors import BackendError
+from escnet_runtime.errors import BackendError, InputError
 from escnet_runtime.images import ImageArray, load_image
 from escnet_runtime.manifest import Precision
 from escnet_runtime.nvidia import find_gpu
@@ -31,7 +31,7 @@ from .measure import Measurement
 from .options import PRESET, REPEATS
 from .peaks import measure_peaks
 from .plan import IMPLEMENTATIONS, PEER, Allocator, Settings, Variant, cells, check_numbers
-from .process import ALLOCATORS, Served, ServedProcess
+from .process import ALLOCATORS, Served, ServedProcess, inherited
 from .rows import Found, LatencyRow, ratios_of
 from .runs import Order, missing_extra, save_vocabularies
 from .subject import Subject, open_subject
@@ -85,6 +85,7 @@ def latency(arguments: argparse.Namespace, console: Console) -> Document:
             precision=Precision(arguments.precision or ("fp16" if gpu else "fp32")),
             images=pictures(name if given is None else "", _SIZE, 1),
         )
+        _check_precision(subject, arguments.precision)
         variants, missing = _chosen(subject, arguments.implementations, peer, gpu=gpu)
         advance("text embeddings and the hardware's peak")
         bench = _Bench(
@@ -113,15 +114,17 @@ class _Bench:
     def __init__(self, *, subject: Subject, order: Order, settings: Settings, gpu: bool) -> None:
         self._subject, self._order, self._settings, self._gpu = subject, order, settings, gpu
         self._gflop = subject.gflop()
+        self._energy: str | None = None
 
     def run(self, missing: Mapping[Variant, str], advance: Any) -> Document:
         """Measure everything."""
         began = time.monotonic()
         bundle = self._subject.bundle
-        conditions = Conditions.now(METHOD, bundle)
+        conditions = Conditions.now(METHOD, bundle, device="gpu" if self._gpu else "cpu")
         peak = _peak(conditions.gpus, gpu=self._gpu)
         forecast = Forecast(self._work)
         counter = open_counter(gpu=self._gpu)
+        self._energy = None if counter is None else counter.source
         try:
             measurement = Measurement(
                 self._settings, forecast, self._start, gpu=self._gpu, counter=counter, step=advance
@@ -134,6 +137,7 @@ class _Bench:
             found.leave_out(variant, None, reason)
         until = began + self._settings.seconds
         peaks = measure_peaks(found, forecast, self._start, until=until, step=advance)
+        peak = _higher(peak, _peak(conditions.gpus, gpu=self._gpu))
         rows = assemble_rows(
             bundle.manifest.model.name,
             found,
@@ -167,7 +171,9 @@ class _Bench:
         document = result_document("latency", conditions, rows)
         used = {cell.allocator for cell in self._settings.cells}
         document["conditions"] |= {
+            "variables": inherited(document["conditions"]["variables"]),
             "threads": dict(threads),
+            "energy": self._energy,
             "allocators": {name: ALLOCATORS[name] for name in sorted(used)},
             "peak": None if peak is None else plain(asdict(peak)),
         }
@@ -204,6 +210,20 @@ def _on_gpu(device: str) -> bool:
     if device == "gpu" and not found:
         raise BackendError("--device gpu: there is no NVIDIA GPU with a driver here")
     return found
+
+
+def _check_precision(subject: Subject, asked: str | None) -> None:
+    """Refuse a precision that is not the bundle's.
+
+    Raises:
+        InputError: names both.
+    """
+    there = subject.bundle.manifest.precision.value
+    if asked is not None and asked != there:
+        raise InputError(
+            f"--precision {asked}: the bundle is of {there}; leave --precision out, or export "
+            f"another with escnet-export --precision {asked}"
+        )
 
 
 def _allocators(asked: Sequence[Allocator] | None, *, gpu: bool) -> Sequence[Allocator]:
@@ -285,6 +305,13 @@ def _order(
         texts=str(work / "texts.npz"),
         gpu=gpu,
     )
+
+
+def _higher(before: Peak | None, after: Peak | None) -> Peak | None:
+    """The higher of two peaks: one that a busy machine reached is less than what it can do."""
+    if before is None or after is None:
+        return before or after
+    return max(before, after, key=lambda one: max(one.gflop_a_second.values()))
 
 
 def _peak(gpus: Sequence[str], *, gpu: bool) -> Peak | None:

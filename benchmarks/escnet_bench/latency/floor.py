@@ -87,7 +87,8 @@ def cpu_peak(side: int = _SIDE, tries: int = _TRIES) -> Peak:
         device="cpu",
         gflop_a_second={"fp32": 2 * side**3 / best / 1e9},
         gb_a_second=None,
-        source=f"measured: the fastest float32 product of {side}×{side}, {fastest}'s",
+        source=f"measured: the fastest float32 product of {side}×{side}, {fastest}'s, before or "
+        "after the rest",
     )
 
 

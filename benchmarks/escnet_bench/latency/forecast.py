@@ -19,6 +19,7 @@ _GUESSED: Final = {
 _GUESSED_COMPILED: Final = 2.5
 #: Seconds that the first call takes beyond an ordinary one, before any was measured.
 _GUESSED_COMPILATION: Final = 45.0
+_GUESSED_DYNAMIC: Final = 150.0
 _GUESSED_OPENING: Final = 8.0
 #: Categories whose memory CAT-Seg takes with any number of them: it pads (measured: 2.0 GB at 19,
 #: 3.0 GB at 150).
@@ -37,7 +38,7 @@ class Forecast:
 
     work: Callable[[Form, int], float]
     _calls: dict[tuple[Variant, Cell], float] = field(default_factory=dict)
-    _openings: dict[tuple[Variant, int], float] = field(default_factory=dict)
+    _openings: dict[tuple[Variant, Cell], float] = field(default_factory=dict)
     _grown: dict[tuple[Variant, int], int] = field(default_factory=dict)
 
     def learn_call(self, variant: Variant, cell: Cell, seconds: float) -> None:
@@ -51,7 +52,7 @@ class Forecast:
         ordinary = self.call(variant, cell)
         if not variant.compiled and (ordinary is None or seconds < ordinary):
             self.learn_call(variant, cell, seconds)
-        self._openings[variant, cell.categories] = seconds
+        self._openings[variant, cell] = seconds
         if grown_bytes is not None:
             self._grown[variant, cell.categories] = grown_bytes
 
@@ -70,9 +71,12 @@ class Forecast:
         ordinary = self.call(variant, cell)
         if ordinary is None:
             return None
-        known = [took for (one, _), took in self._openings.items() if one == variant]
+        known = {at: took for (one, at), took in self._openings.items() if one == variant}
+        if variant.dynamic and any(at.allocator == cell.allocator for at in known):
+            return ordinary  # an allocator is a process, and in that one it is compiled
         if variant.compiled:
-            return ordinary + (known[-1] if known else _GUESSED_COMPILATION)
+            guessed = _GUESSED_DYNAMIC if variant.dynamic else _GUESSED_COMPILATION
+            return ordinary + (list(known.values())[-1] if known else guessed)
         return ordinary + (0.0 if known else _GUESSED_OPENING)
 
     def memory(self, variant: Variant, categories: int) -> float | None:

@@ -82,7 +82,8 @@ class Measurement:
 
     def _least(self, cell: Cell) -> float:
         """Seconds that ours takes in a cell, of the cells of that number the first alone."""
-        ours = next((one for one in self._settings.variants if one.ours), None)
+        known = [one for one in self._settings.variants if one.ours and one not in self._failed]
+        ours = known[0] if known else None
         same = [one for one in self._settings.cells if one.categories == cell.categories]
         if ours is None or cell != same[0]:
             return 0.0
@@ -233,6 +234,9 @@ class Measurement:
             )
         except EscNetError as error:
             order.remove(variant)
+            if isinstance(error, TooSlow) and len(timed[variant].milliseconds) >= MIN_ROUNDS:
+                self._end_process(cell)  # time is up, and what was measured stands
+                return
             timed[variant].milliseconds.clear()
             self._lost(variant, cell, timed, error)
             return
@@ -251,7 +255,7 @@ class Measurement:
         self._failed[variant] = cell.categories if worked else 1
         if not isinstance(error, ProcessEnded | TooSlow):
             return
-        self._served.pop(cell.allocator).close()
+        self._end_process(cell)
         for other in [one for one in timed if one != variant]:
             if self._over():
                 return
@@ -262,7 +266,7 @@ class Measurement:
             except EscNetError as again:
                 self.found.leave_out(other, cell, f"opened again: {again}")
                 if isinstance(again, ProcessEnded | TooSlow):
-                    self._served.pop(cell.allocator).close()
+                    self._end_process(cell)
 
     def _energy(self, cell: Cell, timed: dict[Variant, Timed]) -> None:
         """Millijoule an image, over a loop of calls."""
@@ -287,16 +291,17 @@ class Measurement:
             self._served[cell.allocator] = self._start(cell.allocator)
         return self._served[cell.allocator]
 
+    def _end_process(self, cell: Cell) -> None:
+        self._served.pop(cell.allocator).close()
+
     def _over(self) -> bool:
         """Whether time is up."""
         return self._clock() >= self._end
 
     def _patience(self, until: float | None = None) -> float:
-        """Seconds that an answer may take: until the end; or twice as long as until ``until``."""
-        left = self._end - self._clock()
-        if until is not None:
-            left = min(left, 2 * (until - self._clock()))
-        return max(left, 0.0) + _LEAST_WAIT
+        """Seconds that an answer may take: until the end, or until ``until``."""
+        end = self._end if until is None else min(self._end, until)
+        return max(end - self._clock(), 0.0) + _LEAST_WAIT
 
     def _try(self, ask: Callable[[], object]) -> bool:
         """Whether something that is good to have worked."""

@@ -1,6 +1,7 @@
 """Peak memory: a process of its own for each implementation.
 
-It makes one call for each number of categories, upwards: the peak so far is of the largest yet.
+It makes one call for each number of categories, upwards: the peak so far is of the largest yet. One
+allocator is looked at, the default one where it was asked for: the other would take as long again.
 """
 
 import time
@@ -38,7 +39,7 @@ def measure_peaks(
     until: float,
     clock: Callable[[], float] = time.monotonic,
     step: Callable[[str], object] = lambda _: None,
-) -> dict[tuple[Variant, int], PeakMemory]:
+) -> dict[tuple[Variant, Cell], PeakMemory]:
     """Measure what fits in the time; what does not is said in ``found.left_out``.
 
     Args:
@@ -47,54 +48,59 @@ def measure_peaks(
         start: begins a process that measures.
         until: by ``clock``, when to stop.
     """
-    peaks: dict[tuple[Variant, int], PeakMemory] = {}
-    for variant, numbers in _wanted(found).items():
-        fitting = _fitting(variant, numbers, forecast, until - clock())
-        for number in [one for one in numbers if one not in fitting]:
-            _leave_out(found, variant, number, "no time was left; give more --minutes")
+    peaks: dict[tuple[Variant, Cell], PeakMemory] = {}
+    allocator: Allocator = "default"
+    if all(cell.allocator != allocator for cell in found.timed):
+        allocator = "kept"
+    for variant, cells in _wanted(found, allocator).items():
+        fitting = _fitting(variant, cells, forecast, until - clock())
+        for cell in [one for one in cells if one not in fitting]:
+            _leave_out(found, variant, cell, "no time was left; give more --minutes")
         if not fitting:
             continue
-        served = start("default")
+        served = start(allocator)
         try:
-            for number in fitting:
-                step(f"memory of {variant.name} at {number} categories")
+            for cell in fitting:
+                step(f"memory of {variant.name} at {cell.categories} categories")
                 answer = served.ask(
                     "open",
                     variant,
-                    categories=number,
+                    categories=cell.categories,
                     seconds=max(until - clock(), 0.0) + _LEAST_WAIT,
                 )
-                peaks[variant, number] = PeakMemory(
+                peaks[variant, cell] = PeakMemory(
                     host=answer["peak_memory_bytes"], device=answer["device_memory_bytes"]
                 )
         except EscNetError as error:
-            _leave_out(found, variant, number, str(error))
+            _leave_out(found, variant, cell, str(error))
         finally:
             served.close()
     return peaks
 
 
-def _wanted(found: Found) -> Mapping[Variant, list[int]]:
+def _wanted(found: Found, allocator: Allocator) -> Mapping[Variant, list[Cell]]:
     wanted: dict[Variant, set[int]] = {}
     for cell, timed in found.timed.items():
-        for variant in timed:
+        for variant in timed if cell.allocator == allocator else ():
             wanted.setdefault(variant, set()).add(cell.categories)
-    return {variant: sorted(numbers) for variant, numbers in wanted.items()}
+    return {
+        variant: [Cell(categories=number, allocator=allocator) for number in sorted(numbers)]
+        for variant, numbers in wanted.items()
+    }
 
 
 def _fitting(
-    variant: Variant, numbers: Iterable[int], forecast: Forecast, seconds: float
-) -> list[int]:
-    """The smallest numbers of categories whose calls fit, together, in so many seconds."""
+    variant: Variant, cells: Iterable[Cell], forecast: Forecast, seconds: float
+) -> list[Cell]:
+    """Those with the fewest categories whose calls fit, together, in so many seconds."""
     fitting, needed = [], _STARTING
-    for number in numbers:
-        cell = Cell(categories=number, allocator="default")
+    for cell in cells:
         needed += forecast.opening(variant, cell) or 0.0
         if needed > seconds:
             break
-        fitting.append(number)
+        fitting.append(cell)
     return fitting
 
 
-def _leave_out(found: Found, variant: Variant, number: int, reason: str) -> None:
-    found.leave_out(variant, Cell(categories=number, allocator="default"), f"memory: {reason}")
+def _leave_out(found: Found, variant: Variant, cell: Cell, reason: str) -> None:
+    found.leave_out(variant, cell, f"memory: {reason}")

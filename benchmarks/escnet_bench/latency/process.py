@@ -18,7 +18,15 @@ from escnet_runtime.errors import EscNetError
 from .plan import Allocator, Variant
 from .runs import Order
 
-__all__ = ["ALLOCATORS", "ProcessEnded", "Refused", "Served", "ServedProcess", "TooSlow"]
+__all__ = [
+    "ALLOCATORS",
+    "ProcessEnded",
+    "Refused",
+    "Served",
+    "ServedProcess",
+    "TooSlow",
+    "inherited",
+]
 
 _MODULE: Final = "escnet_bench.latency.served"
 _TUNABLES: Final = "GLIBC_TUNABLES"
@@ -32,6 +40,15 @@ ALLOCATORS: Final[dict[Allocator, dict[str, str]]] = {
         "glibc.malloc.trim_threshold=68719476736"
     },
 }
+
+
+def inherited(environment: Mapping[str, str]) -> dict[str, str]:
+    """What a process that measures takes over: nothing that makes another allocator of malloc."""
+    return {
+        name: value
+        for name, value in environment.items()
+        if name != _TUNABLES and not name.startswith("MALLOC_")
+    }
 
 
 class Refused(EscNetError):
@@ -70,12 +87,7 @@ class ServedProcess:
 
     def __init__(self, order: Order, allocator: Allocator) -> None:
         self._said = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as the process
-        inherited = {
-            name: value
-            for name, value in os.environ.items()
-            if name != _TUNABLES and not name.startswith("MALLOC_")
-        }
-        environment = {**inherited, **ALLOCATORS[allocator]}
+        environment = {**inherited(os.environ), **ALLOCATORS[allocator]}
         # A session of its own: Ctrl-C is for the command, which ends this process itself.
         self._process = subprocess.Popen(
             [sys.executable, "-m", _MODULE],

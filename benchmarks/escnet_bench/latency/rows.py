@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from ..results import without_folders
 from .plan import OURS, Cell, Variant
 
 __all__ = ["Found", "LatencyRow", "LeftOut", "Ratio", "Timed", "ratios_of"]
@@ -100,7 +101,7 @@ class Found:
             precision=variant.precision,
             categories=None if cell is None else cell.categories,
             allocator=None if cell is None else cell.allocator,
-            reason=reason,
+            reason=(reason := without_folders(reason)),  # what a library said may name them
         )
         if not any(replace(other, reason=reason) == one for other in self.left_out):
             self.left_out.append(one)
@@ -130,7 +131,7 @@ def ratios_of(model: str, cell: Cell, timed: Mapping[Variant, Timed]) -> list[Ra
 
 
 def _ours(variants: Sequence[Variant]) -> Variant | None:
-    for name in (*OURS, "openvino"):  # a backend of ours as well
+    for name in OURS:
         for variant in variants:
             if variant.implementation == name:
                 return variant

@@ -1,7 +1,6 @@
 """Implementations made ready to be called, in the process that measures them."""
 
 import importlib.util
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +13,7 @@ from escnet_runtime.backends import GraphFile
 from escnet_runtime.bundle import Bundle
 from escnet_runtime.errors import BackendError
 from escnet_runtime.images import ImageArray
+from escnet_runtime.lanes import usable_cores
 from escnet_runtime.segmenter import Segmenter
 from escnet_runtime.vocabulary import Vocabulary
 
@@ -259,4 +259,4 @@ class _InRuntime:
             return {"openvino": self.openvino.threads}
         if self.segmenter.device_pipeline is not None:
             return {}
-        return {"onnxruntime": os.cpu_count() or 1}  # nobody tells it another number
+        return {"onnxruntime": usable_cores()}  # its lanes share them

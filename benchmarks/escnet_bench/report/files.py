@@ -173,10 +173,12 @@ def _rows(document: Mapping[str, Any], name: str) -> list[Any]:
 
 
 def _machine(conditions: ConditionsOf) -> Machine:
+    # What ran on the processor of a machine with a GPU is not that GPU's.
+    gpus = () if conditions.device == "cpu" else conditions.gpus or ()
     return Machine(
         cpu=conditions.cpu,
         cores=conditions.usable_cores if conditions.cores is None else conditions.cores,
-        gpus=tuple(gpu.partition(",")[0].strip() for gpu in conditions.gpus or ()),
+        gpus=tuple(gpu.partition(",")[0].strip() for gpu in gpus),
         day=conditions.date[:10],
     )
 

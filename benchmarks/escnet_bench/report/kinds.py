@@ -96,6 +96,7 @@ def _implementation(description: str) -> str:
     """A backend's name from what it says of itself: "ONNX Runtime 1.32.0 on CPU"."""
     for start, name in (
         ("ONNX Runtime", "onnxruntime"),
+        ("OpenVINO", "openvino"),
         ("TensorRT-RTX", "tensorrt-rtx"),
         ("TensorRT for RTX", "tensorrt-rtx"),
         ("TensorRT", "tensorrt"),

@@ -114,10 +114,13 @@ def same_panels(results: Sequence[Result], styles: Styles) -> list[Panel]:
         count = max(counts, key=lambda n: (len(counts[n]), n))
         here = counts[count]
         usual, note = usual_precision(here)
+        runs = grouped(here, lambda one: (one.implementation, one.precision))
         series = [
             Series(
                 name=series_name(
-                    one.implementation, None if one.precision == usual else one.precision
+                    one.implementation,
+                    None if one.precision == usual else one.precision,
+                    file=one.file if len(runs[one.implementation, one.precision]) > 1 else None,
                 ),
                 style=styles.index[one.implementation],
                 points=((one.p50_ms or 0.0, one.agreement or 0.0),),

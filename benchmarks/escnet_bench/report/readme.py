@@ -12,6 +12,8 @@ __all__ = ["BEGIN", "END", "RESULTS", "readme_table", "updated_readme"]
 RESULTS: Final = "benchmarks/results"
 BEGIN: Final = "<!-- escnet-bench report benchmarks/results --readme README.md: begin -->"
 END: Final = "<!-- escnet-bench report: end -->"
+#: The backend that a row does not name.
+_USUAL: Final = "onnxruntime"
 _COLUMNS: Final = (
     *("bundle", "categories", "seconds an image", "prompts", "peak memory"),
     *("start to first mask¹", "file"),
@@ -40,6 +42,8 @@ def _row(one: Timing) -> str:
     size = "not measured" if memory is None else f"{memory / 1e6:.0f} MB"
     first = "not measured" if start is None else f"{start:.1f} s"
     bundle = f"`{one.model}` {one.precision}"
+    if one.implementation != _USUAL:
+        bundle += f", {one.implementation}"
     cells = (bundle, str(one.categories), seconds, prompts, size, first, f"`{one.file}`")
     return _line(cells)
 

@@ -86,6 +86,7 @@ class ConditionsOf(_Checked):
     load_after: tuple[float, ...] | None
     commit: str | None
     changed: bool | None
+    device: str | None
 
 
 @dataclass(frozen=True)
