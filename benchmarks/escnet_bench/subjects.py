@@ -13,7 +13,14 @@ from .footprint import generated_names
 if TYPE_CHECKING:
     from escnet.model import EscNet
 
-__all__ = ["KNOWN", "category_names", "load_model", "made_up_images", "pictures"]
+__all__ = [
+    "KNOWN",
+    "category_names",
+    "known_categories",
+    "load_model",
+    "made_up_images",
+    "pictures",
+]
 
 #: Model → labelled images of what it was trained for.
 KNOWN: Final = {"tiny": "shapes:heldout"}
@@ -48,6 +55,11 @@ def category_names(model: str, count: int) -> list[str]:
     """So many categories: of the model's world first, then generated ones."""
     known = open_labelled(KNOWN[model]).names if model in KNOWN else ()
     return [*known[:count], *generated_names(max(count - len(known), 0))]
+
+
+def known_categories(model: str) -> int:
+    """How many categories a model of ``KNOWN`` was trained for."""
+    return len(open_labelled(KNOWN[model]).names)
 
 
 def load_model(name: str) -> "tuple[EscNet, str, bool]":

@@ -81,7 +81,7 @@ def test_the_document_is_plain_json() -> None:
 @pytest.mark.parametrize(
     ("said", "published"),
     [
-        ("cannot read /home/ann/a b/x.onnx: gone", "cannot read a b/x.onnx: gone"),
+        ("cannot read /srv/ann/a b/x.onnx: gone", "cannot read a b/x.onnx: gone"),
         ('File "/opt/venv/lib/torch/nn.py", line 3', 'File "nn.py", line 3'),
         ("~/.cache/escnet/bench/k/bundle.json", "bundle.json"),
         ("load C:\\Users\\Ann\\model.onnx failed", "load model.onnx failed"),

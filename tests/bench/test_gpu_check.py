@@ -11,6 +11,7 @@ import pytest
 from escnet_bench.gpu_check import __main__ as command
 from escnet_bench.gpu_check import parts
 from escnet_bench.gpu_check.plan import METHODS, PARTS, CheckPlan, Report
+from escnet_bench.subjects import known_categories
 
 
 @pytest.fixture
@@ -68,8 +69,10 @@ def test_labels_of_a_bundle_are_compared(plan: CheckPlan, tiny_bundle: Path) -> 
     plan.bundle("tiny", "fp16").symlink_to(tiny_bundle)
     report = Report.begin("pipeline", plan)
     parts.RUN["pipeline"](plan, report)
-    [row] = written(plan, "pipeline")["rows"]
+    row, all_names = written(plan, "pipeline")["rows"]
     assert row["categories"] == 5
+    assert all_names["categories"] == known_categories("tiny") == 194
+    assert all_names["agreement"] == 1
     assert row["agreement"] == row["clear_agreement"] == 1
     assert row["logits_relative_l2"] == 0
     assert 0 < row["clear_share"] <= 1

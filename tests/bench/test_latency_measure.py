@@ -231,7 +231,7 @@ def test_openvino_is_ours_where_nothing_else_of_ours_runs() -> None:
 
 def test_reasons_name_no_folders() -> None:
     found = Found()
-    found.leave_out(OURS, None, "cannot read /home/ann/models/graph.onnx: no such file")
+    found.leave_out(OURS, None, "cannot read /srv/ann/models/graph.onnx: no such file")
     assert found.left_out[0].reason == "cannot read graph.onnx: no such file"
 
 
