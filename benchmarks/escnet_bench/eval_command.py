@@ -21,7 +21,7 @@ from escnet_runtime.world import WORLD_VERSION
 from .conditions import Conditions, device_of
 from .evaluate import Evaluation, class_keys, evaluate
 from .models import CHECKPOINT_SUFFIX, add_model_options, open_model
-from .results import saving
+from .results import SCHEMA_VERSION, saving
 
 __all__ = ["main"]
 
@@ -182,6 +182,7 @@ def _document(
         "seconds": round(found.seconds, 3),
         "definition": DEFINITION,
         "note": segmenter.note,
+        "schema_version": SCHEMA_VERSION,
         "conditions": dataclasses.asdict(conditions),
     }
 

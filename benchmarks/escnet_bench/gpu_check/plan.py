@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from ..conditions import Conditions
-from ..results import plain
+from ..results import SCHEMA_VERSION, plain
 
 __all__ = ["METHODS", "PARTS", "CheckPlan", "Report"]
 
@@ -133,6 +133,7 @@ class Report:
         """Write what is there."""
         document = {
             "benchmark": f"gpu-check {self.part}",
+            "schema_version": SCHEMA_VERSION,
             "finished": finished,
             "conditions": dataclasses.asdict(self.conditions.finished()),
             "plan": _without_folders(self.plan),
