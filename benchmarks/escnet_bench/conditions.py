@@ -146,6 +146,10 @@ class Conditions:
             device=device,
         )
 
+    def of(self, bundle: Bundle) -> "Conditions":
+        """The same of a bundle that was opened since."""
+        return dataclasses.replace(self, bundle=BundleConditions.of(bundle))
+
     def finished(self) -> "Conditions":
         """The same with load and clocks at the end."""
         return dataclasses.replace(self, load_after=_load(), clocks_after=read_clocks())

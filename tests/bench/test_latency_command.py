@@ -13,7 +13,7 @@ from PIL import Image
 
 from escnet_bench.clocks import Clocks, GpuClocks
 from escnet_bench.command import main
-from escnet_bench.latency import command
+from escnet_bench.latency import choose, command
 from escnet_bench.latency.exported import bundle_of, source_key
 from escnet_bench.latency.floor import Peak
 from escnet_bench.latency.plan import IMPLEMENTATIONS
@@ -212,7 +212,7 @@ def test_a_bundle_of_another_model_has_no_torch_beside_it(
     assert subject.torch_model is None
     assert message in subject.no_torch
     assert subject.gflop()("plain", 19, None) is None
-    variants, missing = command._chosen(subject, None, None, gpu=False)
+    variants, missing = choose.chosen_variants(subject, None, None, gpu=False)
     assert [one.implementation for one in variants] == ["onnxruntime", "openvino"]
     assert any(message in reason for reason in missing.values())
     code, found = run(capsys, "--bundle", bundle_copy, "--implementations", "torch")
@@ -224,10 +224,10 @@ def test_a_bundle_of_another_model_has_no_torch_beside_it(
 def test_on_a_cpu_bf16_is_measured_where_there_is_bf16(
     able: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(command, "_openvino_computes_bf16", lambda: able)
+    monkeypatch.setattr(choose, "openvino_computes_bf16", lambda: able)
 
     def kinds(name: str, precision: Precision) -> list[str]:
-        return [one.precision for one in command._variants(name, precision, gpu=False)]
+        return [one.precision for one in choose.variants_of(name, precision, gpu=False)]
 
     assert kinds("openvino", Precision.BF16) == ["bf16" if able else "fp32"]
     assert kinds("torch-plain", Precision.BF16) == ["bf16", "fp32"]
@@ -238,12 +238,12 @@ def test_on_a_cpu_bf16_is_measured_where_there_is_bf16(
 
 def test_on_a_gpu_torch_runs_in_half_precision_and_the_plain_form_in_both() -> None:
     every = {
-        name: [one.precision for one in command._variants(name, Precision.FP16, gpu=True)]
+        name: [one.precision for one in choose.variants_of(name, Precision.FP16, gpu=True)]
         for name in IMPLEMENTATIONS
     }
     assert every["torch-plain"] == ["fp16", "fp32"]
     assert every["torch"] == every["onnxruntime"] == ["fp16"]
-    [quantised] = command._variants("torch", Precision.INT8, gpu=True)
+    [quantised] = choose.variants_of("torch", Precision.INT8, gpu=True)
     assert quantised.precision == "fp16"
 
 

@@ -1,19 +1,18 @@
 """``escnet-bench latency``: what it is asked for, and what it runs."""
 
 import argparse
-import importlib.util
 import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Final, get_args
+from typing import Any, Final
 
 import numpy as np
 
 from escnet_runtime.console import Console
-from escnet_runtime.errors import BackendError, InputError
+from escnet_runtime.errors import BackendError
 from escnet_runtime.images import ImageArray, load_image
 from escnet_runtime.manifest import Precision
 from escnet_runtime.nvidia import find_gpu
@@ -25,15 +24,16 @@ from ..results import Document, plain, result_document
 from ..subjects import category_names, pictures
 from .assemble import assemble_rows
 from .checkout import require_checkout
+from .choose import allocators, check_precision, chosen_variants
 from .floor import Peak, cpu_peak, gpu_peak
 from .forecast import Forecast
 from .measure import Measurement
 from .options import PRESET, REPEATS
 from .peaks import measure_peaks
-from .plan import IMPLEMENTATIONS, PEER, Allocator, Settings, Variant, cells, check_numbers
+from .plan import Allocator, Settings, Variant, cells, check_numbers
 from .process import ALLOCATORS, Served, ServedProcess, inherited
 from .rows import Found, LatencyRow, ratios_of
-from .runs import Order, missing_extra, save_vocabularies
+from .runs import Order, save_vocabularies
 from .subject import Subject, open_subject
 from .tables import latency_tables
 
@@ -50,8 +50,6 @@ _SIZE: Final = (480, 640)
 _WARM_UP: Final = {False: 1, True: 3}
 #: Below this, labels of a trained model are not those of ours.
 _AGREEMENT: Final = 0.99
-#: On a CPU, with a bundle of bf16: what a user of PyTorch would pick.
-_AT_BF16: Final = ("torch-plain", "torch", "torch-compile-static")
 #: Its k-means has other seeds, and so other prompts.
 _OTHER_PROMPTS: Final = "torch-naive-ppg"
 
@@ -65,6 +63,8 @@ def latency(arguments: argparse.Namespace, console: Console) -> Document:
     """
     began = time.monotonic()
     gpu = _on_gpu(arguments.device)
+    # Before a bundle is exported: that is a load as well, and none that was there before.
+    conditions = Conditions.now(METHOD, device="gpu" if gpu else "cpu")
     repeats = arguments.repeats or REPEATS[gpu]
     check_numbers(arguments.categories, repeats, arguments.minutes)
     image = None if arguments.image is None else load_image(arguments.image)
@@ -85,8 +85,8 @@ def latency(arguments: argparse.Namespace, console: Console) -> Document:
             precision=Precision(arguments.precision or ("fp16" if gpu else "fp32")),
             images=pictures(name if given is None else "", _SIZE, 1),
         )
-        _check_precision(subject, arguments.precision)
-        variants, missing = _chosen(subject, arguments.implementations, peer, gpu=gpu)
+        check_precision(subject, arguments.precision)
+        variants, missing = chosen_variants(subject, arguments.implementations, peer, gpu=gpu)
         advance("text embeddings and the hardware's peak")
         bench = _Bench(
             subject=subject,
@@ -96,11 +96,12 @@ def latency(arguments: argparse.Namespace, console: Console) -> Document:
             ),
             settings=Settings(
                 variants=variants,
-                cells=cells(arguments.categories, _allocators(arguments.allocators, gpu=gpu)),
+                cells=cells(arguments.categories, allocators(arguments.allocators, gpu=gpu)),
                 seconds=60 * arguments.minutes - (time.monotonic() - began),
                 repeats=repeats,
                 warm_up=_WARM_UP[gpu],
             ),
+            conditions=conditions.of(subject.bundle),
             gpu=gpu,
         )
         document = bench.run(missing, advance)
@@ -111,8 +112,17 @@ def latency(arguments: argparse.Namespace, console: Console) -> Document:
 class _Bench:
     """One run of the benchmark on a subject."""
 
-    def __init__(self, *, subject: Subject, order: Order, settings: Settings, gpu: bool) -> None:
+    def __init__(
+        self,
+        *,
+        subject: Subject,
+        order: Order,
+        settings: Settings,
+        conditions: Conditions,
+        gpu: bool,
+    ) -> None:
         self._subject, self._order, self._settings, self._gpu = subject, order, settings, gpu
+        self._conditions = conditions
         self._gflop = subject.gflop()
         self._energy: str | None = None
 
@@ -120,7 +130,7 @@ class _Bench:
         """Measure everything."""
         began = time.monotonic()
         bundle = self._subject.bundle
-        conditions = Conditions.now(METHOD, bundle, device="gpu" if self._gpu else "cpu")
+        conditions = self._conditions
         peak = _peak(conditions.gpus, gpu=self._gpu)
         forecast = Forecast(self._work)
         counter = open_counter(gpu=self._gpu)
@@ -210,75 +220,6 @@ def _on_gpu(device: str) -> bool:
     if device == "gpu" and not found:
         raise BackendError("--device gpu: there is no NVIDIA GPU with a driver here")
     return found
-
-
-def _check_precision(subject: Subject, asked: str | None) -> None:
-    """Refuse a precision that is not the bundle's.
-
-    Raises:
-        InputError: names both.
-    """
-    there = subject.bundle.manifest.precision.value
-    if asked is not None and asked != there:
-        raise InputError(
-            f"--precision {asked}: the bundle is of {there}; leave --precision out, or export "
-            f"another with escnet-export --precision {asked}"
-        )
-
-
-def _allocators(asked: Sequence[Allocator] | None, *, gpu: bool) -> Sequence[Allocator]:
-    return asked or (("default",) if gpu else get_args(Allocator))
-
-
-def _chosen(
-    subject: Subject, asked: Sequence[str] | None, peer: Path | None, *, gpu: bool
-) -> tuple[tuple[Variant, ...], dict[Variant, str]]:
-    """What is measured, the most important first; what of all cannot be, and why.
-
-    Raises:
-        BackendError: that was asked for by name.
-    """
-    chosen, missing = [], {}
-    for name in IMPLEMENTATIONS:
-        wanted = name in asked if asked is not None else name != PEER or peer is not None
-        if not wanted:
-            continue
-        for variant in _variants(name, subject.bundle.manifest.precision, gpu=gpu):
-            reason = missing_extra(variant, gpu=gpu) or (subject.no_torch if variant.torch else "")
-            if variant.peer and peer is None:
-                reason = reason or "give its checkout: --cat-seg FOLDER"
-            if not reason:
-                chosen.append(variant)
-            elif asked is not None:
-                raise BackendError(f"{name} cannot be measured: {reason}")
-            else:
-                missing[variant] = reason
-    return tuple(chosen), missing
-
-
-def _variants(name: str, precision: Precision, *, gpu: bool) -> list[Variant]:
-    if not name.startswith(("torch", "openvino")):
-        return [Variant(implementation=name, precision=precision.value)]
-    if name == "openvino":
-        kind = "bf16" if precision is Precision.BF16 and _openvino_computes_bf16() else "fp32"
-        return [Variant(implementation=name, precision=kind)]
-    if name == PEER:
-        return [Variant(implementation=name, precision="fp32")]  # as its authors run it
-    if not gpu:
-        # Of the types that a CPU may be faster in, torch has bf16.
-        own = {precision.value} if precision is Precision.BF16 and name in _AT_BF16 else set()
-        return [Variant(implementation=name, precision=kind) for kind in sorted({"fp32"} | own)]
-    half = precision.value if precision.value in ("fp32", "fp16", "bf16") else "fp16"
-    kinds = {half, "fp32"} if name == "torch-plain" else {half}
-    return [Variant(implementation=name, precision=kind) for kind in sorted(kinds)]
-
-
-def _openvino_computes_bf16() -> bool:
-    if importlib.util.find_spec("openvino") is None:
-        return False
-    from escnet_runtime.backends.openvino import computes_bf16  # an extra
-
-    return computes_bf16()
 
 
 def _order(
