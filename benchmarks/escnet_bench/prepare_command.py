@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -16,6 +17,8 @@ from .prepare import PREPARATIONS, Written, require_free, write_dataset, write_s
 
 __all__ = ["main"]
 
+_log = logging.getLogger(__name__)
+
 _WORLD: Final = "shapes"
 _COUNT: Final = 300  # scenes of a shapes folder
 _EPILOG: Final = """\
@@ -28,7 +31,8 @@ ade20k-150          ADEChallengeData2016: images/validation, annotations/validat
 ade20k-847          ADE20K_2021_17_01: images/ADE/validation/**/*_seg.png with .jpg and .json;
                     the 847 names with --classes-file
 pascal-context-59,  VOCdevkit/VOC2010: JPEGImages, trainval/*.mat, labels.txt, for 59 also
-pascal-context-459  59_labels.txt; pascalcontext_val.txt, or the list of VOC 2010
+pascal-context-459  59_labels.txt or their names with --classes-file; pascalcontext_val.txt, or
+                    the list of VOC 2010
 pascal-voc-20,      VOCdevkit/VOC2012: JPEGImages, SegmentationClass, ImageSets; in 20 the
 pascal-voc-20b      background is not labelled, in 20b it is the last class
 
@@ -75,7 +79,8 @@ def _add_distributed(parser: argparse.ArgumentParser) -> None:
         "--classes-file",
         metavar="FILE",
         type=Path,
-        help="names of the classes in the data set's order (default: the data set's own files)",
+        help="other names of the classes, in the data set's order; the data set's own names may be "
+        "in any order, which the classes then get (default: the data set's own files)",
     )
     add("--copy", action="store_true", help="copy the images (default: hard links)")
     add("--limit", metavar="N", type=int, help="the first N images alone, in order of their names")
@@ -108,7 +113,9 @@ def _run(arguments: argparse.Namespace, console: Console) -> tuple[int, Mapping[
     return 0, {"output": arguments.output, **about, **dataclasses.asdict(written)}
 
 
-def _prepare(arguments: argparse.Namespace, console: Console) -> tuple[Mapping[str, str], Written]:
+def _prepare(
+    arguments: argparse.Namespace, console: Console
+) -> tuple[Mapping[str, object], Written]:
     """From a distributed data set."""
     limit = arguments.limit
     if limit is not None and limit < 1:
@@ -118,10 +125,13 @@ def _prepare(arguments: argparse.Namespace, console: Console) -> tuple[Mapping[s
     plan = dataclasses.replace(plan, pairs=plan.pairs[:limit])
     with console.progress(f"prepare {plan.dataset}", len(plan.pairs)) as advance:
         written = write_dataset(plan, arguments.output, copy=arguments.copy, progress=advance)
-    return {"dataset": plan.dataset, "split": plan.split, "origin": plan.origin}, written
+    for warning in plan.warnings:
+        _log.warning("%s", warning)
+    about = {"dataset": plan.dataset, "split": plan.split, "origin": plan.origin}
+    return {**about, "warnings": list(plan.warnings)}, written
 
 
-def _draw(arguments: argparse.Namespace, console: Console) -> tuple[Mapping[str, str], Written]:
+def _draw(arguments: argparse.Namespace, console: Console) -> tuple[Mapping[str, object], Written]:
     """From the small world: what ``shapes:SPLIT`` names, as files."""
     split, seed = arguments.split, arguments.seed
     objects = (arguments.objects[0], arguments.objects[1])
@@ -134,6 +144,7 @@ def _draw(arguments: argparse.Namespace, console: Console) -> tuple[Mapping[str,
         "split": split,
         "origin": f"the small world, version {WORLD_VERSION}: {len(scenes)} scenes of "
         f"{scenes.size} px with {objects[0]} to {objects[1]} objects",
+        "warnings": [],
     }
     require_free(arguments.output)
     with console.progress(f"draw {name}", len(scenes)) as advance:

@@ -2,10 +2,11 @@
 
 Layout: ``ADEChallengeData2016/{images,annotations}/{training,validation}``, pixels 0 for "other",
 which is not labelled, 1 to 150 for classes. Names: ``objectInfo150.txt`` beside them, a table with
-tabs whose columns Idx and Name count, or ``--classes-file``.
+tabs whose columns Idx and Name count, or ``--classes-file`` (its order: see ``names.py``).
 """
 
 import csv
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -31,13 +32,9 @@ def plan_ade20k_150(source: Path, split: str, classes_file: Path | None) -> Plan
     )
     root = labels.parent.parent
     images = find_folder([root / "images" / part], "images of ADE20K", holding="*.jpg")
-    names_file = classes_file or find_file(
-        [root / "objectInfo150.txt"],
-        "class names of ADE20K",
-        hint="; or give the 150 names with --classes-file",
-    )
-    names = class_names(names_file, _CLASSES) if classes_file else _own_names(names_file)
-    table = lookup({value: value - 1 for value in range(1, _CLASSES + 1)}, unlabelled=[0])
+    names = class_names(_CLASSES, classes_file, partial(_own_names, root))
+    values = {own + 1: index for index, own in enumerate(names.classes)}
+    table = lookup(values, unlabelled=[0])
 
     def read(path: Path) -> LabelMap:
         return remap(read_label_png(path)[0], table, path)
@@ -46,14 +43,20 @@ def plan_ade20k_150(source: Path, split: str, classes_file: Path | None) -> Plan
     return Plan(
         dataset="ade20k-150",
         split=split,
-        names=names,
+        names=names.names,
         pairs=pair_up(stems, images, labels),
         read=read,
-        origin=f"all label maps of {part}, names of {names_file.name}",
+        origin=f"all label maps of {part}, {names.origin}",
+        warnings=names.warnings,
     )
 
 
-def _own_names(path: Path) -> tuple[str, ...]:
+def _own_names(root: Path) -> tuple[str, tuple[str, ...]]:
+    path = find_file(
+        [root / "objectInfo150.txt"],
+        "class names of ADE20K",
+        hint="; or give the 150 names with --classes-file",
+    )
     wrong = InputError(
         f"{path}: expected a table with tabs, a first line with the columns Idx and Name, and the "
         f"numbers 1 to {_CLASSES}; give the names with --classes-file instead"
@@ -66,4 +69,4 @@ def _own_names(path: Path) -> tuple[str, ...]:
         raise wrong from error
     if sorted(names) != list(range(1, _CLASSES + 1)) or not all(names.values()):
         raise wrong
-    return tuple(names[number] for number in range(1, _CLASSES + 1))
+    return path.name, tuple(names[number] for number in range(1, _CLASSES + 1))

@@ -3,9 +3,12 @@
 Layout: ``images/val2017/*.jpg`` (or ``val2017/*.jpg``) and the maps of
 stuffthingmaps_trainval2017.zip under ``annotations/``, ``stuffthingmaps/`` or beside the images,
 ``val2017/*.png``. Pixels hold the COCO-Stuff id less one (0 to 181), 255 where nothing is labelled.
-Names: ``labels.txt`` of COCO-Stuff ("1: person"), in the source folder, or ``--classes-file``.
+Names: ``labels.txt`` of COCO-Stuff ("1: person"), in the source folder, or ``--classes-file`` (its
+order: see ``names.py``).
 """
 
+from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -32,14 +35,10 @@ def plan_coco_stuff(source: Path, split: str, classes_file: Path | None) -> Plan
     images = find_folder(
         [source / "images" / part, source / part], "images of COCO", holding="*.jpg"
     )
-    names_file = classes_file or find_file(
-        [source / "labels.txt", labels.parent / "labels.txt"],
-        "class names of COCO-Stuff",
-        hint="; it comes with COCO-Stuff, or give the 171 names with --classes-file",
-    )
-    names = class_names(names_file, len(_USED)) if classes_file else _own_names(names_file)
+    homes = (source, labels.parent)
+    names = class_names(len(_USED), classes_file, partial(_own_names, homes))
     table = lookup(
-        {number - 1: index for index, number in enumerate(_USED)},
+        {_USED[own] - 1: index for index, own in enumerate(names.classes)},
         unlabelled=[255, *(number - 1 for number in _UNUSED)],
     )
 
@@ -50,18 +49,24 @@ def plan_coco_stuff(source: Path, split: str, classes_file: Path | None) -> Plan
     return Plan(
         dataset="coco-stuff",
         split=split,
-        names=names,
+        names=names.names,
         pairs=pair_up(stems, images, labels),
         read=read,
-        origin=f"all label maps of {part}, names of {names_file.name}",
+        origin=f"all label maps of {part}, {names.origin}",
+        warnings=names.warnings,
     )
 
 
-def _own_names(path: Path) -> tuple[str, ...]:
+def _own_names(homes: Iterable[Path]) -> tuple[str, tuple[str, ...]]:
+    path = find_file(
+        [home / "labels.txt" for home in homes],
+        "class names of COCO-Stuff",
+        hint="; it comes with COCO-Stuff, or give the 171 names with --classes-file",
+    )
     names = numbered_names(path)
     lacking = [number for number in _USED if number not in names]
     if lacking:
         raise InputError(
             f"{path} has no name for {lacking[:10]}; expected lines NUMBER: NAME for 1 to {_IDS}"
         )
-    return tuple(names[number] for number in _USED)
+    return path.name, tuple(names[number] for number in _USED)

@@ -1,16 +1,19 @@
 """Finding the files of a distributed data set; errors say what was looked for and where."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from escnet_runtime.dataset import listed
 from escnet_runtime.errors import InputError
 from escnet_runtime.vocabulary import read_classes_file
 
+from .names import positions
 from .plan import Pair
 
 __all__ = [
+    "ClassNames",
     "class_names",
     "find_file",
     "find_folder",
@@ -50,17 +53,60 @@ def find_file(candidates: Sequence[Path], what: str, *, hint: str = "") -> Path:
     raise InputError(f"{what}: looked for {places}, which is not there{hint}")
 
 
-def class_names(classes_file: Path, count: int) -> tuple[str, ...]:
-    """The names of a user's file, which must be ``count``.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClassNames:
+    """Names of the classes that are written, and for each the data set's class, counted from 0.
 
-    Raises VocabularyError for a file that is no list of names, InputError for another number.
+    ``origin`` says for people where the names are from, and ``warnings`` what is uncertain.
     """
-    names = tuple(read_classes_file(classes_file))
-    if len(names) != count:
+
+    names: tuple[str, ...]
+    classes: tuple[int, ...]
+    origin: str
+    warnings: tuple[str, ...] = ()
+
+
+def class_names(
+    count: int, classes_file: Path | None, own: Callable[[], tuple[str, Sequence[str]]]
+) -> ClassNames:
+    """The data set's own names, or those of a user's file, as many.
+
+    A file with the data set's names in another order gives the classes that order; one with other
+    names is taken in the data set's order. Where the data set's own names cannot be read, nothing
+    tells the two apart, which is a warning.
+
+    Args:
+        count: number of classes.
+        classes_file: the user's.
+        own: finds and reads the data set's own names: where they are from, and the names.
+
+    Raises:
+        VocabularyError: the file is no list of names.
+        InputError: it has another number of names, or names of the data set at wrong places;
+            without a file, what ``own`` raises.
+    """
+    in_order = tuple(range(count))
+    if classes_file is None:
+        own_file, names = own()
+        return ClassNames(names=tuple(names), classes=in_order, origin=f"names of {own_file}")
+    given = tuple(read_classes_file(classes_file))
+    if len(given) != count:
         raise InputError(
-            f"{classes_file} has {len(names)} names; expected {count}, in the data set's order"
+            f"{classes_file} has {len(given)} names; expected {count}, in the data set's order"
         )
-    return names
+    origin = f"names of {classes_file.name}"
+    try:
+        own_file, names = own()
+    except InputError as error:
+        warning = (
+            f"the names of {classes_file.name} are taken in the data set's order, unchecked: its "
+            f"own names, which they could be compared with, cannot be read ({error})"
+        )
+        return ClassNames(names=given, classes=in_order, origin=origin, warnings=(warning,))
+    classes = positions(given, names, classes_file, own_file)
+    if classes != in_order:
+        origin += f", in its order, which is not that of {own_file}"
+    return ClassNames(names=given, classes=classes, origin=origin)
 
 
 def numbered_names(path: Path) -> dict[int, str]:

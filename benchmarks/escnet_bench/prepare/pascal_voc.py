@@ -3,9 +3,10 @@
 Layout: ``VOCdevkit/VOC2012`` with ``JPEGImages``, ``SegmentationClass`` (palette PNG: 0 background,
 1 to 20 classes, 255 void) and ``ImageSets/Segmentation/val.txt``. Names: those of the lists
 ``ImageSets/Main/NAME_val.txt``, whose alphabetical order is that of the numbers, or
-``--classes-file``.
+``--classes-file`` (its order: see ``names.py``).
 """
 
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -48,28 +49,28 @@ def _plan(source: Path, split: str, classes_file: Path | None, *, background: bo
     labels = find_folder(
         [root / "SegmentationClass"], "label maps of PASCAL VOC 2012", holding="*.png"
     )
-    names = class_names(classes_file, _CLASSES) if classes_file else _own_names(root)
+    names = class_names(_CLASSES, classes_file, partial(_own_names, root))
     table = lookup(
         {0: _CLASSES if background else UNLABELLED}
-        | {value: value - 1 for value in range(1, _CLASSES + 1)},
+        | {own + 1: index for index, own in enumerate(names.classes)},
         unlabelled=[255],
     )
 
     def read(path: Path) -> LabelMap:
         return remap(read_label_png(path)[0], table, path)
 
-    origin = classes_file.name if classes_file else "ImageSets/Main"
     return Plan(
         dataset="pascal-voc-20b" if background else "pascal-voc-20",
         split=split,
-        names=(*names, _BACKGROUND) if background else names,
+        names=(*names.names, _BACKGROUND) if background else names.names,
         pairs=pair_up(read_list(list_file), root / "JPEGImages", labels),
         read=read,
-        origin=f"ImageSets/Segmentation/{list_file.name}, names of {origin}",
+        origin=f"ImageSets/Segmentation/{list_file.name}, {names.origin}",
+        warnings=names.warnings,
     )
 
 
-def _own_names(root: Path) -> tuple[str, ...]:
+def _own_names(root: Path) -> tuple[str, tuple[str, ...]]:
     folder = root / "ImageSets" / "Main"
     names = sorted(path.name.removesuffix("_val.txt") for path in folder.glob("*_val.txt"))
     if len(names) != _CLASSES:
@@ -77,4 +78,4 @@ def _own_names(root: Path) -> tuple[str, ...]:
             f"class names of PASCAL VOC: looked for {_CLASSES} lists {folder}/NAME_val.txt, found "
             f"{len(names)} ({listed(names)}); or give the names with --classes-file"
         )
-    return tuple(names)
+    return "ImageSets/Main", tuple(names)

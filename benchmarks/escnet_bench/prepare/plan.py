@@ -35,7 +35,7 @@ class Plan:
     """A data set as it was found.
 
     ``origin`` says where the pairs and the names come from, for people; ``read`` gives a pair's
-    labels as indices into ``names``.
+    labels as indices into ``names``; ``warnings`` is what may be wrong with it, in sentences.
     """
 
     dataset: str
@@ -44,6 +44,7 @@ class Plan:
     pairs: tuple[Pair, ...]
     read: Reader
     origin: str
+    warnings: tuple[str, ...] = ()
 
 
 def lookup(classes: Mapping[int, int], unlabelled: Iterable[int]) -> NDArray[np.int32]:

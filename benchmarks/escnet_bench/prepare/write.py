@@ -66,7 +66,12 @@ def write_dataset(
         _place(pair.image.resolve(), target, copy=copy)
         return labels
 
-    about = {"dataset": plan.dataset, "split": plan.split, "origin": plan.origin}
+    about = {
+        "dataset": plan.dataset,
+        "split": plan.split,
+        "origin": plan.origin,
+        "warnings": list(plan.warnings),
+    }
     items = ((pair.stem, partial(put, pair)) for pair in plan.pairs)
     return _write(items, output, plan.names, about, progress)
 
@@ -74,7 +79,7 @@ def write_dataset(
 def write_samples(
     samples: LabelledImages,
     output: Path,
-    about: Mapping[str, str],
+    about: Mapping[str, object],
     *,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Written:
@@ -83,7 +88,7 @@ def write_samples(
     Args:
         samples: their labels index the names, or are "not labelled".
         output: as in :func:`write_dataset`.
-        about: "dataset", "split" and "origin", for the marker file.
+        about: "dataset", "split", "origin" and "warnings", for the marker file.
         progress: called after each image with its name.
 
     Raises:
@@ -104,7 +109,7 @@ def _write(
     items: Iterable[tuple[str, Callable[[Path], LabelMap]]],
     output: Path,
     names: Sequence[str],
-    about: Mapping[str, str],
+    about: Mapping[str, object],
     progress: Callable[[str], None],
 ) -> Written:
     """Write a folder; an item is a name and what puts its image there and gives its labels."""

@@ -1,0 +1,134 @@
+"""Names of a user's file beside those that a data set gives its classes itself.
+
+A file may name the classes better than the data set does; then its order has to be the data set's.
+It may also list the data set's own names in an order of its own (PASCAL-Context-59 goes around
+alphabetically, the data set's list does not). Names tell the two apart: they are compared without
+case, blanks, hyphens and underscores, and synonyms, which ", " separates, one by one.
+"""
+
+import re
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+from escnet_runtime.dataset import listed
+from escnet_runtime.errors import InputError
+
+__all__ = ["match_names", "positions", "squeezed", "terms"]
+
+_DROPPED: Final = re.compile(r"[\s_-]+")
+_SYNONYMS: Final = re.compile(r",(?:\s+|$)")  # as a vocabulary separates them
+
+
+def squeezed(name: str) -> str:
+    """A name without what lists differ in: case, blanks, hyphens, underscores."""
+    return _DROPPED.sub("", name).casefold()
+
+
+def terms(name: str) -> tuple[str, ...]:
+    """The squeezed synonyms of a name, its main one first; none of a blank name."""
+    found = (squeezed(part) for part in _SYNONYMS.split(name))
+    return tuple(dict.fromkeys(part for part in found if part))
+
+
+def match_names(
+    given: Sequence[str], own: Sequence[str], aliases: Mapping[str, str] | None = None
+) -> list[int | None]:
+    """For each name given the index of the own name that it means; None where that is not clear.
+
+    The whole name counts most, then the main one, then any synonym; what fits several own names at
+    one of these, or an own name that another given one fits as well, is not clear.
+
+    Args:
+        given: names of a file.
+        own: names of the data set.
+        aliases: squeezed name → squeezed own name, for names that differ by more than squeezing.
+    """
+    other = aliases or {}
+    wholes, mains, anyhow = _places(own)
+    found: list[int | None] = []
+    for name in given:
+        parts = [other.get(part, part) if part not in anyhow else part for part in terms(name)]
+        places = (
+            wholes.get(frozenset(parts), set()),
+            mains.get(parts[0], set()) if parts else set(),
+            set[int]().union(*(anyhow.get(part, set()) for part in parts)),
+        )
+        fitting = next((place for place in places if place), set())
+        found.append(next(iter(fitting)) if len(fitting) == 1 else None)
+    return [place if found.count(place) == 1 else None for place in found]
+
+
+def positions(
+    given: Sequence[str], own: Sequence[str], file: Path, own_file: str
+) -> tuple[int, ...]:
+    """For each name given the index of the data set's class that it stands for.
+
+    They are 0, 1, 2, … where the names are other words in the data set's order, or its own; they
+    are others where the names are the data set's in another order.
+
+    Args:
+        given: names of ``file``.
+        own: as many names, of ``own_file``, in the data set's order.
+        file: for messages.
+        own_file: for messages.
+
+    Raises:
+        InputError: some names are those of classes at other places, and others cannot be matched.
+    """
+    _, mains, anyhow = _places(own)
+    here = [
+        # By its main word, or by one that no other class has.
+        place in mains.get((*terms(name), "")[0], ())
+        or any(anyhow.get(part) == {place} for part in terms(name))
+        for place, name in enumerate(given)
+    ]
+    if all(here):
+        return tuple(range(len(given)))
+    matched = match_names(given, own)
+    clear = tuple(place for place in matched if place is not None)
+    if len(clear) == len(own):
+        return clear
+    elsewhere = _elsewhere(given, own, here, mains)
+    if elsewhere:
+        lost = [repr(name) for name, place in zip(given, matched, strict=True) if place is None]
+        raise InputError(
+            f"{file} is not in the order of {own_file}: {listed(elsewhere)}; and it cannot be put "
+            f"in order by its names, as these are not clearly one of {own_file}: {listed(lost)}. "
+            f"Write the names in the order of {own_file}, or use its names; where the better word "
+            "of a class is the name of another, put its own behind it: 'monitor, crt screen'"
+        )
+    return tuple(range(len(given)))
+
+
+def _elsewhere(
+    given: Sequence[str],
+    own: Sequence[str],
+    here: Sequence[bool],
+    mains: Mapping[str, Collection[int]],
+) -> list[str]:
+    """Names that are, by their main word, those of another class than the one at their place."""
+    found = []
+    for place, name in enumerate(given):
+        main = (*terms(name), "")[0]
+        if not here[place] and main in mains:
+            other = min(mains[main])
+            found.append(f"{name!r} is entry {place + 1}, class {other + 1} there ({own[other]!r})")
+    return found
+
+
+def _places(
+    own: Sequence[str],
+) -> tuple[dict[frozenset[str], set[int]], dict[str, set[int]], dict[str, set[int]]]:
+    """Where an own name is found by all of its words, by its main one, by any of them."""
+    wholes: dict[frozenset[str], set[int]] = {}
+    mains: dict[str, set[int]] = {}
+    anyhow: dict[str, set[int]] = {}
+    for index, name in enumerate(own):
+        parts = terms(name)
+        wholes.setdefault(frozenset(parts), set()).add(index)
+        for part in parts[:1]:
+            mains.setdefault(part, set()).add(index)
+        for part in parts:
+            anyhow.setdefault(part, set()).add(index)
+    return wholes, mains, anyhow
