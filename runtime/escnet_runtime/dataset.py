@@ -4,6 +4,7 @@
 
     images/NAME.jpg     any image that Pillow reads
     labels/NAME.png     8 or 16 bits a pixel, index of the class; 255 resp. 65535 is "not labelled"
+                        (in 1, 2 and 4 bits every value is a class)
     classes.json        list of names; synonyms separated by ", "
 """
 

@@ -34,6 +34,7 @@ Labels = NDArray[np.uint8] | NDArray[np.uint16]
 CLASSES_KEY = "escnet:classes"
 PICTURE_KEY = "escnet:picture"
 
+_PNG_HEAD = 25  # bytes up to the bits of a sample: signature, chunk IHDR, width, height, bits
 _SMALLEST_SIDE = 320  # a picture whose longer side is shorter is enlarged for the legend's sake
 _OUTLINE = 0.3  # what is left of the light of a pixel on an outline
 _MOST_EDGES = 0.25  # where more of a picture would be outline, regions are too small for it
@@ -163,20 +164,30 @@ def save_label_png(path: str | os.PathLike[str], labels: Labels, names: Sequence
 def read_label_png(path: str | os.PathLike[str]) -> tuple[Labels, list[str] | None]:
     """Read a label map, uint8 or uint16 [H,W], and its names, None where the file has none.
 
-    Any PNG of 8-bit indices or grey, or 16-bit grey, is a label map. Raises ImageError otherwise.
+    Any PNG of indices into a palette (1 to 8 bits) or of grey (1 to 16 bits) is a label map; its
+    values are those that stand in the file. Raises ImageError otherwise.
     """
     try:
-        with Image.open(path, formats=["PNG"]) as image:
-            image.load()
-            mode, labels = image.mode, np.array(image)
-            text = getattr(image, "text", {}).get(CLASSES_KEY)
+        with open(path, "rb") as file:
+            head = file.read(_PNG_HEAD)
+            file.seek(0)
+            with Image.open(file, formats=["PNG"]) as image:
+                image.load()
+                mode, labels = image.mode, np.array(image)
+                text = getattr(image, "text", {}).get(CLASSES_KEY)
         names = None if text is None else json.loads(text)
     except Exception as error:  # decoders raise nearly anything for damaged files
         raise ImageError(f"cannot read the label map {path}: {error}") from error
-    if mode not in ("P", "L", "I;16"):
+    if mode not in ("P", "L", "1", "I;16") or head[12:16] != b"IHDR":
         raise ImageError(
-            f"{path} has mode {mode}; a label map is an 8-bit palette or grey PNG, or 16-bit grey"
+            f"{path} has mode {mode}; a label map is a palette or grey PNG of up to 8 bits, or "
+            "16-bit grey"
         )
+    if mode == "1":
+        labels = labels.astype(np.uint8)
+    elif mode == "L":
+        # Pillow scales fewer bits to 0 to 255, evenly: the top value 2**bits - 1 becomes 255.
+        labels //= 255 // (2 ** head[_PNG_HEAD - 1] - 1)
     if names is not None and not (
         isinstance(names, list) and all(isinstance(name, str) for name in names)
     ):

@@ -1,9 +1,14 @@
 import os
+import struct
 import time
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -239,6 +244,63 @@ def test_label_maps_of_others_are_read(tmp_path: Path) -> None:
     back, names = read_label_png(path)
     np.testing.assert_array_equal(back, labels)
     assert names is None
+
+
+def _png(values: NDArray[np.integer], bits: int, colour: int) -> bytes:
+    """A PNG file of values [H,W], so many bits each; colour 0 is grey, 3 a palette."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        check = struct.pack(">I", zlib.crc32(kind + data))
+        return struct.pack(">I", len(data)) + kind + data + check
+
+    weights = 1 << np.arange(bits)[::-1]
+    sampled = (values[:, :, None] & weights > 0).reshape(len(values), -1)
+    rows = b"".join(b"\0" + row.tobytes() for row in np.packbits(sampled, axis=1))
+    head = struct.pack(">IIBBBBB", *values.shape[::-1], bits, colour, 0, 0, 0)
+    colours = chunk(b"PLTE", bytes(3 * 2**bits)) if colour == 3 else b""
+    body = colours + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + body
+
+
+_KINDS = [(0, 1), (0, 2), (0, 4), (0, 8), (0, 16), (3, 1), (3, 2), (3, 4), (3, 8)]
+
+
+@given(
+    kind=st.sampled_from(_KINDS),
+    shape=hnp.array_shapes(min_dims=2, max_dims=2, max_side=20),
+    data=st.data(),
+)
+def test_label_maps_of_every_depth_have_the_values_of_the_file(
+    kind: tuple[int, int],
+    shape: tuple[int, ...],
+    data: st.DataObject,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    colour, bits = kind
+    values = data.draw(hnp.arrays(np.uint16, shape, elements=st.integers(0, 2**bits - 1)))
+    path = tmp_path_factory.getbasetemp() / "depths.png"
+    path.write_bytes(_png(values, bits, colour))
+    labels, names = read_label_png(path)
+    assert labels.dtype == (np.uint16 if bits == 16 else np.uint8)
+    np.testing.assert_array_equal(labels, values)
+    assert names is None
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_palettes_that_pillow_writes_keep_their_values(tmp_path: Path, bits: int) -> None:
+    labels = np.arange(2**bits, dtype=np.uint8)[None]
+    image = Image.fromarray(labels)
+    image.putpalette(bytes(3 * 2**bits))
+    image.save(tmp_path / "a.png", bits=bits)
+    assert (tmp_path / "a.png").read_bytes()[24] == bits
+    np.testing.assert_array_equal(read_label_png(tmp_path / "a.png")[0], labels)
+
+
+def test_black_and_white_is_a_label_map_of_two_classes(tmp_path: Path) -> None:
+    Image.fromarray(np.array([[False, True]])).save(tmp_path / "a.png")
+    labels, _ = read_label_png(tmp_path / "a.png")
+    assert labels.dtype == np.uint8
+    assert labels.tolist() == [[0, 1]]
 
 
 def test_what_is_no_label_map_is_refused(tmp_path: Path) -> None:
