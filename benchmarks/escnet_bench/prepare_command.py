@@ -122,7 +122,7 @@ def _prepare(
         raise InputError(f"--limit is {limit}, expected at least 1")
     require_free(arguments.output)
     plan = PREPARATIONS[arguments.kind](arguments.source, arguments.split, arguments.classes_file)
-    plan = dataclasses.replace(plan, pairs=plan.pairs[:limit])
+    plan = plan.first(limit)
     with console.progress(f"prepare {plan.dataset}", len(plan.pairs)) as advance:
         written = write_dataset(plan, arguments.output, copy=arguments.copy, progress=advance)
     for warning in plan.warnings:

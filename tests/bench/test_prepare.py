@@ -374,6 +374,12 @@ def test_images_that_cannot_be_linked_are_not_copied_in_silence(
 def test_a_limit_takes_the_first_images(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     dataset = prepared(capsys, "coco-stuff", coco_tree(tmp_path / "coco"), "--limit", "2")
     assert [image.stem for image, _ in dataset.pairs] == ["000000000139", "000000000285"]
+    marker = json.loads((dataset.root / "prepared.json").read_text(encoding="utf-8"))
+    expected = "the first 2 of 3 images: label maps of val2017, names of labels.txt"
+    assert marker["origin"] == expected
+    dataset = prepared(capsys, "coco-stuff", tmp_path / "coco", "--limit", "3")
+    marker = json.loads((dataset.root / "prepared.json").read_text(encoding="utf-8"))
+    assert marker["origin"] == "label maps of val2017, names of labels.txt"
 
 
 def test_only_what_was_prepared_is_replaced(

@@ -46,7 +46,7 @@ def plan_ade20k_150(source: Path, split: str, classes_file: Path | None) -> Plan
         names=names.names,
         pairs=pair_up(stems, images, labels),
         read=read,
-        origin=f"all label maps of {part}, {names.origin}",
+        origin=f"label maps of {part}, {names.origin}",
         warnings=names.warnings,
     )
 

@@ -50,7 +50,7 @@ def plan_ade20k_847(source: Path, split: str, classes_file: Path | None) -> Plan
         names=names,
         pairs=_pairs(source, PARTS[split]),
         read=read,
-        origin=f"all images of {PARTS[split]}, names of {classes_file.name}",
+        origin=f"images of {PARTS[split]}, names of {classes_file.name}",
     )
 
 

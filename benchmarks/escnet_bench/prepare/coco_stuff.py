@@ -52,7 +52,7 @@ def plan_coco_stuff(source: Path, split: str, classes_file: Path | None) -> Plan
         names=names.names,
         pairs=pair_up(stems, images, labels),
         read=read,
-        origin=f"all label maps of {part}, {names.origin}",
+        origin=f"label maps of {part}, {names.origin}",
         warnings=names.warnings,
     )
 

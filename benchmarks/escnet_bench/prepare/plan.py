@@ -1,7 +1,7 @@
 """What a preparation is going to write: class names, files, and how its label maps are read."""
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -45,6 +45,14 @@ class Plan:
     read: Reader
     origin: str
     warnings: tuple[str, ...] = ()
+
+    def first(self, count: int | None) -> "Plan":
+        """The first so many pairs alone, which ``origin`` then says; None: all."""
+        there = len(self.pairs)
+        if count is None or count >= there:
+            return self
+        origin = f"the first {count} of {there} images: {self.origin}"
+        return replace(self, pairs=self.pairs[:count], origin=origin)
 
 
 def lookup(classes: Mapping[int, int], unlabelled: Iterable[int]) -> NDArray[np.int32]:
