@@ -188,6 +188,7 @@ def test_without_the_data_sets_own_names_the_order_is_taken_with_a_warning(
     assert "warning: the names of names.json are taken in the data set's order, unchecked" in said
     marker = json.loads((output / "prepared.json").read_text(encoding="utf-8"))
     assert any("unchecked" in warning for warning in marker["warnings"])
+    assert str(tmp_path) not in json.dumps(marker)
 
 
 def test_published_lists_are_in_the_data_sets_order(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from escnet_runtime.pictures import read_label_png
 
 from .layout import class_names, find_file, find_folder, pair_up, require_source
 from .plan import LabelMap, Plan, lookup, remap
+from .releases import count_warnings, unlabelled_warnings
 
 __all__ = ["PARTS", "plan_ade20k_150"]
 
@@ -47,7 +48,11 @@ def plan_ade20k_150(source: Path, split: str, classes_file: Path | None) -> Plan
         pairs=pair_up(stems, images, labels),
         read=read,
         origin=f"label maps of {part}, {names.origin}",
-        warnings=names.warnings,
+        warnings=(
+            *names.warnings,
+            *count_warnings("ade20k-150", split, len(stems)),
+            *unlabelled_warnings(images, stems),
+        ),
     )
 
 

@@ -21,6 +21,7 @@ from escnet_runtime.vocabulary import read_classes_file
 from .ade20k import PARTS
 from .layout import require_source
 from .plan import UNLABELLED, LabelMap, Pair, Plan, lookup, remap
+from .releases import count_warnings
 
 __all__ = ["plan_ade20k_847"]
 
@@ -44,13 +45,15 @@ def plan_ade20k_847(source: Path, split: str, classes_file: Path | None) -> Plan
     def read(path: Path) -> LabelMap:
         return _read(path, indices)
 
+    pairs = _pairs(source, PARTS[split])
     return Plan(
         dataset="ade20k-847",
         split=split,
         names=names,
-        pairs=_pairs(source, PARTS[split]),
+        pairs=pairs,
         read=read,
         origin=f"images of {PARTS[split]}, names of {classes_file.name}",
+        warnings=count_warnings("ade20k-847", split, len(pairs)),
     )
 
 

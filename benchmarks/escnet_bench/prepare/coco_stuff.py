@@ -17,6 +17,7 @@ from escnet_runtime.pictures import read_label_png
 
 from .layout import class_names, find_file, find_folder, numbered_names, pair_up, require_source
 from .plan import LabelMap, Plan, lookup, remap
+from .releases import count_warnings, unlabelled_warnings
 
 __all__ = ["plan_coco_stuff"]
 
@@ -53,7 +54,11 @@ def plan_coco_stuff(source: Path, split: str, classes_file: Path | None) -> Plan
         pairs=pair_up(stems, images, labels),
         read=read,
         origin=f"label maps of {part}, {names.origin}",
-        warnings=names.warnings,
+        warnings=(
+            *names.warnings,
+            *count_warnings("coco-stuff", split, len(stems)),
+            *unlabelled_warnings(images, stems),
+        ),
     )
 
 

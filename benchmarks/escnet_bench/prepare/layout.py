@@ -97,10 +97,11 @@ def class_names(
     origin = f"names of {classes_file.name}"
     try:
         own_file, names = own()
-    except InputError as error:
+    except InputError:
+        # Without the reason, which holds paths: warnings are published.
         warning = (
             f"the names of {classes_file.name} are taken in the data set's order, unchecked: its "
-            f"own names, which they could be compared with, cannot be read ({error})"
+            "own names, which they could be compared with, are not there or cannot be read"
         )
         return ClassNames(names=given, classes=in_order, origin=origin, warnings=(warning,))
     classes = positions(given, names, classes_file, own_file)

@@ -33,6 +33,7 @@ from .matlab import read_matrix
 from .names import match_names
 from .pascal_voc import voc_root
 from .plan import UNLABELLED, LabelMap, Plan, lookup, remap
+from .releases import count_warnings
 
 __all__ = ["plan_context_59", "plan_context_459"]
 
@@ -153,7 +154,7 @@ def _plan(
         pairs=pair_up(stems, root / "JPEGImages", labels, label_suffix=".mat"),
         read=read,
         origin=f"images of {list_file.parent.name}/{list_file.name}, {names.origin}",
-        warnings=names.warnings,
+        warnings=(*names.warnings, *count_warnings(dataset, split, len(stems))),
     )
 
 

@@ -6,6 +6,7 @@ Layout: ``VOCdevkit/VOC2012`` with ``JPEGImages``, ``SegmentationClass`` (palett
 ``--classes-file`` (its order: see ``names.py``).
 """
 
+import re
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -16,11 +17,13 @@ from escnet_runtime.pictures import read_label_png
 
 from .layout import class_names, find_file, find_folder, pair_up, read_list, require_source
 from .plan import UNLABELLED, LabelMap, Plan, lookup, remap
+from .releases import count_warnings
 
 __all__ = ["plan_voc_20", "plan_voc_20b", "voc_root"]
 
 _CLASSES: Final = 20
 _BACKGROUND: Final = "background"
+_YEAR: Final = re.compile(r"VOC\d{4}")
 
 
 def plan_voc_20(source: Path, split: str, classes_file: Path | None) -> Plan:
@@ -34,8 +37,14 @@ def plan_voc_20b(source: Path, split: str, classes_file: Path | None) -> Plan:
 
 
 def voc_root(source: Path, year: str) -> Path:
-    """The folder ``VOC<year>`` at or below ``source``, known by its JPEGImages."""
+    """The folder ``VOC<year>`` at or below ``source``, known by its JPEGImages.
+
+    Raises InputError if there is none, or if ``source`` is the folder of another year.
+    """
     require_source(source)
+    name = source.resolve().name
+    if _YEAR.fullmatch(name) and name != f"VOC{year}":
+        raise InputError(f"{source} is {name}; expected VOC{year}, or a folder that holds it")
     roots = [source / f"VOC{year}", source / "VOCdevkit" / f"VOC{year}", source]
     images = [root / "JPEGImages" for root in roots]
     return find_folder(images, f"images of PASCAL VOC {year}", holding="*.jpg").parent
@@ -59,14 +68,16 @@ def _plan(source: Path, split: str, classes_file: Path | None, *, background: bo
     def read(path: Path) -> LabelMap:
         return remap(read_label_png(path)[0], table, path)
 
+    dataset = "pascal-voc-20b" if background else "pascal-voc-20"
+    stems = read_list(list_file)
     return Plan(
-        dataset="pascal-voc-20b" if background else "pascal-voc-20",
+        dataset=dataset,
         split=split,
         names=(*names.names, _BACKGROUND) if background else names.names,
-        pairs=pair_up(read_list(list_file), root / "JPEGImages", labels),
+        pairs=pair_up(stems, root / "JPEGImages", labels),
         read=read,
         origin=f"ImageSets/Segmentation/{list_file.name}, {names.origin}",
-        warnings=names.warnings,
+        warnings=(*names.warnings, *count_warnings(dataset, split, len(stems))),
     )
 
 

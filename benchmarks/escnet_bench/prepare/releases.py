@@ -1,0 +1,42 @@
+"""How many images the releases have: what tells an interrupted download from the data set."""
+
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Final
+
+from escnet_runtime.dataset import listed
+
+__all__ = ["RELEASES", "count_warnings", "unlabelled_warnings"]
+
+#: Data set → split → images with labels, as released; VOC's training images also as often extended.
+RELEASES: Final[Mapping[str, Mapping[str, tuple[int, ...]]]] = {
+    "coco-stuff": {"train": (118_287,), "val": (5_000,)},
+    "ade20k-150": {"train": (20_210,), "val": (2_000,)},
+    "ade20k-847": {"train": (25_574,), "val": (2_000,)},
+    "pascal-context-59": {"train": (4_998,), "val": (5_105,)},
+    "pascal-context-459": {"train": (4_998,), "val": (5_105,)},
+    "pascal-voc-20": {"train": (1_464, 10_582), "val": (1_449,)},
+    "pascal-voc-20b": {"train": (1_464, 10_582), "val": (1_449,)},
+}
+
+
+def count_warnings(dataset: str, split: str, found: int) -> tuple[str, ...]:
+    """A sentence if a split has another number of images with labels than its release."""
+    expected = RELEASES[dataset][split]
+    if found in expected:
+        return ()
+    shown = " or ".join(f"{count:,}" for count in expected)
+    what = "is the download complete" if found < max(expected) else "is it another release"
+    return (
+        f"{dataset} {split} has {found:,} images with labels here and {shown} as released: {what}? "
+        "Figures of other images are other figures",
+    )
+
+
+def unlabelled_warnings(images: Path, stems: Collection[str]) -> tuple[str, ...]:
+    """A sentence if ``images`` holds .jpg files that are none of ``stems``, which have labels."""
+    found = {path.stem for path in images.glob("*.jpg") if not path.name.startswith(".")}
+    lonely = sorted(found - set(stems))
+    if not lonely:
+        return ()
+    return (f"{len(lonely):,} images have no label map and are left out: {listed(lonely)}",)
