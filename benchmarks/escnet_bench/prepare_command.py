@@ -125,10 +125,10 @@ def _prepare(
     plan = plan.first(limit)
     with console.progress(f"prepare {plan.dataset}", len(plan.pairs)) as advance:
         written = write_dataset(plan, arguments.output, copy=arguments.copy, progress=advance)
-    for warning in plan.warnings:
+    for warning in written.warnings:
         _log.warning("%s", warning)
-    about = {"dataset": plan.dataset, "split": plan.split, "origin": plan.origin}
-    return {**about, "warnings": list(plan.warnings)}, written
+    about = {"dataset": plan.dataset, "split": plan.split, "origin": plan.origin, **plan.details}
+    return about, written
 
 
 def _draw(arguments: argparse.Namespace, console: Console) -> tuple[Mapping[str, object], Written]:
@@ -144,7 +144,6 @@ def _draw(arguments: argparse.Namespace, console: Console) -> tuple[Mapping[str,
         "split": split,
         "origin": f"the small world, version {WORLD_VERSION}: {len(scenes)} scenes of "
         f"{scenes.size} px with {objects[0]} to {objects[1]} objects",
-        "warnings": [],
     }
     require_free(arguments.output)
     with console.progress(f"draw {name}", len(scenes)) as advance:

@@ -22,7 +22,6 @@ from tests.bench.distributed import (
     ade_tree,
     coco_tree,
     context_tree,
-    full_ade_tree,
     mat_file,
     prepare,
     prepared,
@@ -179,43 +178,6 @@ def test_ade20k_150_that_is_something_else(
     message = refused(capsys, "ade20k-150", source)
     assert str(source / "annotations" / "validation" / "*.png") in message
     assert str(source / "ADEChallengeData2016") in message
-
-
-def test_ade20k_847_reads_the_names_of_each_image(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    source = full_ade_tree(tmp_path / "ADE20K_2021_17_01")
-    names = tmp_path / "ade847.json"
-    listed = [*[f"class {index}" for index in range(300)], "building, edifice", "wall"]
-    names.write_text(json.dumps(listed), encoding="utf-8")
-    dataset = prepared(capsys, "ade20k-847", source, "--classes-file", names)
-    (sample,) = dataset
-    assert sample.labels.dtype == np.uint16
-    assert sample.labels.tolist() == [[301, 300, 65_535, 65_535]]
-    assert sample.name == "ADE_val_00000005"
-
-
-def test_ade20k_847_that_is_something_else(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    source = full_ade_tree(tmp_path / "ade", objects={2978: "wall", 313: "building, edifice"})
-    names = tmp_path / "names.json"
-    names.write_text('["wall", "building, edifice"]', encoding="utf-8")
-    words = ("ade20k-847", source, "--classes-file", names)
-    assert "class numbers [7, 312], which its .json does not name" in refused(capsys, *words)
-    assert "needs --classes-file" in refused(capsys, "ade20k-847", source)
-    names.write_text('["wall", "wall"]', encoding="utf-8")
-    assert "has names twice: wall" in refused(capsys, *words)
-    full_ade_tree(source)
-    names.write_text('["of another data set"]', encoding="utf-8")
-    assert "none of the 1 label maps has a labelled pixel" in refused(capsys, *words)
-    json_file = next(source.rglob("*.json"))
-    json_file.write_text('{"annotation": {}}', encoding="utf-8")
-    assert "annotation.object[]" in refused(capsys, *words)
-    json_file.unlink()
-    assert "NAME.json missing beside NAME_seg.png: ADE_val_00000005" in refused(capsys, *words)
-    shutil.rmtree(source / "images")
-    assert "images/ADE/validation/**/*_seg.png" in refused(capsys, *words)
 
 
 # --- PASCAL VOC ----------------------------------------------------------------------------------

@@ -4,10 +4,15 @@ Layout: ``images/ADE/{training,validation}/**/NAME.jpg`` with ``NAME_seg.png`` a
 beside it. A pixel's class is ``R // 10 * 256 + G`` of the PNG, 0 for none; the JSON names the
 objects of the image (``annotation.object[].name``, ``name_ndx``), which tells what the numbers
 mean. ``index_ade20k.pkl`` is a pickle and is not read. Names: the 847 of the benchmark as a JSON or
-text file, ``--classes-file``; every other class is not labelled.
+text file, ``--classes-file``; every other class is not labelled. They are compared without case and
+blanks, and may lack the synonyms (``match_synonyms``); what none of a split's objects is called is
+said.
 """
 
 import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,11 +25,13 @@ from escnet_runtime.vocabulary import read_classes_file
 
 from .ade20k import PARTS
 from .layout import require_source
+from .names import match_synonyms, terms
 from .plan import UNLABELLED, LabelMap, Pair, Plan, lookup, remap
 from .releases import count_warnings
 
 __all__ = ["plan_ade20k_847"]
 
+_CLASSES: Final = 847
 _SUFFIX: Final = "_seg.png"
 
 
@@ -36,16 +43,18 @@ def plan_ade20k_847(source: Path, split: str, classes_file: Path | None) -> Plan
             "ADE20K-847 needs --classes-file: the 847 names of the benchmark, spelled as in the "
             "data set ('building, edifice'); the data set itself has over 3,000 and no such list"
         )
-    names = tuple(read_classes_file(classes_file))
-    indices = {name: index for index, name in enumerate(names)}
-    if len(indices) < len(names):
-        again = sorted({name for name in names if names.count(name) > 1})
-        raise InputError(f"{classes_file} has names twice: {listed(again)}")
+    names = _names(classes_file)
+    pairs = _pairs(source, PARTS[split])
+    objects = {pair.labels: _object_names(_beside(pair.labels)) for pair in pairs}
+    found = {name for one in objects.values() for name in one.values()}
+    indices = match_synonyms(names, sorted(found))
+    present = set(indices.values())
+    absent = [name for index, name in enumerate(names) if index not in present]
+    unnamed = _Unnamed()
 
     def read(path: Path) -> LabelMap:
-        return _read(path, indices)
+        return _read(path, objects[path], indices, unnamed)
 
-    pairs = _pairs(source, PARTS[split])
     return Plan(
         dataset="ade20k-847",
         split=split,
@@ -53,8 +62,58 @@ def plan_ade20k_847(source: Path, split: str, classes_file: Path | None) -> Plan
         pairs=pairs,
         read=read,
         origin=f"images of {PARTS[split]}, names of {classes_file.name}",
-        warnings=count_warnings("ade20k-847", split, len(pairs)),
+        warnings=(
+            *count_warnings("ade20k-847", split, len(pairs)),
+            *_name_warnings(names, indices, absent),
+        ),
+        details={"names_not_found": absent},
+        noticed=unnamed.warnings,
     )
+
+
+@dataclass(slots=True)
+class _Unnamed:
+    """Pixels with a class number that their image's .json does not name, counted in reading."""
+
+    pixels: int = 0
+    images: list[str] = field(default_factory=list)
+
+    def warnings(self) -> tuple[str, ...]:
+        if not self.pixels:
+            return ()
+        return (
+            f"{self.pixels:,} pixels of {len(self.images):,} images have a class number that their "
+            f".json does not name, and are not labelled: {listed(self.images)}",
+        )
+
+
+def _names(classes_file: Path) -> tuple[str, ...]:
+    names = tuple(read_classes_file(classes_file))
+    if len(names) != _CLASSES:
+        raise InputError(f"{classes_file} has {len(names)} names; expected {_CLASSES}")
+    counts = Counter(frozenset(terms(name)) for name in names)
+    again = sorted(name for name in names if counts[frozenset(terms(name))] > 1)
+    if again:
+        raise InputError(f"{classes_file} has names twice: {listed(again)}")
+    return names
+
+
+def _name_warnings(
+    names: Sequence[str], indices: Mapping[str, int], absent: Sequence[str]
+) -> Iterator[str]:
+    loose = sorted(
+        f"{names[index]!r} for {name!r}"
+        for name, index in indices.items()
+        if set(terms(names[index])) != set(terms(name))
+    )
+    if loose:
+        yield f"{len(loose)} names are taken without all synonyms: {listed(loose)}"
+    if absent:
+        yield (
+            f"{len(absent)} of {_CLASSES} names are those of no object in this split, and have no "
+            f"pixel: {listed(map(repr, absent))} (all: names_not_found in prepared.json). Are they "
+            "spelled as in the data set?"
+        )
 
 
 def _pairs(source: Path, part: str) -> tuple[Pair, ...]:
@@ -79,17 +138,21 @@ def _pairs(source: Path, part: str) -> tuple[Pair, ...]:
     return tuple(pairs)
 
 
-def _read(path: Path, indices: dict[str, int]) -> LabelMap:
+def _beside(path: Path) -> Path:
+    """The .json of a file of labels."""
+    return path.with_name(path.name.removesuffix(_SUFFIX) + ".json")
+
+
+def _read(
+    path: Path, objects: Mapping[int, str], indices: Mapping[str, int], unnamed: _Unnamed
+) -> LabelMap:
     numbers = _class_numbers(path)
-    objects = _object_names(path.with_name(path.name.removesuffix(_SUFFIX) + ".json"))
-    unnamed = sorted(set(np.unique(numbers).tolist()) - objects.keys() - {0})
-    if unnamed:
-        raise InputError(
-            f"{path} has the class numbers {unnamed[:10]}, which its .json does not name; expected "
-            "files of one image of ADE20K_2021_17_01"
-        )
+    strange = sorted(set(np.unique(numbers).tolist()) - objects.keys() - {0})
+    if strange:
+        unnamed.pixels += int(np.isin(numbers, strange).sum())
+        unnamed.images.append(path.name.removesuffix(_SUFFIX))
     classes = {number: indices.get(name, UNLABELLED) for number, name in objects.items()}
-    return remap(numbers, lookup(classes, unlabelled=[0]), path)
+    return remap(numbers, lookup(classes, unlabelled=[0, *strange]), path)
 
 
 def _class_numbers(path: Path) -> LabelMap:

@@ -7,14 +7,14 @@ case, blanks, hyphens and underscores, and synonyms, which ", " separates, one b
 """
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
 from escnet_runtime.dataset import listed
 from escnet_runtime.errors import InputError
 
-__all__ = ["match_names", "positions", "squeezed", "terms"]
+__all__ = ["match_names", "match_synonyms", "positions", "squeezed", "terms"]
 
 _DROPPED: Final = re.compile(r"[\s_-]+")
 _SYNONYMS: Final = re.compile(r",(?:\s+|$)")  # as a vocabulary separates them
@@ -57,6 +57,42 @@ def match_names(
         fitting = next((place for place in places if place), set())
         found.append(next(iter(fitting)) if len(fitting) == 1 else None)
     return [place if found.count(place) == 1 else None for place in found]
+
+
+def match_synonyms(given: Sequence[str], found: Iterable[str]) -> dict[str, int]:
+    """Which of the names ``found`` in a data set means which of those given, by its index.
+
+    A name is first sought with all of its synonyms. Of the names that are left on both sides, one
+    that has some of the synonyms of the other ("building", "building, edifice") means it, if there
+    is but one such, or one alone with the same main word.
+    """
+    exact = {frozenset(terms(name)): index for index, name in enumerate(given)}
+    names = {name: frozenset(terms(name)) for name in found}
+    result = {name: exact[words] for name, words in names.items() if words in exact}
+    taken = set(result.values())
+    rest = {name: words for name, words in names.items() if words and name not in result}
+    fits: dict[str, set[int]] = {name: set() for name in rest}
+    for words, index in exact.items():
+        if index not in taken:
+            for name, others in rest.items():
+                if words and (words <= others or others <= words):
+                    fits[name].add(index)
+    back: dict[int, set[str]] = {}
+    for name, indices in fits.items():
+        for index in indices:
+            back.setdefault(index, set()).add(name)
+
+    def main(name: str, index: int) -> bool:
+        return terms(name)[0] == terms(given[index])[0]
+
+    for name, indices in fits.items():
+        nearest = [i for i in indices if main(name, i)] or list(indices)
+        if len(nearest) == 1:
+            rivals = back[nearest[0]]
+            closest = [other for other in rivals if main(other, nearest[0])] or list(rivals)
+            if closest == [name]:
+                result[name] = nearest[0]
+    return result
 
 
 def positions(

@@ -1,7 +1,7 @@
 """What a preparation is going to write: class names, files, and how its label maps are read."""
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
@@ -35,7 +35,9 @@ class Plan:
     """A data set as it was found.
 
     ``origin`` says where the pairs and the names come from, for people; ``read`` gives a pair's
-    labels as indices into ``names``; ``warnings`` is what may be wrong with it, in sentences.
+    labels as indices into ``names``; ``warnings`` is what may be wrong with it, in sentences, and
+    ``noticed`` gives what else reading the labels has shown so far. ``details`` is more for the
+    marker file.
     """
 
     dataset: str
@@ -45,6 +47,8 @@ class Plan:
     read: Reader
     origin: str
     warnings: tuple[str, ...] = ()
+    details: Mapping[str, object] = field(default_factory=dict)
+    noticed: Callable[[], Iterable[str]] = tuple
 
     def first(self, count: int | None) -> "Plan":
         """The first so many pairs alone, which ``origin`` then says; None: all."""

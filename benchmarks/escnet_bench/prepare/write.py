@@ -30,13 +30,17 @@ _KIND: Final = "prepared dataset"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Written:
-    """What was written: bits of a label, classes that occur, fraction of pixels with a label."""
+    """What was written: bits of a label, classes that occur, fraction of pixels with a label.
+
+    ``warnings`` are sentences on what may be wrong with it.
+    """
 
     images: int
     classes: int
     classes_present: int
     bits: int
     labelled: float
+    warnings: tuple[str, ...]
 
 
 def require_free(output: Path) -> None:
@@ -70,10 +74,14 @@ def write_dataset(
         "dataset": plan.dataset,
         "split": plan.split,
         "origin": plan.origin,
-        "warnings": list(plan.warnings),
+        **plan.details,
     }
     items = ((pair.stem, partial(put, pair)) for pair in plan.pairs)
-    return _write(items, output, plan.names, about, progress)
+
+    def warnings() -> tuple[str, ...]:
+        return (*plan.warnings, *plan.noticed())
+
+    return _write(items, output, plan.names, about, progress, warnings)
 
 
 def write_samples(
@@ -88,7 +96,7 @@ def write_samples(
     Args:
         samples: their labels index the names, or are "not labelled".
         output: as in :func:`write_dataset`.
-        about: "dataset", "split", "origin" and "warnings", for the marker file.
+        about: "dataset", "split" and "origin", for the marker file.
         progress: called after each image with its name.
 
     Raises:
@@ -111,8 +119,12 @@ def _write(
     names: Sequence[str],
     about: Mapping[str, object],
     progress: Callable[[str], None],
+    warnings: Callable[[], tuple[str, ...]] = tuple,
 ) -> Written:
-    """Write a folder; an item is a name and what puts its image there and gives its labels."""
+    """Write a folder; an item is a name and what puts its image there and gives its labels.
+
+    ``warnings`` are asked for when all labels have been read.
+    """
     bits = 8 if len(names) <= 255 else 16
     seen = np.zeros(UNLABELLED + 1, np.int64)
     images = 0
@@ -137,11 +149,13 @@ def _write(
             classes_present=int(np.count_nonzero(known)),
             bits=bits,
             labelled=float(known.sum() / seen.sum()),
+            warnings=warnings(),
         )
         _write_json(folder / CLASSES, list(names))
         figures = {"images": images, "classes": len(names), "bits": bits}
         producer = f"escnet-bench {__version__}"
-        _write_json(folder / MARKER, {**about, **figures, "producer": producer})
+        said = {"warnings": list(written.warnings)}
+        _write_json(folder / MARKER, {**about, **said, **figures, "producer": producer})
     return written
 
 
