@@ -2,7 +2,7 @@
 
 ::
 
-    images/NAME.jpg     any image that Pillow reads
+    images/NAME.jpg     any image that Pillow reads; an EXIF orientation is applied
     labels/NAME.png     8 or 16 bits a pixel, index of the class; 255 resp. 65535 is "not labelled"
                         (in 1, 2 and 4 bits every value is a class)
     classes.json        list of names; synonyms separated by ", "
@@ -14,9 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
 
+import numpy as np
+
 from .confusion import Labels, ignore_index
 from .errors import InputError
-from .images import IMAGE_SUFFIXES, ImageArray, load_image
+from .images import IMAGE_SUFFIXES, ImageArray, load_oriented
 from .pictures import read_label_png
 from .vocabulary import read_classes_file
 
@@ -26,6 +28,15 @@ CLASSES: Final = "classes.json"
 IMAGES: Final = "images"
 LABELS: Final = "labels"
 _LISTED: Final = 10
+_ORIENTATIONS: Final = {
+    2: "mirrored",
+    3: "turned by 180 degrees",
+    4: "mirrored top to bottom",
+    5: "mirrored along its diagonal",
+    6: "turned by 90 degrees clockwise",
+    7: "mirrored along its other diagonal",
+    8: "turned by 90 degrees anticlockwise",
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -101,7 +112,8 @@ class Dataset:
 
         Raises:
             ImageError: a file cannot be read, or labels are in another format.
-            InputError: a label is no class, or an image and its labels differ in size.
+            InputError: a label is no class, an image and its labels differ in size, or an EXIF
+                orientation leaves open which pixels the labels are of.
         """
         return (self[index] for index in range(len(self)))
 
@@ -110,14 +122,9 @@ class Dataset:
         return self._read(*self.pairs[index])
 
     def _read(self, image_path: Path, label_path: Path) -> Sample:
-        image = load_image(image_path)
+        image, orientation = load_oriented(image_path)
         labels, _ = read_label_png(label_path)
-        if labels.shape != image.shape[:2]:
-            height, width = labels.shape
-            raise InputError(
-                f"{label_path} has {width}×{height} pixels and its image "
-                f"{image.shape[1]}×{image.shape[0]}; expected the same size"
-            )
+        labels = _aligned(labels, image, orientation, image_path, label_path)
         known = labels[labels != ignore_index(labels)]
         if known.size and known.max() >= len(self.names):
             raise InputError(
@@ -126,6 +133,48 @@ class Dataset:
                 f"{ignore_index(labels)} for pixels that are not labelled"
             )
         return Sample(name=image_path.stem, image=image, labels=labels)
+
+
+def _aligned(
+    labels: Labels, image: ImageArray, orientation: int, image_path: Path, label_path: Path
+) -> Labels:
+    """Labels that lie on the image as it is shown, which is what ``image`` is.
+
+    They may have been drawn on the stored pixels, before an EXIF orientation turns these. Only the
+    size tells, and only where turning changes it.
+
+    Raises:
+        InputError: the size fits neither, or it fits both although the image is turned.
+    """
+    shown = image.shape[:2]
+    stored = shown[::-1] if orientation >= 5 else shown
+    height, width = labels.shape
+    size = f"{label_path} has {width}×{height} pixels and its image {shown[1]}×{shown[0]}"
+    if labels.shape not in (shown, stored):
+        hint = "" if orientation == 1 else f", turned by its EXIF orientation {orientation}"
+        raise InputError(f"{size}{hint}; expected the same size")
+    if orientation == 1:
+        return labels
+    if shown == stored:
+        raise InputError(
+            f"{image_path} has the EXIF orientation {orientation}, by which it is shown "
+            f"{_ORIENTATIONS[orientation]}; {label_path} may be drawn on the stored or on the "
+            "shown pixels, and its size fits both. Save the image without the orientation: as it "
+            "is shown, if its labels were drawn on what a viewer shows (mogrify -auto-orient), "
+            "else by removing the tag (exiftool -Orientation=)"
+        )
+    if labels.shape == shown:
+        return labels
+    return _turned(labels, orientation).copy()
+
+
+def _turned(labels: Labels, orientation: int) -> Labels:
+    """A stored map as an EXIF orientation of 5 to 8 shows it."""
+    if orientation == 5:
+        return labels.T
+    if orientation == 7:
+        return labels[::-1, ::-1].T
+    return np.rot90(labels, -1 if orientation == 6 else 1)
 
 
 def _pairs(root: Path) -> list[tuple[Path, Path]]:

@@ -14,11 +14,11 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageCms, ImageOps, UnidentifiedImageError
 
 from escnet_runtime.errors import ImageError
 
-__all__ = ["IMAGE_SUFFIXES", "ImageArray", "find_images", "load_image"]
+__all__ = ["IMAGE_SUFFIXES", "ImageArray", "find_images", "load_image", "load_oriented"]
 
 ImageArray = NDArray[np.uint8]
 
@@ -48,12 +48,21 @@ def load_image(
     if isinstance(source, np.ndarray):
         return _from_array(source)
     if isinstance(source, Image.Image):
-        return _from_pillow(source, "the Pillow image")
+        return _from_pillow(source, "the Pillow image")[0]
     if isinstance(source, str | os.PathLike):
-        return _from_file(Path(source))
+        return _from_file(Path(source))[0]
     raise ImageError(
         f"got {type(source).__name__}; expected a path, a Pillow image or a NumPy array"
     )
+
+
+def load_oriented(path: Path) -> tuple[ImageArray, int]:
+    """Read an image file as :func:`load_image` does, with the EXIF orientation that was applied.
+
+    1: the pixels are as they are stored; 2 to 4: mirrored, turned by 180 degrees; 5 to 8: height
+    and width have changed places.
+    """
+    return _from_file(path)
 
 
 def find_images(inputs: Sequence[str]) -> list[Path]:
@@ -91,7 +100,7 @@ def _find(name: str) -> list[Path]:
     return images
 
 
-def _from_file(path: Path) -> ImageArray:
+def _from_file(path: Path) -> tuple[ImageArray, int]:
     try:
         if path.is_dir():
             raise ImageError(f"{path} is a folder; expected an image file")
@@ -115,14 +124,24 @@ def _from_file(path: Path) -> ImageArray:
         return _from_pillow(opened, str(path))
 
 
-def _from_pillow(image: Image.Image, name: str) -> ImageArray:
+def _from_pillow(image: Image.Image, name: str) -> tuple[ImageArray, int]:
+    """The pixels, and the EXIF orientation that was applied to them."""
     try:
+        first = _orientation(image)
         image.load()
-        return np.ascontiguousarray(_to_rgb(ImageOps.exif_transpose(image)))
+        # Of TIFF, loading applies it and forgets it; of PNG, it may be known only then.
+        orientation = first if first != 1 else _orientation(image)
+        return np.ascontiguousarray(_to_rgb(ImageOps.exif_transpose(image))), orientation
     except ImageError as error:
         raise ImageError(f"cannot use {name}: {error}") from None
     except Exception as error:  # decoders raise nearly anything for damaged pixel data
         raise ImageError(f"cannot read {name}: {_reason(error)}") from error
+
+
+def _orientation(image: Image.Image) -> int:
+    """1 to 8; 1 where there is none, or nonsense."""
+    value = image.getexif().get(ExifTags.Base.Orientation, 1)
+    return value if value in range(1, 9) else 1
 
 
 def _reason(error: Exception) -> str:

@@ -1,12 +1,13 @@
 """Dataset folders: what is read, and what is refused with which words."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from escnet_runtime.dataset import Dataset
 from escnet_runtime.errors import InputError
@@ -131,3 +132,70 @@ def test_a_damaged_label_map_names_its_file(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:60])
     with pytest.raises(InputError, match=r"photo0\.png"):
         list(Dataset.open(root))
+
+
+def _oriented(root: Path, stored: tuple[int, int], orientation: int, suffix: str) -> Path:
+    """A dataset of one picture whose pixels say where they are stored; its labels are to follow."""
+    rows, columns = np.indices(stored)
+    pixels = np.stack([rows, columns, np.zeros(stored, int)], axis=2).astype(np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    (root / "images").mkdir(parents=True)
+    Image.fromarray(pixels).save(root / "images" / f"a.{suffix}", exif=exif, lossless=True)
+    names = [f"class {index}" for index in range(100)]
+    (root / "classes.json").write_text(json.dumps(names), encoding="utf-8")
+    return root
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif", "webp"])
+@pytest.mark.parametrize("orientation", [5, 6, 7, 8])
+@pytest.mark.parametrize("drawn_on", ["stored", "shown"])
+def test_labels_lie_on_a_turned_image_where_their_size_tells(
+    drawn_on: str, orientation: int, suffix: str, tmp_path: Path
+) -> None:
+    root = _oriented(tmp_path / "data", (5, 8), orientation, suffix)
+    rows, columns = np.indices((5, 8), np.uint8)
+    labels = Image.fromarray(rows * np.uint8(8) + columns)
+    if drawn_on == "shown":
+        labels.getexif()[0x0112] = orientation
+        labels = ImageOps.exif_transpose(labels)
+    (root / "labels").mkdir()
+    labels.save(root / "labels" / "a.png")
+    (sample,) = Dataset.open(root)
+    assert sample.image.shape == (8, 5, 3)
+    np.testing.assert_array_equal(sample.labels, sample.image[:, :, 0] * 8 + sample.image[:, :, 1])
+    assert sample.labels.flags.c_contiguous
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif", "jpg"])
+@pytest.mark.parametrize(
+    ("orientation", "stored", "how"),
+    [
+        (2, (5, 8), "mirrored"),
+        (3, (5, 8), "turned by 180 degrees"),
+        (4, (5, 8), "mirrored top to bottom"),
+        *[(number, (6, 6), "EXIF orientation") for number in range(2, 9)],
+    ],
+)
+def test_an_orientation_that_leaves_the_labels_open_is_refused(
+    orientation: int, stored: tuple[int, int], how: str, suffix: str, tmp_path: Path
+) -> None:
+    root = _oriented(tmp_path / "data", stored, orientation, suffix)
+    save_labels(root / "labels" / "a.png", np.zeros(stored, np.uint8))
+    with pytest.raises(InputError, match=rf"a\.{suffix} has the EXIF orientation") as caught:
+        list(Dataset.open(root))
+    message = str(caught.value)
+    assert f"EXIF orientation {orientation}, by which it is shown" in message
+    assert how in message
+    assert "Save the image without the orientation" in message
+    save_labels(root / "labels" / "a.png", np.zeros((5, 9), np.uint8))
+    with pytest.raises(InputError, match=f"turned by its EXIF orientation {orientation}; expected"):
+        list(Dataset.open(root))
+
+
+@pytest.mark.parametrize("orientation", [0, 1, 9])
+def test_an_orientation_that_turns_nothing_is_no_matter(orientation: int, tmp_path: Path) -> None:
+    root = _oriented(tmp_path / "data", (6, 6), orientation, "png")
+    save_labels(root / "labels" / "a.png", np.zeros((6, 6), np.uint8))
+    (sample,) = Dataset.open(root)
+    assert sample.image[1, 0].tolist() == [1, 0, 0]
