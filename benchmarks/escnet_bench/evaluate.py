@@ -8,7 +8,7 @@ from itertools import islice
 import numpy as np
 
 from escnet_runtime.confusion import Confusion, ConfusionCounter, Labels, Scores
-from escnet_runtime.dataset import LabelledImages
+from escnet_runtime.dataset import LabelledImages, require_distinct
 from escnet_runtime.errors import InputError
 from escnet_runtime.segmenter import Segmenter, Window
 from escnet_runtime.shortlist import Keep, Shortlist
@@ -81,6 +81,7 @@ def evaluate(
             "a shortlist chooses by the correlation what the model is given; the correlation alone "
             "has no model behind it: leave out one of the two"
         )
+    require_distinct(asked[: len(names)], "the list of categories")
     vocabulary = segmenter.vocabulary(asked)
     counter = ConfusionCounter(len(names))
     kept: list[int] = []
@@ -117,13 +118,15 @@ def evaluate(
 
 
 def class_keys(names: Sequence[str]) -> list[str]:
-    """A key for each class: its name, with its index behind it where the name comes again."""
-    seen: set[str] = set()
-    keys = []
+    """A key of its own for each class: its name, with its index behind where that comes again."""
+    keys: dict[str, None] = {}
+    every = set(names)
     for index, name in enumerate(names):
-        keys.append(f"{name} (class {index})" if name in seen else name)
-        seen.add(name)
-    return keys
+        key = name
+        while key in keys or (key != name and key in every):
+            key += f" (class {index})"
+        keys[key] = None
+    return list(keys)
 
 
 def check_categories(

@@ -9,7 +9,7 @@
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
@@ -20,9 +20,18 @@ from .confusion import Labels, ignore_index
 from .errors import InputError
 from .images import IMAGE_SUFFIXES, ImageArray, load_oriented
 from .pictures import read_label_png
-from .vocabulary import read_classes_file
+from .vocabulary import find_duplicates, read_classes_file
 
-__all__ = ["CLASSES", "IMAGES", "LABELS", "Dataset", "LabelledImages", "Sample", "listed"]
+__all__ = [
+    "CLASSES",
+    "IMAGES",
+    "LABELS",
+    "Dataset",
+    "LabelledImages",
+    "Sample",
+    "listed",
+    "require_distinct",
+]
 
 CLASSES: Final = "classes.json"
 IMAGES: Final = "images"
@@ -80,7 +89,8 @@ class Dataset:
         """Look a folder over, without reading an image.
 
         Raises:
-            InputError: something is missing, or images and labels do not fit together.
+            InputError: something is missing, images and labels do not fit together, or two classes
+                have one name.
             VocabularyError: ``classes.json`` is not a list of names.
         """
         if not root.is_dir():
@@ -95,9 +105,9 @@ class Dataset:
                     f"{root} is no dataset folder: looked for {root / name}, which is not there; a "
                     f"dataset has {IMAGES}/*, {LABELS}/*.png and {CLASSES}"
                 )
-        return cls(
-            root=root, names=tuple(read_classes_file(root / CLASSES)), pairs=tuple(_pairs(root))
-        )
+        names = tuple(read_classes_file(root / CLASSES))
+        require_distinct(names, str(root / CLASSES))
+        return cls(root=root, names=names, pairs=tuple(_pairs(root)))
 
     @property
     def groups(self) -> Mapping[str, tuple[int, ...]]:
@@ -133,6 +143,29 @@ class Dataset:
                 f"{ignore_index(labels)} for pixels that are not labelled"
             )
         return Sample(name=image_path.stem, image=image, labels=labels)
+
+
+def require_distinct(names: Sequence[str], where: str) -> None:
+    """Refuse classes that a model cannot tell apart, as their names are the same to it.
+
+    The second would never be predicted, and its ground truth would count as missed.
+
+    Args:
+        names: of classes.
+        where: they come from, for the message.
+
+    Raises:
+        InputError: which they are, with their indices.
+        VocabularyError: one is no name.
+    """
+    again = find_duplicates(names)
+    if again:
+        pairs = (f"{names[one]!r} ({one}) and {names[two]!r} ({two})" for two, one in again.items())
+        raise InputError(
+            f"{where} has classes of the same name: {listed(pairs)}. A model cannot tell them "
+            "apart, and the second would have an IoU of 0: make them one class, or give them "
+            "different names"
+        )
 
 
 def _aligned(

@@ -20,6 +20,7 @@ __all__ = [
     "TextPlan",
     "Vocabulary",
     "assemble",
+    "find_duplicates",
     "parse_classes",
     "plan_texts",
     "read_classes_file",
@@ -146,11 +147,27 @@ def read_classes_file(path: Path) -> list[str]:
     return names
 
 
+def find_duplicates(names: Sequence[str]) -> dict[int, int]:
+    """The categories that are an earlier one over again: index → index of the first.
+
+    They are equal if their sets of synonyms are, after cleaning, which lower-cases.
+
+    Raises:
+        VocabularyError: as `plan_texts`.
+    """
+    first_of: dict[frozenset[str], int] = {}
+    found: dict[int, int] = {}
+    for index, name in enumerate(_checked_names(names)):
+        first = first_of.setdefault(frozenset(_synonyms(name, index)), index)
+        if first != index:
+            found[index] = first
+    return found
+
+
 def plan_texts(names: Sequence[str], templates: Sequence[str]) -> TextPlan:
     """Plan which prompts to encode: every template with every synonym of every category.
 
-    Categories whose sets of synonyms are equal after cleaning, which lower-cases, are duplicates:
-    they are encoded once, and a warning names them.
+    Duplicates (`find_duplicates`) are encoded once, and a warning names them.
 
     Args:
         names: 1 to 65,535 categories; synonyms separated by ", ".
@@ -164,26 +181,22 @@ def plan_texts(names: Sequence[str], templates: Sequence[str]) -> TextPlan:
     prompts: dict[str, int] = {}
     members: list[int] = []
     starts: list[int] = []
-    first_of: dict[frozenset[str], int] = {}
-    duplicates: list[str] = []
-    for index, name in enumerate(given):
-        synonyms = _synonyms(name, index)
-        key = frozenset(synonyms)
-        if key in first_of:
-            duplicates.append(f"{name!r} ({index}, as {first_of[key]})")
-            continue
-        first_of[key] = index
+    first_of = find_duplicates(given)
+    rows = [index for index in range(len(given)) if index not in first_of]
+    for index in rows:
+        synonyms = _synonyms(given[index], index)
         starts.append(len(members))
         for template in templates:
             for synonym in synonyms.values():
                 prompt = clean_text(template.replace("{}", synonym))
                 members.append(prompts.setdefault(prompt, len(prompts)))
-    if duplicates:
+    if first_of:
+        duplicates = [f"{given[index]!r} ({index}, as {first_of[index]})" for index in first_of]
         _log.warning("Duplicate categories, which no label map will show: %s", _listed(duplicates))
     return TextPlan(
         names=given,
         templates=templates,
-        label_of=_read_only(np.fromiter(first_of.values(), dtype=np.uint16)),
+        label_of=_read_only(np.array(rows, dtype=np.uint16)),
         prompts=tuple(prompts),
         members=_read_only(np.array(members, dtype=np.int64)),
         starts=_read_only(np.array(starts, dtype=np.int64)),

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from escnet.build import build_model
 from escnet.presets import preset
@@ -314,8 +316,27 @@ def test_wrong_usage_exits_2_and_says_why(
     assert message in document["error"]["message"]
 
 
-def test_classes_of_one_name_keep_their_own_figures() -> None:
-    assert class_keys(["a", "b", "a"]) == ["a", "b", "a (class 2)"]
+@given(st.lists(st.sampled_from(["a", "b", "a (class 1)", "a (class 2)", "a (class 1) (class 1)"])))
+@example(["a", "b", "a"])
+@example(["a", "a", "a (class 1)"])
+def test_every_class_keeps_its_own_figures(names: list[str]) -> None:
+    keys = class_keys(names)
+    assert len(keys) == len(names) == len(set(keys))
+    for index, (key, name) in enumerate(zip(keys, names, strict=True)):
+        if name in names[:index]:
+            assert key.startswith(f"{name} (class {index})")
+        else:
+            assert key == name
+
+
+def test_categories_that_the_model_cannot_tell_apart_are_refused(
+    capsys: pytest.CaptureFixture[str], tiny_bundle: Path, dataset: Path, tmp_path: Path
+) -> None:
+    names = tmp_path / "names.txt"
+    names.write_text("sky\nSKY\nwall\n", encoding="utf-8")
+    code, document = run_json(capsys, tiny_bundle, dataset, "--classes-file", names)
+    assert code == 2
+    assert "'sky' (0) and 'SKY' (1)" in document["error"]["message"]
 
 
 def test_real_photographs(capsys: pytest.CaptureFixture[str], tiny_bundle: Path) -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from escnet_bench.prepare.names import match_names, positions
 from escnet_bench.prepare_command import main
-from escnet_runtime.dataset import Dataset
+from escnet_runtime.dataset import Dataset, require_distinct
 from escnet_runtime.errors import InputError
 from tests.bench.distributed import (
     ade_tree,
@@ -174,6 +174,25 @@ def _named(dataset: Dataset) -> list[list[str]]:
         [names[min(label, len(names) - 1)] for label in sample.labels.ravel().tolist()]
         for sample in dataset
     ]
+
+
+def test_classes_of_one_name_are_refused(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    source = voc_tree(tmp_path / "data")
+    names = [f"better {index}" for index in range(19)]
+    words = ("pascal-voc-20b", source, "--classes-file", tmp_path / "names.json")
+    _file(tmp_path / "names.json", [*names, "Background"])  # which is added as the last
+    assert "'Background' (19) and 'background' (20)" in refused(capsys, *words)
+
+
+@pytest.mark.parametrize("name", ["ade150", "ade847", "coco", "pc59", "pc459", "voc20"])
+def test_published_lists_have_no_class_twice(name: str) -> None:
+    data = shared_data()
+    if data is None:
+        pytest.skip("no lists of class names beside this checkout")
+    names = json.loads((data / "class_names" / f"{name}.json").read_text(encoding="utf-8"))
+    require_distinct(names, name)
 
 
 def test_without_the_data_sets_own_names_the_order_is_taken_with_a_warning(

@@ -94,6 +94,13 @@ def _lonely_images(root: Path) -> None:
             lambda root: (root / "classes.json").write_text("[]", encoding="utf-8"),
             r"classes\.json.*no category",
         ),
+        (
+            lambda root: (root / "classes.json").write_text(
+                '["Cat", "dog, hound", "cat", "hound,  Dog"]', encoding="utf-8"
+            ),
+            r"classes\.json has classes of the same name: 'Cat' .0. and 'cat' .2., "
+            r"'dog, hound' .1. and 'hound,  Dog' .3.\.",
+        ),
     ],
 )
 def test_folders_that_are_no_dataset_are_refused(

@@ -15,6 +15,7 @@ from escnet_runtime.vocabulary import (
     MAX_CATEGORIES,
     TextPlan,
     assemble,
+    find_duplicates,
     parse_classes,
     plan_texts,
     read_classes_file,
@@ -151,6 +152,17 @@ def test_duplicates_have_no_row_and_shift_no_index(names: list[str], labels: lis
     plan = plan_texts(names, _PHOTO)
     assert plan.label_of.tolist() == labels
     assert plan.names == tuple(name.strip() for name in names)
+
+
+def test_duplicates_are_found_with_their_first() -> None:
+    assert find_duplicates(["cat", "dog", "Cat ", "cat, kitten", "kitten, cat", "CAT"]) == {
+        2: 0,
+        4: 3,
+        5: 0,
+    }
+    assert find_duplicates(["cat", "cats"]) == {}
+    with pytest.raises(VocabularyError, match="Category 1"):
+        find_duplicates(["cat", " "])
 
 
 def test_duplicates_are_named_in_one_warning(caplog: pytest.LogCaptureFixture) -> None:

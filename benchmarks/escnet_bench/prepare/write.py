@@ -16,7 +16,7 @@ from PIL import Image
 from escnet_runtime import __version__
 from escnet_runtime.atomic import atomic_directory, require_replaceable
 from escnet_runtime.confusion import ignore_index
-from escnet_runtime.dataset import CLASSES, IMAGES, LABELS, LabelledImages, Sample
+from escnet_runtime.dataset import CLASSES, IMAGES, LABELS, LabelledImages, Sample, require_distinct
 from escnet_runtime.errors import InputError
 
 from .plan import UNLABELLED, LabelMap, Pair, Plan
@@ -60,7 +60,8 @@ def write_dataset(
         progress: called after each image with its name.
 
     Raises:
-        InputError: ``output`` cannot be written, images cannot be linked, or a label is wrong.
+        InputError: ``output`` cannot be written, images cannot be linked, a label is wrong, or two
+            classes have one name.
         ImageError: a file of labels cannot be read.
     """
 
@@ -125,6 +126,7 @@ def _write(
 
     ``warnings`` are asked for when all labels have been read.
     """
+    require_distinct(names, f"the list of classes of {about['dataset']}")
     bits = 8 if len(names) <= 255 else 16
     seen = np.zeros(UNLABELLED + 1, np.int64)
     images = 0
