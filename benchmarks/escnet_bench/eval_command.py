@@ -39,6 +39,11 @@ shapes:train         scenes as in training
 Their figures are also given for groups of classes: held_out (compositions never seen, what the
 world is for), seen (compositions of training), surfaces.
 
+--classes-file may have more categories than the dataset has classes, as many as wanted: first one
+for each class, in the dataset's order, then the others, which no pixel is labelled as. A pixel
+taken for one of these is wrong; they have no IoU and are not in the mean. With --merge-extra they
+are the last class.
+
 {DEFINITION}.
 Pixels that are not labelled do not count. A class that is not in the ground truth has no IoU (null)
 and is not in the mean. An image that cannot be read is an error: figures over fewer images are
@@ -66,7 +71,8 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--merge-extra",
         action="store_true",
-        help="categories beyond the dataset's classes count as its last one (PASCAL VOC-20b)",
+        help="categories beyond the dataset's classes count as its last one (PASCAL VOC-20b; "
+        "default: as wrong)",
     )
     add(
         "--window",
@@ -150,6 +156,7 @@ def _document(
 ) -> dict[str, Any]:
     manifest = segmenter.bundle.manifest
     keys = class_keys(found.names)
+    asked = [*keys, *found.extra]
     scores = found.scores
     confusions = found.confusions
     return {
@@ -170,13 +177,15 @@ def _document(
         "kept_max": found.kept_max,
         "chunk": segmenter.chunk,
         "categories": found.categories,
+        "extra_categories": found.categories - len(found.names),
+        "merge_extra": arguments.merge_extra,
         "classes": len(found.names),
         "classes_in_ground_truth": sum(value is not None for value in scores.iou),
         "pixels": scores.pixels,
         "confusions": None
         if confusions is None
         else [
-            {"truth": keys[one.truth], "prediction": keys[one.prediction], "pixels": one.pixels}
+            {"truth": keys[one.truth], "prediction": asked[one.prediction], "pixels": one.pixels}
             for one in confusions
         ],
         "seconds": round(found.seconds, 3),
@@ -230,6 +239,9 @@ def _report(document: Mapping[str, Any], found: Evaluation) -> list[Table | str]
             f"\n{name}: mIoU {_percent(group['miou'])} of {group['classes_in_ground_truth']} "
             f"classes, pixel accuracy {_percent(group['pixel_accuracy'])}"
         )
+    if document["extra_categories"]:
+        meaning = "as the last class" if document["merge_extra"] else "as wrong"
+        summary += f"\n{document['extra_categories']} categories beyond the classes count {meaning}"
     if document["note"]:
         summary += f"\nnote: {document['note']}"
     return [table, summary]

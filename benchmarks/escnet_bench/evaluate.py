@@ -14,6 +14,7 @@ from escnet_runtime.segmenter import Segmenter, Window
 from escnet_runtime.shortlist import Keep, Shortlist
 
 from .clip_alone import correlation_labels
+from .prepare.names import positions
 
 __all__ = ["Evaluation", "check_categories", "class_keys", "evaluate"]
 
@@ -26,12 +27,15 @@ class Evaluation:
     ``confusions`` are the commonest mistakes, None for very many classes; ``seconds`` is the wall
     clock of reading, segmenting and counting all images, without encoding the categories.
     ``kept_mean`` and ``kept_max`` are how many distinct categories the model was given an image.
+    ``extra`` are the categories beyond the classes that count as wrong; in ``confusions`` their
+    indices follow those of the classes.
     """
 
     scores: Scores
     groups: Mapping[str, Scores]
     names: tuple[str, ...]
     categories: int
+    extra: tuple[str, ...]
     images: int
     seconds: float
     kept_mean: float
@@ -59,9 +63,10 @@ def evaluate(
         segmenter: of a bundle or of a checkpoint.
         dataset: images with labels.
         categories: what the model is asked for, in the order of the dataset's classes, which it is
-            by default.
-        merge_extra: ``categories`` may be more than the classes; those beyond count as the last
-            class (PASCAL VOC-20b: the background, described by the things that are in it).
+            by default. There may be more: a pixel taken for one beyond is wrong, and missed by its
+            class; they have no IoU and are not in the mean.
+        merge_extra: those beyond count as the last class instead (PASCAL VOC-20b: the background,
+            described by the things that are in it).
         window: "sliding" is the protocol of the paper.
         shortlist: give the model only the categories that may win; see docs/shortlist.md.
         correlation: measure the correlation of the model's CLIP in place of the model: what its ESC
@@ -75,15 +80,15 @@ def evaluate(
     """
     names = dataset.names
     asked = names if categories is None else tuple(categories)
-    check_categories(len(names), len(asked), limit, merge_extra=merge_extra)
+    check_categories(names, asked, limit, more=True)
     if correlation and shortlist is not None:
         raise InputError(
             "a shortlist chooses by the correlation what the model is given; the correlation alone "
             "has no model behind it: leave out one of the two"
         )
-    require_distinct(asked[: len(names)], "the list of categories")
+    extra = () if merge_extra else asked[len(names) :]
     vocabulary = segmenter.vocabulary(asked)
-    counter = ConfusionCounter(len(names))
+    counter = ConfusionCounter(len(names), extra=len(extra))
     kept: list[int] = []
     start = time.perf_counter()
     for sample in islice(iter(dataset), limit):
@@ -109,6 +114,7 @@ def evaluate(
         groups={name: counter.scores(classes) for name, classes in dataset.groups.items()},
         names=names,
         categories=len(asked),
+        extra=tuple(extra),
         images=len(kept),
         seconds=time.perf_counter() - start,
         kept_mean=sum(kept) / len(kept) if kept else 0.0,
@@ -130,21 +136,36 @@ def class_keys(names: Sequence[str]) -> list[str]:
 
 
 def check_categories(
-    classes: int, asked: int, limit: int | None, *, merge_extra: bool = False
+    names: Sequence[str], asked: Sequence[str], limit: int | None, *, more: bool = False
 ) -> None:
-    """Refuse a limit below 1, and other categories than one for each class of a dataset.
+    """Refuse a limit below 1, and categories that are not one for each class of a dataset in order.
+
+    Args:
+        names: the dataset's classes.
+        asked: categories; other words may stand for the classes.
+        limit: of images.
+        more: there may be further categories behind those of the classes.
 
     Raises:
-        InputError: one of both; with ``merge_extra`` there may be more categories.
+        InputError: there are too few or too many, two classes have one name, or the names are those
+            of the dataset at other places.
     """
     if limit is not None and limit < 1:
         raise InputError(f"the limit is {limit} images; expected at least 1")
-    if asked < classes or (asked > classes and not merge_extra):
-        expected = f"{classes} or more" if merge_extra else str(classes)
-        hint = (
-            "" if asked < classes else "; with --merge-extra those beyond count as the last class"
-        )
+    classes = len(names)
+    if len(asked) < classes or (len(asked) > classes and not more):
+        expected = f"{classes} or more" if more else str(classes)
         raise InputError(
-            f"got {asked} categories for a dataset of {classes} classes; expected {expected}, in "
-            f"the order of the dataset's classes{hint}"
+            f"got {len(asked)} categories for a dataset of {classes} classes; expected {expected}, "
+            "in the order of the dataset's classes"
         )
+    first = asked[:classes]
+    require_distinct(first, "the list of categories")
+    places = positions(first, names, "the list of categories", "the dataset's classes")
+    for index, place in enumerate(places):
+        if place != index:
+            raise InputError(
+                f"the categories are the dataset's classes in another order: {asked[index]!r} is "
+                f"entry {index + 1} and class {place + 1} ({names[place]!r}); expected the order "
+                "of the dataset's classes"
+            )

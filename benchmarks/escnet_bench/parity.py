@@ -150,7 +150,7 @@ def measure_parity(
         InputError: the categories do not fit the classes, or a file cannot be used.
     """
     asked = dataset.names if categories is None else tuple(categories)
-    check_categories(len(dataset.names), len(asked), limit)
+    check_categories(dataset.names, asked, limit)
     if stage_images < 0:
         raise InputError(f"stage_images is {stage_images}, expected at least 0")
     manifest = segmenter.bundle.manifest

@@ -3,7 +3,8 @@
 Definition, that of Detectron2 and CAT-Seg: over all labelled pixels of all images,
 ``IoU = TP / (TP + FP + FN)`` of each class; mIoU is the mean over the classes that are present in
 the ground truth; pixel accuracy is the fraction of labelled pixels that are right. Pixels that are
-not labelled count neither for nor against anything.
+not labelled count neither for nor against anything. A model may be asked for more categories than
+there are classes: a pixel taken for one of these is missed by its class, and they have no IoU.
 """
 
 from collections.abc import Sequence
@@ -21,7 +22,8 @@ DEFINITION: Final = (
     "IoU = TP / (TP + FP + FN) over the labelled pixels of all images; mIoU is the mean over the "
     "classes in the ground truth"
 )
-#: Classes up to which the whole matrix is kept: 8 MiB of int64. Beyond, three counters a class are.
+#: Classes up to which the whole matrix is kept: 8 MiB of int64 (with more categories than classes,
+#: up to as many bytes). Beyond, three counters a class are.
 MATRIX_LIMIT: Final = 1024
 
 Labels = NDArray[np.uint8] | NDArray[np.uint16]
@@ -29,7 +31,7 @@ Labels = NDArray[np.uint8] | NDArray[np.uint16]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Confusion:
-    """``pixels`` of class ``truth`` that were taken for class ``prediction`` (indices)."""
+    """``pixels`` of class ``truth`` that were taken for category ``prediction`` (indices)."""
 
     truth: int
     prediction: int
@@ -58,27 +60,41 @@ class ConfusionCounter:
     """Counts label maps against the ground truth, image after image.
 
     Memory: 8·N² bytes for up to :data:`MATRIX_LIMIT` classes, 24·N beyond.
+
+    Args:
+        classes: of the ground truth, and the first of the predictions.
+        extra: categories behind them that may be predicted as well, and are never right.
+
+    Raises:
+        InputError: there are none or too many.
     """
 
-    def __init__(self, classes: int) -> None:
+    def __init__(self, classes: int, *, extra: int = 0) -> None:
         if not 1 <= classes <= 65_535:
             raise InputError(f"got {classes} classes; expected 1 to 65535")
+        if not 0 <= extra <= 65_535 - classes:
+            raise InputError(
+                f"got {extra} categories beside {classes} classes; expected 0 to {65_535 - classes}"
+            )
         self.classes = classes
-        self._matrix = np.zeros((classes, classes) if classes <= MATRIX_LIMIT else (0, 0), np.int64)
+        self.categories = classes + extra
+        shape = (classes, self.categories)
+        self._whole = classes * self.categories <= MATRIX_LIMIT**2
+        self._matrix = np.zeros(shape if self._whole else (0, 0), np.int64)
         self._right = np.zeros(classes, np.int64)
         self._truth = np.zeros(classes, np.int64)
-        self._predicted = np.zeros(classes, np.int64)
+        self._predicted = np.zeros(self.categories, np.int64)
 
     @property
     def matrix(self) -> NDArray[np.int64] | None:
         """Pixels [truth, prediction], a copy; None above :data:`MATRIX_LIMIT` classes."""
-        return self._matrix.copy() if self.classes <= MATRIX_LIMIT else None
+        return self._matrix.copy() if self._whole else None
 
     def add(self, prediction: Labels, truth: Labels) -> None:
         """Count one image.
 
         Args:
-            prediction: uint8 or uint16 [H, W], each a class.
+            prediction: uint8 or uint16 [H, W], each a class or one of the extra categories.
             truth: uint8 or uint16 [H, W]; 255 in uint8 and 65535 in uint16 is "not labelled".
 
         Raises:
@@ -90,15 +106,14 @@ class ConfusionCounter:
                 "expected the same size"
             )
         kept = truth != ignore_index(truth)
-        actual = self._checked(truth[kept], "label")
+        actual = self._checked(truth[kept], "label", self.classes)
         ignore_index(prediction)  # its type is checked
-        guess = self._checked(prediction[kept], "predicted class")
-        counts = {"minlength": self.classes}
-        self._truth += np.bincount(actual, **counts)
-        self._predicted += np.bincount(guess, **counts)
-        self._right += np.bincount(actual[actual == guess], **counts)
-        if self.classes <= MATRIX_LIMIT:
-            pairs = np.bincount(actual * self.classes + guess, minlength=self._matrix.size)
+        guess = self._checked(prediction[kept], "predicted class", self.categories)
+        self._truth += np.bincount(actual, minlength=self.classes)
+        self._predicted += np.bincount(guess, minlength=self.categories)
+        self._right += np.bincount(actual[actual == guess], minlength=self.classes)
+        if self._whole:
+            pairs = np.bincount(actual * self.categories + guess, minlength=self._matrix.size)
             self._matrix += pairs.reshape(self._matrix.shape)
 
     def scores(self, classes: Sequence[int] | None = None) -> Scores:
@@ -127,7 +142,7 @@ class ConfusionCounter:
 
     def worst(self, most: int = 10) -> list[Confusion] | None:
         """The commonest mistakes, most pixels first; None above :data:`MATRIX_LIMIT` classes."""
-        if self.classes > MATRIX_LIMIT:
+        if not self._whole:
             return None
         wrong = self._matrix.copy()
         np.fill_diagonal(wrong, 0)
@@ -139,12 +154,12 @@ class ConfusionCounter:
             if wrong[row, column]
         ]
 
-    def _checked(self, values: Labels, what: str) -> NDArray[np.int64]:
+    def _checked(self, values: Labels, what: str, count: int) -> NDArray[np.int64]:
         """The values as int64, which the index of a pair needs."""
-        if values.size and values.max() >= self.classes:
+        if values.size and values.max() >= count:
             raise InputError(
-                f"got the {what} {values.max()}; expected 0 to {self.classes - 1} for "
-                f"{self.classes} classes"
+                f"got the {what} {values.max()}; expected 0 to {count - 1} for {count} "
+                f"{'classes' if count == self.classes else 'categories'}"
             )
         return values.astype(np.int64)
 

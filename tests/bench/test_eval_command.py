@@ -260,13 +260,86 @@ def test_other_names_may_be_asked_for(
     names.write_text("blue sky\nbush\nbrick wall\nbackdrop\ncurtain\n", encoding="utf-8")
     words = (tiny_bundle, dataset, "--classes-file", names)
     code, document = run_json(capsys, *words)
-    assert code == 2
-    assert "got 5 categories for a dataset of 3 classes" in document["error"]["message"]
-    assert "--merge-extra" in document["error"]["message"]
+    assert code == 0
+    assert (document["categories"], document["extra_categories"]) == (5, 2)
+    assert document["merge_extra"] is False
+    assert list(document["per_class"]) == ["sky", "tree, plant", "wall"]
     code, document = run_json(capsys, *words, "--merge-extra")
     assert code == 0
-    assert document["categories"] == 5
+    assert (document["categories"], document["merge_extra"]) == (5, True)
     assert list(document["per_class"]) == ["sky", "tree, plant", "wall"]
+    names.write_text("blue sky\nbush\n", encoding="utf-8")
+    for option in ((), ("--merge-extra",)):
+        code, document = run_json(capsys, *words, *option)
+        assert code == 2
+        expected = "got 2 categories for a dataset of 3 classes; expected 3 or more"
+        assert expected in document["error"]["message"]
+
+
+def test_what_is_taken_for_another_category_is_missed_by_its_class(
+    capsys: pytest.CaptureFixture[str], tiny_bundle: Path, dataset: Path, tmp_path: Path
+) -> None:
+    """Labels that are the predictions themselves: right, but where an extra category won."""
+    asked = ["sky", "tree, plant", "wall", "horse", "a blue ring", "SKY"]
+    with Segmenter(tiny_bundle) as segmenter:
+        vocabulary = segmenter.vocabulary(asked)
+        extra = total = 0
+        lost = [0, 0, 0]
+        for image, labels in Dataset.open(dataset).pairs:
+            predicted = segmenter(image, vocabulary).labels
+            truth = np.where(predicted < 3, predicted, predicted % 3).astype(np.uint8)
+            save_labels(labels, truth)
+            extra += int((predicted >= 3).sum())
+            total += predicted.size
+            for index in range(3):
+                lost[index] += int((truth[predicted >= 3] == index).sum())
+        found = evaluate(segmenter, Dataset.open(dataset), categories=asked)
+        truths = [0, 0, 0]
+        for sample in Dataset.open(dataset):
+            for index in range(3):
+                truths[index] += int((sample.labels == index).sum())
+    assert 0 < extra < total  # else this shows nothing
+    assert found.scores.pixel_accuracy == 1 - extra / total
+    expected = [
+        1 - missed / there if there else None for missed, there in zip(lost, truths, strict=True)
+    ]
+    assert found.scores.iou == pytest.approx(tuple(expected))
+    assert found.extra == ("horse", "a blue ring", "SKY")
+    assert found.confusions
+    assert {one.prediction for one in found.confusions} <= {3, 4}
+    path = tmp_path / "names.json"
+    path.write_text(json.dumps(asked), encoding="utf-8")
+    words = (tiny_bundle, dataset, "--classes-file", path)
+    document = run_json(capsys, *words)[1]
+    assert {one["prediction"] for one in document["confusions"]} <= {"horse", "a blue ring"}
+    assert document["miou"] == found.scores.miou
+    assert main([*map(str, words)]) == 0
+    assert "3 categories beyond the classes count as wrong" in capsys.readouterr().out
+    assert main([*map(str, words), "--merge-extra"]) == 0
+    assert "3 categories beyond the classes count as the last class" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        (["wall", "sky", "tree, plant"], "in another order: 'wall' is entry 1 and class 3"),
+        (["house", "sky", "Wall", "sofa"], "'sky' is entry 2, class 1 there"),
+        (["sofa", "sky", "tree", "wall"], "'sky' is entry 2, class 1 there"),
+    ],
+)
+def test_the_classes_in_another_order_are_refused(
+    asked: list[str],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+    tiny_bundle: Path,
+    dataset: Path,
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "names.json"
+    path.write_text(json.dumps(asked), encoding="utf-8")
+    code, document = run_json(capsys, tiny_bundle, dataset, "--classes-file", path)
+    assert code == 2
+    assert message in document["error"]["message"]
 
 
 def test_an_image_that_cannot_be_read_is_an_error(

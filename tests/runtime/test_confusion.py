@@ -53,6 +53,51 @@ def label_maps(draw: st.DrawFn) -> tuple[int, list[tuple[_Map, _Map]]]:
     return classes, images
 
 
+@given(label_maps(), st.integers(0, 4))
+def test_further_categories_are_never_right_and_have_no_figure(
+    case: tuple[int, list[tuple[_Map, _Map]]], extra: int
+) -> None:
+    classes, images = case
+    random = np.random.default_rng(classes + extra)
+    counter = ConfusionCounter(classes, extra=extra)
+    mixed: list[tuple[_Map, _Map]] = []
+    for prediction, truth in images:
+        other = random.integers(0, classes + extra, prediction.shape).astype(np.uint8)
+        mixed.append((other, truth))
+        counter.add(other, truth)
+    scores = counter.scores()
+    miou, accuracy, iou = plain_scores(mixed, classes)
+    assert list(scores.iou) == iou
+    assert scores.miou == pytest.approx(miou)
+    assert scores.pixel_accuracy == pytest.approx(accuracy)
+    assert scores == counter.scores(range(classes))
+
+
+def test_mistakes_for_further_categories_have_the_indices_behind_the_classes() -> None:
+    counter = ConfusionCounter(2, extra=2)
+    counter.add(np.array([[3, 3, 0, 2]], np.uint8), np.array([[0, 0, 0, 1]], np.uint8))
+    matrix = counter.matrix
+    assert matrix is not None
+    assert matrix.tolist() == [[1, 0, 0, 2], [0, 0, 1, 0]]
+    found = counter.worst()
+    assert found is not None
+    assert [(one.truth, one.prediction, one.pixels) for one in found] == [(0, 3, 2), (1, 2, 1)]
+    assert counter.scores().iou == (1 / 3, 0.0)
+    with pytest.raises(InputError, match="predicted class 4; expected 0 to 3 for 4 categories"):
+        counter.add(np.full((1, 1), 4, np.uint8), np.zeros((1, 1), np.uint8))
+    with pytest.raises(InputError, match="the label 2; expected 0 to 1 for 2 classes"):
+        counter.add(np.zeros((1, 1), np.uint8), np.full((1, 1), 2, np.uint8))
+    with pytest.raises(InputError, match="65534 categories beside 2 classes; expected 0 to 65533"):
+        ConfusionCounter(2, extra=65_534)
+
+
+def test_very_many_further_categories_are_counted_without_a_matrix() -> None:
+    counter = ConfusionCounter(20, extra=65_515)
+    counter.add(np.array([[0, 65_534]], np.uint16), np.array([[0, 0]], np.uint8))
+    assert counter.matrix is None
+    assert counter.scores().iou[0] == 0.5
+
+
 @given(label_maps())
 def test_scores_are_those_of_a_plain_count(case: tuple[int, list[tuple[_Map, _Map]]]) -> None:
     classes, images = case

@@ -16,6 +16,7 @@ from escnet_runtime.segmenter import Segmenter
 from escnet_runtime.vocabulary import read_classes_file
 
 from ..conditions import Conditions
+from ..evaluate import check_categories
 from ..models import CHECKPOINT_SUFFIX, add_model_options, open_model
 from .pages import GalleryModel, figures, page, sheet_caption, sheet_entry, sheet_file
 from .sheet import draw_sheet
@@ -101,6 +102,7 @@ def _draw(
     is_bundle = arguments.model.is_dir()
     conditions = Conditions.now(_METHOD, segmenter.bundle if is_bundle else None)
     model = _model(arguments, segmenter, len(dataset.names))
+    check_categories(dataset.names, asked, arguments.limit)
     vocabulary = segmenter.vocabulary(asked)
     counter = ConfusionCounter(len(dataset.names))
     entries = []

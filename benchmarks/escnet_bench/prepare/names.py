@@ -96,7 +96,7 @@ def match_synonyms(given: Sequence[str], found: Iterable[str]) -> dict[str, int]
 
 
 def positions(
-    given: Sequence[str], own: Sequence[str], file: Path, own_file: str
+    given: Sequence[str], own: Sequence[str], file: Path | str, own_file: str
 ) -> tuple[int, ...]:
     """For each name given the index of the data set's class that it stands for.
 
