@@ -8,6 +8,7 @@ import dataclasses
 import json
 import math
 import tomllib
+import typing
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -186,7 +187,8 @@ def find_config(name: str) -> Path:
 def read_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
     """Read a file; overrides such as ``training.steps=100`` replace single values.
 
-    The value of an override is read as TOML, and as plain text where it is none.
+    The value of an override is read as TOML, and as plain text where it is none, or where the key
+    holds text: the folder of ``data.train=2024`` is called 2024.
 
     Raises:
         InputError: the file cannot be read, or a key is unknown, missing, of another type, or out
@@ -242,11 +244,27 @@ def _override(data: dict[str, Any], override: str) -> None:
         parsed = tomllib.loads(f"value = {text}")
     except tomllib.TOMLDecodeError:
         parsed = {}
+    kind: Any = TrainConfig
     for section in sections:
+        kind = _kind(kind, section)
         data = data.setdefault(section, {})
         if not isinstance(data, dict):
             raise InputError(f"the override {override!r} goes into {section}, which is no section")
-    data[name] = parsed["value"] if parsed.keys() == {"value"} else text.strip()
+    is_toml = parsed.keys() == {"value"}
+    if is_toml and not isinstance(parsed["value"], str) and _is_text(_kind(kind, name)):
+        is_toml = False
+    data[name] = parsed["value"] if is_toml else text.strip()
+
+
+def _kind(kind: Any, name: str) -> Any:
+    """The declared type of a key of a dataclass; None where there is no such key."""
+    fields = dataclasses.fields(kind) if dataclasses.is_dataclass(kind) else ()
+    return next((one.type for one in fields if one.name == name), None)
+
+
+def _is_text(kind: Any) -> bool:
+    """Whether it is ``str``, or ``str`` or nothing."""
+    return kind is str or set(typing.get_args(kind)) == {str, type(None)}
 
 
 def _default_augmentation(data: dict[str, Any]) -> None:

@@ -89,6 +89,20 @@ def test_overrides_replace_values(tmp_path: Path) -> None:
     assert config.output == "runs/x"
 
 
+@pytest.mark.parametrize(
+    "text", ["2024", "1.5", "true", "inf", "2024-11-27", "[1, 2]", "{a = 1}", "0x1f", "2024 # 3"]
+)
+def test_a_value_of_a_key_that_holds_text_is_text(tmp_path: Path, text: str) -> None:
+    overrides = (f"data.train= {text} ", f"data.validation={text}", f"output={text}")
+    config = read(tmp_path, LEAST, *overrides)
+    assert (config.data.train, config.data.validation, config.output) == (text, text, text)
+    config = read(tmp_path, LEAST, f"data.train='{text}'", f'output="{text}"')
+    assert (config.data.train, config.output) == (text, text)
+    for key in ("training.steps", "training.seed"):
+        with pytest.raises(InputError, match=rf"{key}: expected int, got str"):
+            read(tmp_path, LEAST, f"{key}='{text}'")
+
+
 @pytest.mark.parametrize("override", ["steps", "=3", "training.=3", ".steps=3", "data.train.x=1"])
 def test_overrides_of_another_form_are_refused(tmp_path: Path, override: str) -> None:
     with pytest.raises(InputError, match="override"):
@@ -116,7 +130,6 @@ def test_overrides_of_another_form_are_refused(tmp_path: Path, override: str) ->
         ("[augmentation]\nflip = 2", "augmentation: flip is 2.0; expected 0 to 1"),
         ("[augmentation]\nhue = 0.6", "augmentation: hue is 0.6; expected 0 to 0.5"),
         ("[data]\nlimit = 0", "data: limit is 0; expected at least 1"),
-        ("[data]\ntrain = 3", "data.train: expected str, got int 3"),
         ('[data]\nvalidation_limit = "x"', "data.validation_limit: expected int, got str 'x'"),
         ('[model]\npreset = "large"', "model: preset is 'large'; expected one of tiny"),
         ('[model]\ncheckpoint = "x"', "model: expected either preset or checkpoint"),
@@ -144,6 +157,12 @@ def test_what_is_wrong_is_named(tmp_path: Path, change: str, message: str) -> No
 
 def _toml(value: object) -> str:
     return {True: "true", False: "false"}[value] if isinstance(value, bool) else repr(value)
+
+
+def test_in_a_file_text_is_written_as_text(tmp_path: Path) -> None:
+    """Unlike an override, whose quotes a shell takes away."""
+    with pytest.raises(InputError, match=r"config\.toml: data\.train: expected str, got int 3"):
+        read(tmp_path, LEAST.replace('"folder"', "3"))
 
 
 @pytest.mark.parametrize("section", ["model", "data", "training"])
