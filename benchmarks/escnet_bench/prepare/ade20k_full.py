@@ -10,6 +10,7 @@ said.
 """
 
 import json
+import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -31,6 +32,8 @@ from .releases import count_warnings
 
 __all__ = ["plan_ade20k_847"]
 
+_log = logging.getLogger(__name__)
+
 _CLASSES: Final = 847
 _SUFFIX: Final = "_seg.png"
 
@@ -45,6 +48,7 @@ def plan_ade20k_847(source: Path, split: str, classes_file: Path | None) -> Plan
         )
     names = _names(classes_file)
     pairs = _pairs(source, PARTS[split])
+    _log.info("reading the names of the objects of %d images", len(pairs))
     objects = {pair.labels: _object_names(_beside(pair.labels)) for pair in pairs}
     found = {name for one in objects.values() for name in one.values()}
     indices = match_synonyms(names, sorted(found))

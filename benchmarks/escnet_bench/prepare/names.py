@@ -7,6 +7,7 @@ case, blanks, hyphens and underscores, and synonyms, which ", " separates, one b
 """
 
 import re
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
@@ -56,7 +57,8 @@ def match_names(
         )
         fitting = next((place for place in places if place), set())
         found.append(next(iter(fitting)) if len(fitting) == 1 else None)
-    return [place if found.count(place) == 1 else None for place in found]
+    times = Counter(found)
+    return [place if times[place] == 1 else None for place in found]
 
 
 def match_synonyms(given: Sequence[str], found: Iterable[str]) -> dict[str, int]:
