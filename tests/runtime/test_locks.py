@@ -4,6 +4,9 @@ import errno
 import os
 import sys
 import threading
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -30,6 +33,76 @@ def test_an_error_inside_lets_go(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError), exclusive(tmp_path):
         raise ZeroDivisionError
     with exclusive(tmp_path) as held:
+        assert held
+
+
+@contextmanager
+def forked(body: Callable[[], None]) -> Iterator[None]:
+    """A copy of this process, which is there and has run ``body`` within."""
+    (told, tell), (wait, end) = os.pipe(), os.pipe()
+    with warnings.catch_warnings():
+        # Python 3.12 warns of locks that other threads may hold.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        child = os.fork()
+    if not child:
+        code = 1
+        try:
+            os.close(end)
+            body()
+            os.write(tell, b".")
+            os.read(wait, 1)  # until the other end is closed
+            code = 0
+        finally:
+            os._exit(code)
+    os.close(tell)
+    os.close(wait)
+    try:
+        assert os.read(told, 1) == b"."
+        yield
+    finally:
+        os.close(told)
+        os.close(end)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_a_forked_child_does_not_hold_it(tmp_path: Path) -> None:
+    """Else the helpers of a killed process would keep its folder locked."""
+    with ExitStack() as lock, forked_within(lock, tmp_path):
+        with pytest.raises(BlockingIOError), exclusive(tmp_path):
+            pass  # the child has let go of nothing but its copy
+        lock.close()
+        with exclusive(tmp_path) as held:
+            assert held
+
+
+@contextmanager
+def forked_within(lock: ExitStack, path: Path) -> Iterator[None]:
+    """A child that is forked while ``lock`` holds the lock of ``path``."""
+    lock.enter_context(exclusive(path))
+    with forked(lambda: None):
+        yield
+
+
+def test_a_forked_child_that_leaves_the_block_closes_no_file_of_its_own(tmp_path: Path) -> None:
+    with ExitStack() as lock:
+        lock.enter_context(exclusive(tmp_path))
+
+        def leave() -> None:
+            # The first free descriptor: the number of the copy that is closed.
+            with (tmp_path / "file").open("wb") as file:
+                lock.close()
+                file.write(b"all there")
+
+        with forked(leave):
+            assert (tmp_path / "file").read_bytes() == b"all there"
+
+
+def test_a_forked_child_can_take_locks(tmp_path: Path) -> None:
+    def take() -> None:
+        with exclusive(tmp_path) as held:
+            assert held
+
+    with forked(take), exclusive(tmp_path) as held:
         assert held
 
 

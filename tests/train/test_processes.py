@@ -60,6 +60,16 @@ def test_a_killed_run_resumes(tmp_path: Path, whole: Path, when: str) -> None:
     assert [line["step"] for line in metrics(run)] == [*range(1, 13), 12]
 
 
+def test_a_killed_run_with_workers_resumes_at_once(tmp_path: Path, whole: Path) -> None:
+    """Its workers live on for seconds, until they look for the process that started them."""
+    run = tmp_path / "run"
+    killed = start_toy(run, "SIGKILL@worker-30", workers=2)
+    killed.join()  # with a timeout it would wait for a pipe that the workers have open too
+    assert killed.exitcode == -signal.SIGKILL, printed(run)
+    train(ToyTask(), settings(workers=2), run, resume=True)
+    assert_same(run, whole)
+
+
 def test_a_run_killed_again_and_again_gets_there(tmp_path: Path, whole: Path) -> None:
     """Each time a while after it has started, wherever it is then."""
     run = tmp_path / "run"

@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import sys
+import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.process import BaseProcess
@@ -135,8 +136,10 @@ def start_toy(folder: Path, *options: str, rank: int = 0, **changes: Any) -> Bas
 
     Args:
         folder: of the run.
-        options: "resume"; "SIGNAL@SAMPLE", such as "SIGKILL@20", sends itself a signal when that
-            sample is asked for; "SIGKILL@save-N" kills it half-way into writing the N-th state.
+        options: "resume"; "SIGNAL@SAMPLE", such as "SIGKILL@20", sends a signal to the process that
+            reads that sample, itself or a worker; "SIGKILL@worker-SAMPLE" kills it when a worker
+            reads that sample and a state is saved; "SIGKILL@save-N" half-way into writing the N-th
+            state.
         rank: for the output.
         changes: of :func:`settings`.
     """
@@ -203,6 +206,8 @@ def _child(folder: Path, options: Sequence[str], rank: int, changes: Mapping[str
         kind, _, when = option.partition("@")
         if when.startswith("save-"):
             _kill_while_saving(int(when.removeprefix("save-")))
+        elif when.startswith("worker-"):
+            hook = _kill_parent_at(int(when.removeprefix("worker-")), folder / "state.pt")
         elif when:
             hook = _signal_at(getattr(signal, kind), int(when))
     task = ToyTask(hook=hook)
@@ -222,6 +227,18 @@ def _signal_at(number: int, sample: int) -> Callable[[int], None]:
     def hook(index: int) -> None:
         if index == sample:
             os.kill(os.getpid(), number)
+
+    return hook
+
+
+def _kill_parent_at(sample: int, state: Path) -> Callable[[int], None]:
+    parent = os.getpid()
+
+    def hook(index: int) -> None:
+        if index == sample:
+            while not state.is_file():
+                time.sleep(0.01)
+            os.kill(parent, signal.SIGKILL)
 
     return hook
 
