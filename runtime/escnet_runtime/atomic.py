@@ -3,7 +3,9 @@
 The content is written under a hidden temporary name next to the target, forced to disk, then
 swapped in with one system call. A reader sees the old content or the new one, never a mixture.
 Temporary names are ``.NAME.tmp-PID-RANDOM``; those whose process is gone are removed by the next
-writer of the same target.
+writer of the same target. Another process that has its number now is taken for it. The writer's own
+number is not: in a container every run has the same one, often 1, so what bears it and is not being
+written here is a leftover.
 """
 
 import contextlib
@@ -17,6 +19,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Final
 
 from .errors import InputError
 from .locks import exclusive
@@ -28,6 +31,9 @@ _AT_FDCWD = -100  # linux/fcntl.h: paths are relative to the working directory
 _RENAME_EXCHANGE = 2  # linux/fs.h: swap the two names in one step
 _NO_EXCHANGE = {errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EPERM}
 _TAKEN = {errno.ENOTEMPTY, errno.EEXIST}
+#: Names of temporaries that this process, or one that it was forked from, is writing. Their random
+#: part tells folders apart. Adding and discarding are single steps, for threads and forks.
+_OWN: Final[set[str]] = set()
 
 
 @contextmanager
@@ -56,19 +62,21 @@ def atomic_directory(
     with _as_input_error(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(target)
-        temporary = _temporary_name(target)
-        temporary.mkdir()
-    try:
-        with exclusive(temporary):
-            yield temporary
-            _sync_tree(temporary)
-            # Again: the block may have taken minutes.
-            require_replaceable(target, kind=kind, marker=marker, remains=remains)
-            _swap(temporary, target)
-            _sync(target.parent)
-    finally:
-        # After a swap this name holds what was at the target before.
-        shutil.rmtree(temporary, ignore_errors=True)
+    temporary = _temporary_name(target)
+    with _noted(temporary):
+        with _as_input_error(target):
+            temporary.mkdir()
+        try:
+            with exclusive(temporary):
+                yield temporary
+                _sync_tree(temporary)
+                # Again: the block may have taken minutes.
+                require_replaceable(target, kind=kind, marker=marker, remains=remains)
+                _swap(temporary, target)
+                _sync(target.parent)
+        finally:
+            # After a swap this name holds what was at the target before.
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 @contextmanager
@@ -88,15 +96,19 @@ def atomic_file(path: Path) -> Iterator[Path]:
     with _as_input_error(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(path)
-        temporary = _temporary_name(path, path.suffix)
-        temporary.touch(exist_ok=False)
-    try:
-        yield temporary
-        _sync(temporary)
-        os.replace(temporary, path)
-        _sync(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
+    temporary = _temporary_name(path, path.suffix)
+    with _noted(temporary):
+        with _as_input_error(path):
+            temporary.touch(exist_ok=False)
+        try:
+            # Seen from other containers, where this process is not there or seems to be theirs.
+            with exclusive(temporary):
+                yield temporary
+                _sync(temporary)
+                os.replace(temporary, path)
+            _sync(path.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def require_replaceable(
@@ -142,6 +154,16 @@ def _is_one_of(entry: Path, pattern: str | None) -> bool:
 
 
 @contextmanager
+def _noted(temporary: Path) -> Iterator[None]:
+    """Within, it is no leftover, whoever asks in this process."""
+    _OWN.add(temporary.name)
+    try:
+        yield
+    finally:
+        _OWN.discard(temporary.name)
+
+
+@contextmanager
 def _as_input_error(target: Path) -> Iterator[None]:
     try:
         yield
@@ -166,12 +188,15 @@ def _remove_leftovers(target: Path) -> None:
     )
     for entry in target.parent.iterdir():
         match = pattern.fullmatch(entry.name)
-        if match is None or _is_alive(int(match[1])):
-            continue
-        if entry.is_dir() and not entry.is_symlink():
+        if match is not None and not _is_being_written(entry.name, int(match[1])):
             _remove_unless_held(entry)
-        else:
-            entry.unlink(missing_ok=True)
+
+
+def _is_being_written(name: str, pid: int) -> bool:
+    """As far as this process can see."""
+    if name in _OWN:
+        return True
+    return pid != os.getpid() and _is_alive(pid)
 
 
 def _is_alive(pid: int) -> bool:
@@ -184,10 +209,16 @@ def _is_alive(pid: int) -> bool:
     return True
 
 
-def _remove_unless_held(folder: Path) -> None:
-    # A process of another container is invisible here, but its lock on a shared folder is not.
-    with contextlib.suppress(OSError), exclusive(folder):
-        shutil.rmtree(folder, ignore_errors=True)
+def _remove_unless_held(entry: Path) -> None:
+    # A process of another container is invisible here, but its lock on a shared file system is not.
+    if entry.is_symlink():
+        entry.unlink(missing_ok=True)
+        return
+    with contextlib.suppress(OSError), exclusive(entry):
+        if entry.is_dir():
+            shutil.rmtree(entry, ignore_errors=True)
+        else:
+            entry.unlink(missing_ok=True)
 
 
 def _sync_tree(folder: Path) -> None:
@@ -248,12 +279,13 @@ def _exchange(first: Path, second: Path) -> bool:
 def _rename_aside(temporary: Path, target: Path) -> None:
     """Without an exchange: the target is missing for an instant, and comes back on failure."""
     aside = _temporary_name(target)
-    os.rename(target, aside)
-    try:
-        os.rename(temporary, target)
-    except BaseException:
-        with contextlib.suppress(OSError):  # another writer has put its own there: keep that
-            os.rename(aside, target)
+    with _noted(aside):
+        os.rename(target, aside)
+        try:
+            os.rename(temporary, target)
+        except BaseException:
+            with contextlib.suppress(OSError):  # another writer has put its own there: keep that
+                os.rename(aside, target)
+            shutil.rmtree(aside, ignore_errors=True)
+            raise
         shutil.rmtree(aside, ignore_errors=True)
-        raise
-    shutil.rmtree(aside, ignore_errors=True)

@@ -20,7 +20,8 @@ if sys.platform != "win32":
 
 __all__ = ["exclusive"]
 
-_NO_LOCKS: Final = {errno.ENOTSUP, errno.ENOLCK, errno.ENOSYS}
+#: EBADF, of an open file: NFS locks only what is open for writing.
+_NO_LOCKS: Final = {errno.ENOTSUP, errno.ENOLCK, errno.ENOSYS, errno.EBADF}
 
 
 class _Descriptors:
@@ -43,7 +44,10 @@ class _Descriptors:
 
     def open(self, path: Path) -> int:
         with self._guard:
-            descriptor = os.open(path, os.O_RDONLY)
+            try:
+                descriptor = os.open(path, os.O_RDWR)  # as NFS needs it
+            except (IsADirectoryError, PermissionError):
+                descriptor = os.open(path, os.O_RDONLY)
             self._open.add(descriptor)
             return descriptor
 

@@ -8,9 +8,11 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import pytest
@@ -418,9 +420,78 @@ def test_leftover_files_of_dead_processes_are_removed(tmp_path: Path) -> None:
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
     (tmp_path / f".labels.png.tmp-{dead.pid}-0a1b.png").touch()
-    (tmp_path / f".labels.png.tmp-{os.getpid()}-0a1b.png").touch()
+    (tmp_path / f".labels.png.tmp-{os.getppid()}-0a1b.png").touch()
     _write_file(tmp_path / "labels.png", _NEW)
-    assert _names(tmp_path) == [f".labels.png.tmp-{os.getpid()}-0a1b.png", "labels.png"]
+    assert _names(tmp_path) == [f".labels.png.tmp-{os.getppid()}-0a1b.png", "labels.png"]
+
+
+def test_leftovers_of_a_process_with_our_own_number_are_removed(tmp_path: Path) -> None:
+    """In containers every run has the same one."""
+    (tmp_path / f".labels.png.tmp-{os.getpid()}-0a1b.png").write_text("half")
+    _write_file(tmp_path / "labels.png", _NEW)
+    half = tmp_path / f".bundle.tmp-{os.getpid()}-0a1b"
+    half.mkdir()
+    (half / "bundle.json").write_text("half")
+    _write(tmp_path / "bundle", _NEW)
+    assert _names(tmp_path) == ["bundle", "labels.png"]
+
+
+@pytest.mark.parametrize("locks", [True, False])
+def test_what_another_thread_is_writing_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, locks: bool
+) -> None:
+    if not locks:  # as on some network file systems
+        monkeypatch.setattr(atomic, "exclusive", lambda path: nullcontext(False))
+    path, bundle = tmp_path / "labels.png", tmp_path / "bundle"
+
+    def write() -> None:
+        _write_file(path, "second")
+        _write(bundle, "second")
+
+    with atomic_file(path) as temporary, atomic_directory(bundle) as folder:
+        temporary.write_text("first")
+        _fill(folder, "first")
+        thread = threading.Thread(target=write)
+        thread.start()
+        thread.join()
+        assert (path.read_text(), _content(bundle)) == ("second", "second")
+    assert (path.read_text(), _content(bundle)) == ("first", "first")
+    assert _names(tmp_path) == ["bundle", "labels.png"]
+
+
+def test_a_file_of_another_container_is_known_by_its_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whose process has the number that this one has here."""
+    path = tmp_path / "labels.png"
+    with atomic_file(path) as temporary:
+        temporary.write_text("first")
+        monkeypatch.setattr(atomic, "_OWN", set())
+        _write_file(path, "second")
+    assert path.read_text() == "first"
+
+
+def test_a_forked_child_leaves_what_its_parent_is_writing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(atomic, "exclusive", lambda path: nullcontext(False))
+    path = tmp_path / "labels.png"
+    with atomic_file(path) as temporary:
+        temporary.write_text("first")
+        with warnings.catch_warnings():
+            # Python 3.12 warns of locks that other threads may hold.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            child = os.fork()
+        if not child:
+            code = 1
+            try:
+                _write_file(path, "second")
+                code = 0
+            finally:
+                os._exit(code)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert path.read_text() == "second"
+    assert path.read_text() == "first"
 
 
 def test_a_folder_is_not_replaced_by_a_file(tmp_path: Path) -> None:

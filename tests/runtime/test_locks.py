@@ -1,6 +1,7 @@
 """A lock that processes wait for or are refused by."""
 
 import errno
+import fcntl
 import os
 import sys
 import threading
@@ -121,6 +122,23 @@ def test_who_waits_is_told_once_and_gets_it(tmp_path: Path) -> None:
         assert not got.is_set()
     thread.join(10)
     assert got.is_set()
+
+
+def test_a_file_is_locked_on_nfs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which locks no file that is open for reading alone (flock(2), "NFS details")."""
+    real = fcntl.flock
+
+    def flock(descriptor: int, operation: int) -> None:
+        if fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        real(descriptor, operation)
+
+    monkeypatch.setattr("escnet_runtime.locks.fcntl.flock", flock)
+    (tmp_path / "file").touch()
+    with exclusive(tmp_path / "file") as held:
+        assert held
+        with pytest.raises(BlockingIOError), exclusive(tmp_path / "file"):
+            pass
 
 
 def test_a_file_system_without_locks_is_said_and_another_error_is_not_hidden(
