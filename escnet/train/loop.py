@@ -20,6 +20,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from escnet_runtime.atomic import atomic_file
 from escnet_runtime.console import Advance, Console
 from escnet_runtime.errors import EscNetError, InputError
 
@@ -265,8 +266,9 @@ class _Run:
 
     def _note(self) -> None:
         if self.config is not None:
-            with self.folder.writing(self.folder.config):
-                self.folder.config.write_text(self.config, encoding="utf-8")
+            path = self.folder.config
+            with self.folder.writing(path), atomic_file(path) as temporary:
+                temporary.write_text(self.config, encoding="utf-8")
 
     def _open(self, resume: bool) -> None:
         self.folder.require_free(resume=resume)

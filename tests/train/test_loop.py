@@ -239,6 +239,19 @@ def test_a_full_disk_leaves_the_last_state(tmp_path: Path) -> None:
     assert_same(run, tmp_path / "whole")
 
 
+def test_a_full_disk_leaves_no_half_configuration(tmp_path: Path) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1500, before[1]))
+    try:
+        with pytest.raises(EscNetError, match=r"cannot write .*config\.toml"):
+            train(ToyTask(), settings(), tmp_path / "run", config="# long\n" * 1000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["run.lock"]
+    train(ToyTask(), settings(), tmp_path / "run", config="# short\n")
+    assert (tmp_path / "run" / "config.toml").read_text() == "# short\n"
+
+
 def test_a_loss_that_is_not_finite_is_an_error_and_is_not_saved(tmp_path: Path) -> None:
     class Diverges(ToyTask):
         @property
