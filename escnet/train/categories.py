@@ -6,6 +6,7 @@ right one ("red striped ring" beside "red dotted ring").
 """
 
 import re
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -60,12 +61,12 @@ class CategorySampler:
 
     def __init__(self, names: Sequence[str], sampling: CategorySampling) -> None:
         self.sampling, self.count = sampling, len(names)
-        words = [frozenset(re.findall(r"\w+", name.lower())) for name in names]
-        every = sorted(frozenset().union(*words))
-        place = {word: column for column, word in enumerate(every)}
-        self._words = np.zeros((len(names), len(every)), np.int64)
-        for row, some in enumerate(words):
-            self._words[row, [place[word] for word in some]] = 1
+        self._words = [frozenset(re.findall(r"\w+", name.lower())) for name in names]
+        having: dict[str, list[int]] = defaultdict(list)
+        for index, words in enumerate(self._words):
+            for word in words:
+                having[word].append(index)
+        self._having = {word: np.array(classes) for word, classes in having.items()}
 
     def draw(
         self, rng: np.random.Generator, present: NDArray[np.int64], index: int
@@ -87,12 +88,22 @@ class CategorySampler:
         absent = np.ones(self.count, bool)
         absent[kept] = False
         missing = wanted - len(kept)
-        shared = (self._words @ self._words[kept].T).max(1, initial=0)
+        shared = self._shared(kept)
         related = np.where(absent & (shared > 0), _CLOSER ** (shared - 1), 0.0)
         hard = _some(rng, related, round(sampling.hard * missing))
         absent[hard] = False
         easy = _some(rng, absent.astype(np.float64), missing - len(hard))
         return np.sort(np.concatenate([kept, hard, easy]))
+
+    def _shared(self, kept: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The most words that each class has in common with one of ``kept``, int64 [N]."""
+        most = np.zeros(self.count, np.int64)
+        for index in kept.tolist():
+            common = np.zeros(self.count, np.int64)
+            for word in self._words[index]:
+                common[self._having[word]] += 1  # a class has a word once
+            np.maximum(most, common, out=most)
+        return most
 
 
 def _some(rng: np.random.Generator, weight: NDArray[np.float64], count: int) -> NDArray[np.int64]:

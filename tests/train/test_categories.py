@@ -1,5 +1,6 @@
 """Which categories an image is trained with."""
 
+import tracemalloc
 from itertools import pairwise
 from typing import Any
 
@@ -58,6 +59,34 @@ def test_the_more_words_they_share_the_likelier_hard_ones_are() -> None:
     # Six names share two words with the first, twelve share one, eight none.
     assert counts[0] == 0
     assert 2 < counts[2] / counts[1] < 6
+
+
+def test_a_draw_is_what_it_ever_was() -> None:
+    """Another one would give resumed runs other weights."""
+    assert [draw([16, 5, 2], seed=seed, per_image=7) for seed in range(4)] == [
+        [0, 2, 3, 5, 9, 14, 16],
+        [1, 2, 5, 7, 14, 16, 17],
+        [1, 2, 3, 5, 10, 13, 16],
+        [0, 2, 3, 5, 11, 14, 16],
+    ]
+
+
+def test_a_name_without_a_word_shares_none() -> None:
+    sampler = CategorySampler(["?", "!", "red ball"], CategorySampling(per_image=2, hard=1.0))
+    assert len(sampler.draw(np.random.default_rng(0), np.array([0]), 0)) == 2
+
+
+@pytest.mark.parametrize("per_image", [None, 8])
+def test_many_names_need_little_memory(per_image: int | None) -> None:
+    names = [f"thing number-{index}" for index in range(20_000)]
+    tracemalloc.start()
+    try:
+        sampler = CategorySampler(names, CategorySampling(per_image=per_image))
+        sampler.draw(np.random.default_rng(0), np.array([3, 17]), 0)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 100e6  # every name against every word would be 3.2 GB
 
 
 def test_without_hard_ones_all_absent_ones_come() -> None:
