@@ -1,9 +1,12 @@
-"""Arithmetic that stays in float32 while the rest of a forward pass runs in mixed precision."""
+"""Arithmetic that is float32 whatever is around it: mixed precision, or TF32 on a GPU."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
-__all__ = ["product"]
+__all__ = ["product", "whole_float32"]
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:
@@ -19,3 +22,18 @@ def product(a: Tensor, b: Tensor) -> Tensor:
         return a @ b
     with torch.autocast(kind, enabled=False):
         return a @ b
+
+
+@contextmanager
+def whole_float32() -> Iterator[None]:
+    """Within, float32 means float32 on a GPU too, in all threads; also a decorator.
+
+    PyTorch gives convolutions the 10 bits of mantissa of TF32 unless it is told not to.
+    """
+    products, convolutions = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = products.allow_tf32, convolutions.allow_tf32
+    products.allow_tf32 = convolutions.allow_tf32 = False
+    try:
+        yield
+    finally:
+        products.allow_tf32, convolutions.allow_tf32 = before

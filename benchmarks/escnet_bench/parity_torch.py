@@ -96,7 +96,6 @@ class TorchReference:
 
         _require_same_form(weights, bundle.bundle.manifest)
         with ExitStack() as stack:
-            stack.enter_context(_whole_float32())
             segmenter = stack.enter_context(
                 model_segmenter(weights.loaded, weights.source, chunk=bundle.chunk, backend=backend)
             )
@@ -148,18 +147,6 @@ class _ComparingBackend(TorchBackend):
             for name, want in outputs.items():
                 error.add(self._bundle.to_host(got[name]), self.to_host(want))
         return outputs
-
-
-@contextmanager
-def _whole_float32() -> Iterator[None]:
-    """On a GPU, PyTorch shortens float32 in convolutions unless it is told not to."""
-    products, convolutions = torch.backends.cuda.matmul, torch.backends.cudnn
-    before = products.allow_tf32, convolutions.allow_tf32
-    products.allow_tf32 = convolutions.allow_tf32 = False
-    try:
-        yield
-    finally:
-        products.allow_tf32, convolutions.allow_tf32 = before
 
 
 def _require_same_form(weights: Weights, manifest: Manifest) -> None:

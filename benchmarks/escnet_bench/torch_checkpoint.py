@@ -14,6 +14,7 @@ import torch
 
 from escnet.config import EscNetConfig
 from escnet.model import EscNet
+from escnet.precision import whole_float32
 from escnet.tokenizer import write_tokenizer
 from escnet.weights import LoadedCheckpoint, load_checkpoint
 from escnet_export.reference import TorchBackend
@@ -73,14 +74,14 @@ def model_segmenter(
 ) -> Iterator[Segmenter]:
     """The same for a model that is in memory; ``source`` tells it apart from others.
 
-    ``backend`` makes what runs the graphs.
+    ``backend`` makes what runs the graphs. Within, float32 is whole: torch uses no TF32.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = loaded.model.eval().requires_grad_(False).to(device)
     with TemporaryDirectory(prefix="escnet-eval-") as name:
         bundle = Bundle(root=Path(name).resolve(), manifest=_manifest(loaded, source, Path(name)))
-        with Segmenter(bundle, backend(model), chunk=chunk, cache=None) as segmenter:
-            yield segmenter
+        with whole_float32(), Segmenter(bundle, backend(model), chunk=chunk, cache=None) as made:
+            yield made
 
 
 def checkpoint_reference(path: Path) -> FileRef:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from escnet.model import EscNet
+from escnet.precision import whole_float32
 from escnet.tokenizer import build_tokenizer
 from escnet_runtime.confusion import ConfusionCounter, Labels
 from escnet_runtime.dataset import LabelledImages
@@ -33,6 +34,7 @@ _TEXT_BATCH = 64
 
 
 @torch.no_grad()
+@whole_float32()
 def validate(
     model: EscNet,
     images: LabelledImages,
@@ -43,7 +45,7 @@ def validate(
     """Segment images for all classes of their data set and compare.
 
     Args:
-        model: in evaluation mode, in float32, on any device.
+        model: in evaluation mode, in float32 (whole: no TF32), on any device.
         images: with labels.
         predict: what scores the categories; the model's logits by default.
         progress: called after each image with its name.

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -229,6 +230,17 @@ def test_a_checkpoint_is_processed_with_the_constants_of_its_bundle(
         assert own.model.logits == manifest.model.logits
         assert segmenter.chunk == manifest.constants.chunk
     assert not folder.exists()
+
+
+def test_a_checkpoint_is_evaluated_in_whole_float32(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU torch gives convolutions fewer bits by default; and it stays so for others."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    with checkpoint_segmenter(checkpoint):
+        assert not torch.backends.cudnn.allow_tf32
+        assert not torch.backends.cuda.matmul.allow_tf32
+    assert torch.backends.cudnn.allow_tf32
 
 
 def test_the_chunk_does_not_change_the_figures(

@@ -5,7 +5,9 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
+from escnet import EscNet
 from escnet.train.validate import label_map, validate, vocabulary
 from escnet_runtime.dataset import Sample
 from escnet_runtime.errors import InputError
@@ -59,6 +61,21 @@ def test_many_names_need_two_bytes() -> None:
     model = small_model()
     words = vocabulary(model, tuple(f"thing {index}" for index in range(257)))
     assert label_map(model, noise(0, 8, 8), words).dtype == np.uint16
+
+
+def test_it_is_in_whole_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU torch gives convolutions fewer bits by default; training goes on with them."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    seen: list[bool] = []
+
+    def predict(model: EscNet, image: Tensor, text: Tensor) -> Tensor:
+        seen.append(torch.backends.cudnn.allow_tf32 or torch.backends.cuda.matmul.allow_tf32)
+        return model.forward(image, text)
+
+    images = _Images(NAMES, [np.zeros((8, 8), np.uint8)])
+    validate(small_model(), images, predict=predict)
+    assert seen == [False]
+    assert torch.backends.cudnn.allow_tf32
 
 
 def test_it_leaves_no_gradients() -> None:
