@@ -2,7 +2,8 @@
 
 What comes before and after the model is the runtime's own code, so the figures are those that
 ``escnet-eval CHECKPOINT DATASET --window none`` gives, up to pixels whose best two categories tie
-within float32's rounding: here all categories are one batch, there they come in chunks.
+within float32's rounding. Categories come in chunks, as there, so a model that trains with a few
+categories an image is validated with hundreds in little memory.
 """
 
 from collections.abc import Callable, Mapping
@@ -13,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from escnet.chunks import logits_in_chunks
 from escnet.model import EscNet
 from escnet.precision import whole_float32
 from escnet.tokenizer import build_tokenizer
@@ -39,7 +41,7 @@ def validate(
     model: EscNet,
     images: LabelledImages,
     *,
-    predict: Predict = EscNet.forward,
+    predict: Predict = logits_in_chunks,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Mapping[str, float]:
     """Segment images for all classes of their data set and compare.
@@ -91,7 +93,7 @@ def vocabulary(model: EscNet, names: tuple[str, ...]) -> Vocabulary:
 
 @torch.no_grad()
 def label_map(
-    model: EscNet, image: ImageArray, words: Vocabulary, *, predict: Predict = EscNet.forward
+    model: EscNet, image: ImageArray, words: Vocabulary, *, predict: Predict = logits_in_chunks
 ) -> Labels:
     """Indices into ``words.names`` of an image uint8 [H, W, 3], uint8 or uint16 [H, W]."""
     device = next(model.parameters()).device
