@@ -24,7 +24,8 @@ _EXTRA: Final = ("accelerate", "tensorboard")
 _EXAMPLES: Final = 2  # names of parameters to show for each group
 _EPILOG = """\
 The folder of a run holds last.safetensors and best.safetensors (checkpoints), state.pt (to resume
-from), config.toml, metrics.jsonl and tensorboard/. SIGTERM and Ctrl-C save first.
+from), config.toml, groups.tsv (which parameter learns at which rate; -v prints it), metrics.jsonl
+and tensorboard/. SIGTERM and Ctrl-C save first.
 
 Several GPUs: torchrun --nproc-per-node N -m escnet.train --config ...
 
@@ -76,6 +77,7 @@ def _train(arguments: argparse.Namespace, console: Console) -> tuple[int, Mappin
         raise InputError("where should the run be kept? give --output DIR, or output in the file")
     try:
         from .folder import RunFolder
+        from .listing import parameter_list
         from .loop import Stopped, train
         from .start import segmentation_task
     except ModuleNotFoundError as error:
@@ -91,7 +93,14 @@ def _train(arguments: argparse.Namespace, console: Console) -> tuple[int, Mappin
     task = segmentation_task(config)
     if not arguments.quiet:
         console.print(_groups(task.groups))
-    result: dict[str, Any] = {"output": output, "checkpoint": folder.last}
+        if arguments.verbose:
+            console.print(_aligned(parameter_list(task.module, task.groups)))
+        console.print(f"each parameter with its group and rate: {folder.groups}")
+    result: dict[str, Any] = {
+        "output": output,
+        "checkpoint": folder.last,
+        "groups": folder.groups,
+    }
     try:
         outcome = train(
             task,
@@ -145,6 +154,16 @@ def _groups(groups: Sequence[ParameterGroup]) -> Table:
             ", ".join(names[:_EXAMPLES]),
         )
     return table
+
+
+def _aligned(listed: str) -> str:
+    """Columns between tabs → columns of one width each."""
+    lines = [line.split("\t") for line in listed.splitlines()]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in lines
+    )
 
 
 def _summary(result: Mapping[str, Any]) -> str:

@@ -6,6 +6,7 @@
     best.safetensors    those with the best score in validation
     state.pt            to resume from: tensors and numbers, read without unpickling programs
     config.toml         of escnet-train: the whole configuration, defaults included
+    groups.tsv          every parameter: its group, rate, weight decay and shape
     metrics.jsonl       a line for every `log_every` steps and every validation
     tensorboard/        the same as curves
     run.lock            held while a process trains here; the file stays, the lock does not
@@ -63,7 +64,7 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.state, self.last, self.best = (path / name for name in ("state.pt", LAST, BEST))
-        self.config = path / "config.toml"
+        self.config, self.groups = path / "config.toml", path / "groups.tsv"
         self.metrics, self.curves = path / "metrics.jsonl", path / "tensorboard"
 
     def require_free(self, *, resume: bool) -> None:
@@ -128,6 +129,11 @@ class RunFolder:
                 f"cannot write {path}: {error}. What was saved before is unharmed: make room, then "
                 "resume the run"
             ) from error
+
+    def write_text(self, path: Path, text: str) -> None:
+        """Write a file of this folder, whole or not at all; raises as :meth:`save` does."""
+        with self.writing(path), atomic_file(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
 
     def load(self, task: str) -> tuple[Progress, dict[str, Any]]:
         """The state that :meth:`save` wrote, tensors on the CPU.

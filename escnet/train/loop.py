@@ -20,12 +20,12 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from escnet_runtime.atomic import atomic_file
 from escnet_runtime.console import Advance, Console
 from escnet_runtime.errors import EscNetError, InputError
 
 from .batches import batches_of
 from .folder import BEST, LAST, Progress, RunFolder
+from .listing import parameter_list
 from .metrics import MetricsLog
 from .optimiser import optimiser_of, ordered
 from .processes import Forward, accelerator_of, largest, mean_of, on_main
@@ -265,16 +265,20 @@ class _Run:
         self.folder.save(self.task.name, self.progress, tensors)
 
     def _note(self) -> None:
-        if self.config is not None:
-            path = self.folder.config
-            with self.folder.writing(path), atomic_file(path) as temporary:
-                temporary.write_text(self.config, encoding="utf-8")
+        """What is trained, and how: written by a run that starts anew, or where it is not there."""
+        anew, folder = not self.folder.state.is_file(), self.folder
+        if anew or not folder.groups.is_file():
+            folder.write_text(folder.groups, parameter_list(self.task.module, self.task.groups))
+        if anew and self.config is not None:
+            folder.write_text(folder.config, self.config)
 
     def _open(self, resume: bool) -> None:
         self.folder.require_free(resume=resume)
-        if not self.folder.state.is_file():
-            on_main(self.accelerator, self._note)
-            return
+        if self.folder.state.is_file():
+            self._restore()
+        on_main(self.accelerator, self._note)
+
+    def _restore(self) -> None:
         progress, tensors = self.folder.load(self.task.name)
         if progress.step > self.settings.steps:
             raise InputError(

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from escnet.train.config import read_config
 from escnet.weights import load_checkpoint
 from escnet_bench.eval_command import main as eval_main
 from tests.bench.folders import made_dataset
-from tests.train.small import small_checkpoint
+from tests.train.small import small_checkpoint, small_model
 from tests.train.toys import metrics
 
 CONFIG = """
@@ -71,6 +72,7 @@ def test_it_trains_on_a_folder(
     assert code == 0
     assert result["output"] == str(run)
     assert result["checkpoint"] == str(run / "last.safetensors")
+    assert result["groups"] == str(run / "groups.tsv")
     assert result["best"] == str(run / "best.safetensors")
     assert result["steps"] == 4
     assert result["best_step"] in {2, 4}
@@ -109,7 +111,54 @@ def test_groups_are_printed_before_it_starts(
     assert "everything else" in printed
     assert "0.0001" in printed
     assert "in_proj_weight" in printed
+    assert str(tmp_path / "run" / "groups.tsv") in printed
     assert "mIoU" in printed.splitlines()[-1]
+
+
+def test_every_parameter_is_kept_with_its_group_and_rate(
+    place: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = (trained / "groups.tsv").read_text(encoding="utf-8")
+    heading, *lines = [line.split("\t") for line in text.splitlines()]
+    assert heading == ["group", "optimiser", "rate", "weight decay", "shape", "parameter"]
+    model = small_model()
+    named = {name: list(one.shape) for name, one in model.named_parameters()}
+    assert {line[5]: [int(side) for side in line[4].split("×")] for line in lines} == {
+        name: shape or [1] for name, shape in named.items()
+    }
+    assert len(lines) == len(named)
+    of = {line[5]: line[:4] for line in lines}
+    attention = next(name for name in named if name.endswith("in_proj_weight"))
+    assert of[attention] == ["attention of CLIP, matrices", "AdamW", "0.0001", "0.0001"]
+    assert of["block_projection.weight"] == [
+        "everything else, matrices",
+        "AdamW",
+        "0.001",
+        "0.0001",
+    ]
+    assert of["block_projection.bias"][3] == "0"
+    frozen = {name for name, line in of.items() if line[0] == "frozen"}
+    assert "clip.token_embedding.weight" in frozen
+    # The weights that the run has changed are those of its groups.
+    before, after = (
+        load_file(path) for path in (place / "small.safetensors", trained / "last.safetensors")
+    )
+    assert {name for name in named if not torch.equal(before[name], after[name])} <= (
+        named.keys() - frozen
+    )
+    words = ["--config", str(place / "config.toml"), "--output", str(tmp_path / "run"), "-v"]
+    assert main([*words, "--set", "training.steps=1"]) == 0
+    printed = [re.split(" {2,}", line) for line in capsys.readouterr().out.splitlines()]
+    assert all(line in printed for line in [heading, *lines])
+    assert (tmp_path / "run" / "groups.tsv").read_text(encoding="utf-8") == text
+
+
+def test_a_run_from_before_gets_its_list_when_it_resumes(place: Path, trained: Path) -> None:
+    text = (trained / "groups.tsv").read_text(encoding="utf-8")
+    (trained / "groups.tsv").unlink()
+    words = ["--config", str(place / "config.toml"), "--output", str(trained), "--resume", "-q"]
+    assert main(words) == 0
+    assert (trained / "groups.tsv").read_text(encoding="utf-8") == text
 
 
 def test_the_run_keeps_the_whole_configuration(place: Path, trained: Path) -> None:

@@ -59,6 +59,18 @@ def test_it_trains_saves_and_reports(tmp_path: Path) -> None:
     assert list((tmp_path / "run" / "tensorboard").iterdir())
 
 
+def test_what_is_trained_at_which_rate_is_listed(tmp_path: Path) -> None:
+    train(ToyTask(), settings(), tmp_path / "run")
+    assert (tmp_path / "run" / "groups.tsv").read_text(encoding="utf-8").splitlines() == [
+        "group\toptimiser\trate\tweight decay\tshape\tparameter",
+        "first\tAdamW\t0.001\t0.1\t8×4\tfirst.weight",
+        "first\tAdamW\t0.001\t0.1\t8\tfirst.bias",
+        "second\tAdamW\t0.01\t0\t1×8\tsecond.weight",
+        "second\tAdamW\t0.01\t0\t1\tsecond.bias",
+        "frozen\t-\t0\t0\t3\tfrozen",
+    ]
+
+
 def test_rates_rise_and_fall_in_each_group(tmp_path: Path) -> None:
     train(ToyTask(), settings(warmup=4, floor=0.1), tmp_path / "run")
     rates = [line["rate"] for line in metrics(tmp_path / "run") if "rate" in line]
@@ -247,7 +259,8 @@ def test_a_full_disk_leaves_no_half_configuration(tmp_path: Path) -> None:
             train(ToyTask(), settings(), tmp_path / "run", config="# long\n" * 1000)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert [path.name for path in (tmp_path / "run").iterdir()] == ["run.lock"]
+    left = sorted(path.name for path in (tmp_path / "run").iterdir())
+    assert left == ["groups.tsv", "run.lock"]
     train(ToyTask(), settings(), tmp_path / "run", config="# short\n")
     assert (tmp_path / "run" / "config.toml").read_text() == "# short\n"
 
