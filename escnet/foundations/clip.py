@@ -24,13 +24,13 @@ from torch import Tensor, nn
 from escnet.build import build_model
 from escnet.clip import dense_features, encode_text, unit_norm
 from escnet.config import EscNetConfig
-from escnet.model import EscNet
 from escnet.precision import product
 from escnet.tokenizer import build_tokenizer
 from escnet.train.data import IGNORED
 from escnet.train.loss import cell_shares
 from escnet.train.segmentation import normalised
 from escnet.train.task import ParameterGroup, Samples
+from escnet.train.validate import Validation, unchecked
 from escnet_runtime.atomic import atomic_file
 from escnet_runtime.console import Console
 from escnet_runtime.tokenizer import Tokenizer
@@ -108,7 +108,7 @@ class ClipTask:
         rates: ClipRates,
         seed: int,
         processes: int,
-        validation: Callable[[EscNet], Mapping[str, float]],
+        validation: Validation,
         console: Console,
     ) -> None:
         self.config, self._clip, self._rates = config, clip, rates
@@ -147,11 +147,11 @@ class ClipTask:
         """
         return self._collate
 
-    def validate(self) -> Mapping[str, float]:
+    def validate(self, check: Callable[[], None] = unchecked, /) -> Mapping[str, float]:
         """Of the plain correlation on held-out scenes: argmax of the cosines, up-sampled."""
         model = build_model(self.config)
         model.clip.load_state_dict(self._clip.state_dict())
-        return self._validation(model.to(next(self._clip.parameters()).device))
+        return self._validation(model.to(next(self._clip.parameters()).device), check)
 
     def save(self, path: Path, *, step: int) -> None:
         """See :func:`save_clip`."""

@@ -203,13 +203,13 @@ def _write(folder: Path, config: EscNetConfig, recipe: Recipe, last: Path) -> Pa
     return folder / CHECKPOINT
 
 
-def _validate(model: EscNet) -> Mapping[str, float]:
-    return validate(model, _validation_images(model, _VALIDATION_SCENES))
+def _validate(model: EscNet, check: Callable[[], None]) -> Mapping[str, float]:
+    return validate(model, _validation_images(model, _VALIDATION_SCENES), check=check)
 
 
-def _validate_correlation(model: EscNet) -> Mapping[str, float]:
+def _validate_correlation(model: EscNet, check: Callable[[], None]) -> Mapping[str, float]:
     images = _validation_images(model, _CORRELATION_SCENES)
-    return validate(model, images, predict=correlation)
+    return validate(model, images, predict=correlation, check=check)
 
 
 def _validation_images(model: EscNet, count: int) -> ShapesImages:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from escnet.config import EscNetConfig
 from escnet.train.groups import by_dimension
 from escnet.train.task import ParameterGroup
+from escnet.train.validate import unchecked
 from escnet_runtime.atomic import atomic_file
 from escnet_runtime.world import prompt_sample
 
@@ -127,7 +128,7 @@ class SamTask:
         """Images keep their own numbers of masks: a list."""
         return list
 
-    def validate(self) -> Mapping[str, float]:
+    def validate(self, check: Callable[[], None] = unchecked, /) -> Mapping[str, float]:
         """Mean IoU over the masks of scenes never trained on, by kind of prompt.
 
         ``iou`` is the mean of the two that an ESC block combines: five points, and a coarse mask.
@@ -135,6 +136,7 @@ class SamTask:
         device = self._sam.pixel_mean.device
         found: dict[str, list[float]] = {"point": [], "points": [], "mask": []}
         for number in range(_VALIDATION_SCENES):
+            check()
             for kind, values in found.items():
                 sample = _prompted(_FIRST_VALIDATION + number, self._size, kind).to(device)
                 logits, quality = _ask(self._sam, _encoded(self._sam, [sample])[0], sample)

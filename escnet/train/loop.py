@@ -30,7 +30,7 @@ from .metrics import MetricsLog
 from .optimiser import optimiser_of, ordered
 from .processes import Forward, accelerator_of, largest, mean_of, on_main
 from .settings import LoopSettings
-from .stop import Stopped, stop_requests
+from .stop import Stopped, StopRequest, stop_requests
 from .task import Task
 
 __all__ = ["BEST", "LAST", "Outcome", "Stopped", "train"]
@@ -84,6 +84,10 @@ def train(
         return run.run(resume)
 
 
+class _CutOffError(Exception):
+    """Ends a validation when the run is asked to stop."""
+
+
 class _Run:
     def __init__(
         self,
@@ -98,6 +102,8 @@ class _Run:
         self.accelerator, self.config, self.console = accelerator, config, console
         self.main = bool(accelerator.is_main_process)
         self.progress, self.skipped = Progress(), 0
+        self.asked = 0  # to stop: the signal's number, in all processes alike
+        self.cut = False
         self._freeze()
         self.groups = ordered(task.groups)
         self.module, self.optimizer = accelerator.prepare(
@@ -115,17 +121,18 @@ class _Run:
             stop_requests() as request,
         ):
             advance(count=progress.step)
-            self._validate_if_due(metrics)  # a run may be killed between saving and validating
+            # A run may be killed between saving and validating, or stopped while it validates.
+            self._validate_if_due(metrics, request)
             batches = self._batches()
             while progress.step < steps:
                 self._step(batches, metrics, advance)
-                number = largest(self.accelerator, request.number)
+                self.asked = largest(self.accelerator, request.number)
                 due = self._due(self.settings.save_every) or self._due(self.settings.evaluate_every)
-                if number or due:
+                if self.asked or due:
                     self._save(metrics)
-                if number and progress.step < steps:
-                    raise self._stopped(number)
-                self._validate_if_due(metrics)
+                if self.asked and progress.step < steps:
+                    raise self._stopped()
+                self._validate_if_due(metrics, request)
         return Outcome(
             figures=progress.figures,
             best=progress.best,
@@ -143,12 +150,12 @@ class _Run:
         step = self.progress.step
         return step == self.settings.steps or (every > 0 and step % every == 0)
 
-    def _stopped(self, number: int) -> Stopped:
+    def _stopped(self, where: str = "") -> Stopped:
         step = self.progress.step
         return Stopped(
-            f"stopped after step {step} of {self.settings.steps}; the state is saved in "
+            f"stopped after step {step} of {self.settings.steps}{where}; the state is saved in "
             f"{self.folder.path}: resume it with --resume",
-            number=number,
+            number=self.asked,
             step=step,
         )
 
@@ -223,21 +230,38 @@ class _Run:
                 "or lower the learning rate"
             )
 
-    def _validate_if_due(self, metrics: MetricsLog) -> None:
+    def _validate_if_due(self, metrics: MetricsLog, request: StopRequest) -> None:
+        """The state of this step is on the disk, so a validation that is cut off loses nothing."""
         progress = self.progress
         if not progress.step or progress.evaluated == progress.step:
             return
-        if self._due(self.settings.evaluate_every):
-            on_main(self.accelerator, lambda: self._validate(metrics))
-            progress.evaluated = progress.step
-            self._save(metrics)
+        if not self._due(self.settings.evaluate_every):
+            return
+        on_main(self.accelerator, lambda: self._validate(metrics, request))
+        self.asked = largest(self.accelerator, self.asked or request.number)
+        if largest(self.accelerator, int(self.cut)):
+            raise self._stopped(", before its validation was finished")
+        progress.evaluated = progress.step
+        self._save(metrics)
+        # Asked to stop after all is done, the last step's validation too, the run is finished.
+        if self.asked and progress.step < self.settings.steps:
+            raise self._stopped()
 
-    def _validate(self, metrics: MetricsLog) -> None:
+    def _validate(self, metrics: MetricsLog, request: StopRequest) -> None:
+        def check() -> None:
+            if self.asked or request.number:
+                raise _CutOffError
+
         progress, score = self.progress, self.task.score
         self.task.module.eval()
-        with torch.no_grad():
-            progress.figures = dict(self.task.validate())
-        self.task.module.train()
+        try:
+            with torch.no_grad():
+                progress.figures = dict(self.task.validate(check))
+        except _CutOffError:
+            self.cut = True
+            return
+        finally:
+            self.task.module.train()
         if progress.figures:
             metrics.write(progress.step, progress.seconds, progress.figures)
         if score is None:

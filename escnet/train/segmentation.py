@@ -31,6 +31,7 @@ from .data import IGNORED, TrainingSample
 from .groups import parameter_groups
 from .loss import LossWeights, cell_shares, correlation_loss
 from .task import ParameterGroup, Samples
+from .validate import Validation, unchecked
 
 __all__ = [
     "Rates",
@@ -78,7 +79,7 @@ class SegmentationTask:
         seed: int = 0,
         checkpoint_activations: bool = False,
         loss: LossWeights | None = None,
-        validation: Callable[[EscNet], Mapping[str, float]] | None = None,
+        validation: Validation | None = None,
         weights: str,
     ) -> None:
         self.model = model
@@ -98,9 +99,9 @@ class SegmentationTask:
         self.score = None if validation is None else "miou"
         self._validation, self._weights = validation, weights
 
-    def validate(self) -> Mapping[str, float]:
+    def validate(self, check: Callable[[], None] = unchecked, /) -> Mapping[str, float]:
         """The figures of ``validation``."""
-        return {} if self._validation is None else self._validation(self.model)
+        return {} if self._validation is None else self._validation(self.model, check)
 
     def save(self, path: Path, *, step: int) -> None:
         """A checkpoint of the model."""

@@ -1,6 +1,5 @@
 """From a configuration to a task: the data, the model with its first weights, the validation."""
 
-import functools
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -19,9 +18,9 @@ from escnet.weights import (
 from escnet_runtime.labelled import dataset_name
 
 from .config import ModelSection, TrainConfig
-from .data import TrainingSamples, open_source
+from .data import LabelledSource, TrainingSamples, open_source
 from .segmentation import Rates, SegmentationTask
-from .validate import validate
+from .validate import Validation, validate
 
 __all__ = ["segmentation_task"]
 
@@ -40,10 +39,9 @@ def segmentation_task(config: TrainConfig) -> SegmentationTask:
     sizes = preset(config.model.preset or "") if start is None else start.model.config
     size = sizes.clip.image_size
     images = open_source(data.train, size=size, limit=data.limit)
-    validation: Callable[[EscNet], Mapping[str, float]] | None = None
+    validation: Validation | None = None
     if data.validation is not None:
-        held_out = open_source(data.validation, limit=data.validation_limit)
-        validation = functools.partial(validate, images=held_out)
+        validation = _validation(open_source(data.validation, limit=data.validation_limit))
     # After the data: a mistake there should not wait for gigabytes of weights.
     start = start or _of_preset(config.model)
     return SegmentationTask(
@@ -62,6 +60,13 @@ def segmentation_task(config: TrainConfig) -> SegmentationTask:
         validation=validation,
         weights=f"{start.weights}, then trained on {dataset_name(data.train)}",
     )
+
+
+def _validation(images: LabelledSource) -> Validation:
+    def measure(model: EscNet, check: Callable[[], None]) -> Mapping[str, float]:
+        return validate(model, images, check=check)
+
+    return measure
 
 
 def _of_preset(section: ModelSection) -> LoadedCheckpoint:

@@ -1,4 +1,5 @@
-"""Being asked to stop: SIGTERM and Ctrl-C set a number, the loop reads it between two steps."""
+"""Being asked to stop: SIGTERM and Ctrl-C set a number, the loop reads it between two steps
+and between two images of a validation."""
 
 import contextlib
 import logging

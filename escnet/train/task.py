@@ -66,8 +66,12 @@ class Task(Protocol):
     def score(self) -> str | None:
         """The figure of :meth:`validate` that is better the larger it is; None: there is none."""
 
-    def validate(self) -> Mapping[str, float]:
-        """Figures of the module as it is; asked of one process, outside of autograd."""
+    def validate(self, check: Callable[[], None], /) -> Mapping[str, float]:
+        """Figures of the module as it is; asked of one process, outside of autograd.
+
+        ``check`` is called before each image, or piece of work of about that size. It raises where
+        the run was asked to stop; let that pass.
+        """
 
     def save(self, path: Path, *, step: int) -> None:
         """Write the module for use, as safetensors."""

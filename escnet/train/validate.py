@@ -27,12 +27,26 @@ from escnet_runtime.preprocess import Preprocessing, preprocess
 from escnet_runtime.tokenizer import Tokenizer
 from escnet_runtime.vocabulary import Vocabulary, assemble, plan_texts
 
-__all__ = ["Predict", "correlation", "label_map", "validate", "vocabulary"]
+__all__ = [
+    "Predict",
+    "Validation",
+    "correlation",
+    "label_map",
+    "unchecked",
+    "validate",
+    "vocabulary",
+]
 
 #: Model, normalised image [1, 3, S, S] and text [N, D] → scores of the categories [N, h, w].
 Predict: TypeAlias = Callable[[EscNet, Tensor, Tensor], Tensor]
+#: Model, and what to call before each image (see :meth:`.task.Task.validate`) → figures.
+Validation: TypeAlias = Callable[[EscNet, Callable[[], None]], Mapping[str, float]]
 
 _TEXT_BATCH = 64
+
+
+def unchecked() -> None:
+    """For a validation that nobody asks to stop."""
 
 
 @torch.no_grad()
@@ -42,6 +56,7 @@ def validate(
     images: LabelledImages,
     *,
     predict: Predict = logits_in_chunks,
+    check: Callable[[], None] = unchecked,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Mapping[str, float]:
     """Segment images for all classes of their data set and compare.
@@ -50,6 +65,7 @@ def validate(
         model: in evaluation mode, in float32 (whole: no TF32), on any device.
         images: with labels.
         predict: what scores the categories; the model's logits by default.
+        check: called before each image; what it raises ends the validation.
         progress: called after each image with its name.
 
     Returns:
@@ -62,6 +78,7 @@ def validate(
     words = vocabulary(model, images.names)
     counter = ConfusionCounter(len(images.names))
     for sample in images:
+        check()
         counter.add(label_map(model, sample.image, words, predict=predict), sample.labels)
         progress(sample.name)
     scores = counter.scores()

@@ -34,7 +34,7 @@ def task() -> ClipTask:
         rates=ClipRates(matrices=1e-2, rest=1e-3),
         seed=0,
         processes=1,
-        validation=lambda model: {"miou": model.clip.state_dict()["logit_scale"].item()},
+        validation=lambda model, check: {"miou": model.clip.state_dict()["logit_scale"].item()},
         console=Console(quiet=True),
     )
 

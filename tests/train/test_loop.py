@@ -3,8 +3,9 @@
 import itertools
 import math
 import resource
+import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -139,10 +140,10 @@ def test_resuming_a_finished_run_gives_its_outcome_again(tmp_path: Path) -> None
 
 def test_a_run_killed_while_validating_validates_again(tmp_path: Path) -> None:
     class Dies(ToyTask):
-        def validate(self) -> Any:
+        def validate(self, check: Callable[[], None], /) -> Any:
             if self.validations == 1:
                 raise Interrupted
-            return super().validate()
+            return super().validate(check)
 
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     options = settings(evaluate_every=3, save_every=100)
@@ -153,6 +154,31 @@ def test_a_run_killed_while_validating_validates_again(tmp_path: Path) -> None:
     assert [line for line in metrics(parts) if "quality" in line and line["step"] == 6]
     assert len(metrics(parts)) == len(metrics(whole))
     assert_same(whole, parts)
+
+
+def test_asked_to_stop_when_all_is_done_it_is_finished(tmp_path: Path) -> None:
+    """In the last step, with nothing to validate; or in the last piece of the validation."""
+
+    class Unvalidated(ToyTask):
+        def validate(self, check: Callable[[], None], /) -> Mapping[str, float]:
+            return {}
+
+    class ValidatedLate(ToyTask):
+        def validate(self, check: Callable[[], None], /) -> Mapping[str, float]:
+            figures = super().validate(check)
+            signal.raise_signal(signal.SIGTERM)
+            return figures
+
+    def hook(index: int) -> None:
+        if index == 46:
+            signal.raise_signal(signal.SIGTERM)
+
+    train(Unvalidated(hook=hook, score=None), settings(), tmp_path / "a")
+    outcome = train(ValidatedLate(), settings(), tmp_path / "b")
+    assert outcome.best_step == 12
+    for name in ("a", "b"):
+        state = torch.load(tmp_path / name / "state.pt", weights_only=True)
+        assert (state["progress"]["step"], state["progress"]["evaluated"]) == (12, 12)
 
 
 def test_half_a_line_of_metrics_is_cut_off(tmp_path: Path) -> None:

@@ -43,6 +43,37 @@ def test_a_signal_saves_first(tmp_path: Path, whole: Path, name: str, code: int)
     assert_same(run, whole)
 
 
+@pytest.mark.parametrize(
+    ("when", "step", "measured"), [("validation-2", 10, [5]), ("validation-3", 12, [5, 10])]
+)
+def test_a_signal_ends_a_validation(
+    tmp_path: Path, whole: Path, when: str, step: int, measured: list[int]
+) -> None:
+    """Which is made anew by the run that resumes; that of the last step too."""
+    run, often = tmp_path / "run", settings(evaluate_every=5)
+    assert exit_code(start_toy(run, f"SIGTERM@{when}", evaluate_every=5)) == 143, printed(run)
+    expected = f"stopped after step {step} of 12, before its validation was finished"
+    assert expected in printed(run)
+    progress = torch.load(run / "state.pt", weights_only=True)["progress"]
+    assert (progress["step"], progress["evaluated"]) == (step, measured[-1])
+    assert [line["step"] for line in metrics(run) if "quality" in line] == measured
+    outcome = train(ToyTask(), often, run, resume=True)
+    assert_same(run, whole)
+    found = [line for line in metrics(run) if "quality" in line]
+    assert [line["step"] for line in found] == [5, 10, 12]
+    uninterrupted = train(ToyTask(), often, tmp_path / "uninterrupted")
+    assert (outcome.best, outcome.best_step) == (uninterrupted.best, uninterrupted.best_step)
+    assert outcome.figures == uninterrupted.figures
+
+
+def test_a_signal_in_the_last_step_leaves_the_validation_to_who_resumes(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert exit_code(start_toy(run, "SIGTERM@46")) == 143, printed(run)
+    assert "stopped after step 12 of 12, before its validation was finished" in printed(run)
+    assert not [line for line in metrics(run) if "quality" in line]
+    assert train(ToyTask(), settings(), run, resume=True).best_step == 12
+
+
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
 def test_workers_leave_signals_to_the_process_that_trains(tmp_path: Path, name: str) -> None:
     """A terminal sends Ctrl-C to every process of the group; here the worker alone gets one."""
@@ -129,6 +160,20 @@ def test_two_processes_stop_together_and_resume(tmp_path: Path) -> None:
     resumed = start_toys(parts, 2, [["resume"], ["resume"]], batch=2)
     assert [exit_code(one) for one in resumed] == [0, 0], printed(parts)
     assert_same(whole, parts)
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_two_processes_stop_together_in_a_validation(tmp_path: Path, which: int) -> None:
+    """The signal comes to the one that validates, or to the other in the step before."""
+    run = tmp_path / "run"
+    options = [["SIGTERM@validation-1"], []] if which == 0 else [[], ["SIGTERM@46"]]
+    stopped = start_toys(run, 2, options, batch=2)
+    assert [exit_code(one) for one in stopped] == [143, 143], printed(run)
+    assert not [line for line in metrics(run) if "quality" in line]
+    resumed = start_toys(run, 2, [["resume"], ["resume"]], batch=2)
+    assert [exit_code(one) for one in resumed] == [0, 0], printed(run)
+    assert metrics(run)[-1]["step"] == 12
+    assert "quality" in metrics(run)[-1]
 
 
 def test_two_processes_share_a_refusal(tmp_path: Path) -> None:

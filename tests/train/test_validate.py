@@ -78,6 +78,22 @@ def test_it_is_in_whole_float32(monkeypatch: pytest.MonkeyPatch) -> None:
     assert torch.backends.cudnn.allow_tf32
 
 
+def test_it_can_be_ended_before_each_image() -> None:
+    class Asked(Exception):
+        pass
+
+    seen: list[str] = []
+
+    def check() -> None:
+        if len(seen) == 2:
+            raise Asked
+
+    images = _Images(NAMES, [np.zeros((8, 8), np.uint8)] * 4)
+    with pytest.raises(Asked):
+        validate(small_model(), images, check=check, progress=seen.append)
+    assert seen == ["noise0", "noise1"]
+
+
 def test_it_leaves_no_gradients() -> None:
     model = small_model()
     with torch.enable_grad():

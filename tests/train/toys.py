@@ -64,11 +64,16 @@ class ToyTask:
     name = "toy"
 
     def __init__(
-        self, *, hook: Callable[[int], None] | None = None, score: str | None = "quality"
+        self,
+        *,
+        hook: Callable[[int], None] | None = None,
+        validation_hook: Callable[[int], None] | None = None,
+        score: str | None = "quality",
     ) -> None:
         self.module: nn.Module = _Regression()
         self.samples = _Points(hook)
         self.score = score
+        self.validation_hook = validation_hook
         self.validations = 0
 
     @property
@@ -85,10 +90,15 @@ class ToyTask:
     def collate(self) -> Callable[[list[Any]], dict[str, Tensor]]:
         return _collated
 
-    def validate(self) -> Mapping[str, float]:
+    def validate(self, check: Callable[[], None], /) -> Mapping[str, float]:
+        """Of two pieces; between them the hook is told the number of the validation, from 1."""
+        check()
         assert not self.module.training
         assert not torch.is_grad_enabled()
         self.validations += 1
+        if self.validation_hook:
+            self.validation_hook(self.validations)
+        check()
         points = [_Points(None)[10_000 + index] for index in range(16)]
         losses = self.module(_collated(points))
         return {"quality": -float(losses["loss"])}
@@ -139,7 +149,7 @@ def start_toy(folder: Path, *options: str, rank: int = 0, **changes: Any) -> Bas
         options: "resume"; "SIGNAL@SAMPLE", such as "SIGKILL@20", sends a signal to the process that
             reads that sample, itself or a worker; "SIGKILL@worker-SAMPLE" kills it when a worker
             reads that sample and a state is saved; "SIGKILL@save-N" half-way into writing the N-th
-            state.
+            state; "SIGNAL@validation-N" sends it a signal in the middle of the N-th validation.
         rank: for the output.
         changes: of :func:`settings`.
     """
@@ -201,16 +211,19 @@ def _child(folder: Path, options: Sequence[str], rank: int, changes: Mapping[str
     os.environ["OMP_NUM_THREADS"] = "1"
     folder.parent.mkdir(parents=True, exist_ok=True)
     sys.stdout = sys.stderr = _output(folder, rank).open("w", buffering=1, encoding="utf-8")
-    hook = None
+    hook = validation_hook = None
     for option in options:
         kind, _, when = option.partition("@")
         if when.startswith("save-"):
             _kill_while_saving(int(when.removeprefix("save-")))
         elif when.startswith("worker-"):
             hook = _kill_parent_at(int(when.removeprefix("worker-")), folder / "state.pt")
+        elif when.startswith("validation-"):
+            number = int(when.removeprefix("validation-"))
+            validation_hook = _signal_at(getattr(signal, kind), number)
         elif when:
             hook = _signal_at(getattr(signal, kind), int(when))
-    task = ToyTask(hook=hook)
+    task = ToyTask(hook=hook, validation_hook=validation_hook)
     try:
         train(task, settings(**changes), folder, resume="resume" in options)
     except Stopped as stop:
