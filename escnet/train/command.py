@@ -79,7 +79,7 @@ def _train(arguments: argparse.Namespace, console: Console) -> tuple[int, Mappin
         from .folder import RunFolder
         from .listing import parameter_list
         from .loop import Stopped, train
-        from .start import segmentation_task
+        from .start import prepared
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] not in _EXTRA:
             raise
@@ -90,7 +90,8 @@ def _train(arguments: argparse.Namespace, console: Console) -> tuple[int, Mappin
     folder.require_free(resume=arguments.resume)
     if folder.state.is_file() and folder.config.is_file():
         _require_same(read_config(folder.config), config, folder.config)
-    task = segmentation_task(config)
+    start = prepared(config)
+    task = start.task
     if not arguments.quiet:
         console.print(_groups(task.groups))
         if arguments.verbose:
@@ -108,6 +109,7 @@ def _train(arguments: argparse.Namespace, console: Console) -> tuple[int, Mappin
             output,
             resume=arguments.resume,
             config=to_toml(config),
+            data=start.data,
             console=console,
         )
     except Stopped as stop:

@@ -1,6 +1,6 @@
 """What segmentation is trained on: an image of the model's size and its labels, by number."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
@@ -16,7 +16,14 @@ from escnet_runtime.world import dataset
 from .augment import IGNORED, NO_AUGMENTATION, Augmentation, augmented
 from .order import Shuffled
 
-__all__ = ["IGNORED", "LabelledSource", "TrainingSample", "TrainingSamples", "open_source"]
+__all__ = [
+    "IGNORED",
+    "LabelledSource",
+    "TrainingSample",
+    "TrainingSamples",
+    "file_pairs",
+    "open_source",
+]
 
 #: Keeps the augmentation's random numbers apart from others of the same seed and index.
 _STREAM: Final = 1
@@ -55,6 +62,17 @@ def open_source(name: str, *, size: int = 128, limit: int | None = None) -> Labe
     else:
         source = Dataset.open(Path(name))
     return source if limit is None or limit >= len(source) else _First(source, limit)
+
+
+def file_pairs(source: LabelledSource) -> Sequence[tuple[Path, Path]] | None:
+    """The files (image, labels) of a folder's images, in their order; None where they are drawn."""
+    match source:
+        case Dataset():
+            return source.pairs
+        case _First():
+            pairs = file_pairs(source.source)
+            return None if pairs is None else pairs[: source.count]
+    return None
 
 
 class TrainingSamples:

@@ -8,7 +8,6 @@ What a run's folder holds is told in :mod:`escnet.train.folder`.
 """
 
 import contextlib
-import logging
 import math
 import time
 from collections.abc import Iterator, Mapping
@@ -21,21 +20,22 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from escnet_runtime.console import Advance, Console
-from escnet_runtime.errors import EscNetError, InputError
+from escnet_runtime.errors import EscNetError
 
 from .batches import batches_of
+from .fingerprint import DataFingerprint
 from .folder import BEST, LAST, Progress, RunFolder
 from .listing import parameter_list
 from .metrics import MetricsLog
 from .optimiser import optimiser_of, ordered
 from .processes import Forward, accelerator_of, largest, mean_of, on_main
 from .settings import LoopSettings
+from .state import RunState
 from .stop import Stopped, StopRequest, stop_requests
 from .task import Task
 
 __all__ = ["BEST", "LAST", "Outcome", "Stopped", "train"]
 
-_LOG = logging.getLogger(__name__)
 #: fp16 steps in a row whose gradients overflow before it is called an error. The scaler halves its
 #: scale each time, from 2**16 at first, so it is far below 1 by then.
 _MOST_SKIPPED: Final = 50
@@ -58,6 +58,7 @@ def train(
     *,
     resume: bool = False,
     config: str | None = None,
+    data: Mapping[str, DataFingerprint] | None = None,
     console: Console | None = None,
 ) -> Outcome:
     """Train, validate and save.
@@ -68,18 +69,20 @@ def train(
         folder: of this run; made if it is missing.
         resume: go on from the state in ``folder``. Without a state there it starts anew.
         config: of which these settings are a part; kept in the folder of a run that starts anew.
+        data: what the task's data is told apart by, under names for messages; a run that resumes
+            must have that it was started with.
         console: shows progress.
 
     Raises:
-        InputError: ``folder`` holds a run and ``resume`` is False, or another run's state; or
-            another process trains there.
+        InputError: ``folder`` holds a run and ``resume`` is False, or another run's state, or one
+            with other data; or another process trains there.
         Stopped: SIGTERM or Ctrl-C came; the state was saved.
         EscNetError: the loss is not finite, or the state cannot be written; the last state that was
             saved is unharmed.
     """
     with accelerator_of(settings) as accelerator, contextlib.ExitStack() as stack:
         console = console or Console(quiet=True)
-        run = _Run(task, settings, RunFolder(folder), accelerator, config, console)
+        run = _Run(task, settings, RunFolder(folder), accelerator, config, data or {}, console)
         on_main(accelerator, lambda: stack.enter_context(run.folder.locked()))
         return run.run(resume)
 
@@ -96,10 +99,12 @@ class _Run:
         folder: RunFolder,
         accelerator: Accelerator,
         config: str | None,
+        data: Mapping[str, DataFingerprint],
         console: Console,
     ) -> None:
         self.task, self.settings, self.folder = task, settings, folder
         self.accelerator, self.config, self.console = accelerator, config, console
+        self.data = data
         self.main = bool(accelerator.is_main_process)
         self.progress, self.skipped = Progress(), 0
         self.asked = 0  # to stop: the signal's number, in all processes alike
@@ -279,14 +284,16 @@ class _Run:
         with self.folder.writing(self.folder.last):
             self.task.save(self.folder.last, step=self.progress.step)
         self.progress.metrics = metrics.size
-        scaler = self.accelerator.scaler
-        tensors = {
-            "model": self.task.module.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": None if scaler is None else scaler.state_dict(),
-            "processes": self.accelerator.num_processes,
-        }
-        self.folder.save(self.task.name, self.progress, tensors)
+        self._state().save(self.progress)
+
+    def _state(self) -> RunState:
+        return RunState(
+            folder=self.folder,
+            task=self.task,
+            optimizer=self.optimizer,
+            accelerator=self.accelerator,
+            data=self.data,
+        )
 
     def _note(self) -> None:
         """What is trained, and how: written by a run that starts anew, or where it is not there."""
@@ -299,32 +306,8 @@ class _Run:
     def _open(self, resume: bool) -> None:
         self.folder.require_free(resume=resume)
         if self.folder.state.is_file():
-            self._restore()
+            self.progress = self._state().restore(self.settings.steps)
         on_main(self.accelerator, self._note)
-
-    def _restore(self) -> None:
-        progress, tensors = self.folder.load(self.task.name)
-        if progress.step > self.settings.steps:
-            raise InputError(
-                f"{self.folder.state} is of step {progress.step}; this run ends at "
-                f"{self.settings.steps}"
-            )
-        try:
-            self.task.module.load_state_dict(tensors["model"])
-            self.optimizer.load_state_dict(tensors["optimizer"])
-            if self.accelerator.scaler is not None and tensors["scaler"] is not None:
-                self.accelerator.scaler.load_state_dict(tensors["scaler"])
-        except (RuntimeError, ValueError, KeyError) as error:
-            raise InputError(
-                f"{self.folder.state} does not fit this run: {error}. Resume with the "
-                "configuration it was started with"
-            ) from error
-        before, now = tensors["processes"], self.accelerator.num_processes
-        if before != now:
-            _LOG.warning(
-                "saved by %d processes and resumed by %d: a step has other samples now", before, now
-            )
-        self.progress = progress
 
 
 def _memory(device: torch.device) -> dict[str, float]:

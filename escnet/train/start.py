@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from escnet.build import build_model
@@ -19,15 +20,24 @@ from escnet_runtime.labelled import dataset_name
 
 from .config import ModelSection, TrainConfig
 from .data import LabelledSource, TrainingSamples, open_source
+from .fingerprint import DataFingerprint
 from .segmentation import Rates, SegmentationTask
 from .validate import Validation, validate
 
-__all__ = ["segmentation_task"]
+__all__ = ["Start", "prepared"]
 
 _LOG = logging.getLogger(__name__)
 
 
-def segmentation_task(config: TrainConfig) -> SegmentationTask:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Start:
+    """What is trained, and what its data is told apart by, under the configuration's keys."""
+
+    task: SegmentationTask
+    data: Mapping[str, DataFingerprint]
+
+
+def prepared(config: TrainConfig) -> Start:
     """What the configuration trains.
 
     Raises:
@@ -39,12 +49,15 @@ def segmentation_task(config: TrainConfig) -> SegmentationTask:
     sizes = preset(config.model.preset or "") if start is None else start.model.config
     size = sizes.clip.image_size
     images = open_source(data.train, size=size, limit=data.limit)
+    sources = {"data.train": images}
     validation: Validation | None = None
     if data.validation is not None:
-        validation = _validation(open_source(data.validation, limit=data.validation_limit))
+        held_out = open_source(data.validation, limit=data.validation_limit)
+        sources["data.validation"] = held_out
+        validation = _validation(held_out)
     # After the data: a mistake there should not wait for gigabytes of weights.
     start = start or _of_preset(config.model)
-    return SegmentationTask(
+    task = SegmentationTask(
         start.model,
         TrainingSamples(images, size=size, augmentation=config.augmentation, seed=seed),
         images.names,
@@ -60,6 +73,8 @@ def segmentation_task(config: TrainConfig) -> SegmentationTask:
         validation=validation,
         weights=f"{start.weights}, then trained on {dataset_name(data.train)}",
     )
+    fingerprints = {key: DataFingerprint.of(source) for key, source in sources.items()}
+    return Start(task=task, data=fingerprints)
 
 
 def _validation(images: LabelledSource) -> Validation:

@@ -216,6 +216,28 @@ def test_another_configuration_is_not_resumed(
     assert "model.checkpoint" in message
 
 
+def test_other_data_is_not_resumed(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, run = made_dataset(tmp_path / "data", images=4), tmp_path / "run"
+    words = ("--config", place / "config.toml", "--output", run, "--set", f"data.train={data}")
+    assert run_json(capsys, *words)[0] == 0
+    classes = data / "classes.json"
+    names = json.loads(classes.read_text(encoding="utf-8"))
+    classes.write_text(json.dumps(names[::-1]), encoding="utf-8")
+    code, result = run_json(capsys, *words, "--resume")
+    assert code == 2
+    assert "data.train: other classes than before" in result["error"]["message"]
+    classes.write_text(json.dumps(names), encoding="utf-8")
+    for part in ("images/photo2.jpg", "labels/photo2.png"):
+        (data / part).unlink()
+    code, result = run_json(capsys, *words, "--resume")
+    assert code == 2
+    assert "data.train: 4 images, now 3" in result["error"]["message"]
+    made_dataset(data, images=4)
+    assert run_json(capsys, *words, "--resume")[0] == 0
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -1,12 +1,14 @@
 """The training loop in one process: what it trains, saves, resumes and refuses."""
 
 import itertools
+import logging
 import math
 import resource
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ import torch
 from accelerate.state import AcceleratorState, GradientState
 
 from escnet.train import loop
+from escnet.train.fingerprint import DataFingerprint
 from escnet.train.loop import train
 from escnet.train.processes import accelerator_of
 from escnet_runtime.errors import EscNetError, ImageError, InputError
@@ -203,6 +206,53 @@ def test_another_tasks_state_is_refused(tmp_path: Path) -> None:
     other.name = "another"
     with pytest.raises(InputError, match="state of a run of 'toy', this is 'another'"):
         train(other, settings(), tmp_path / "run", resume=True)
+
+
+def fingerprint(**changes: Any) -> DataFingerprint:
+    return replace(DataFingerprint(images=20, names="abc", classes="def"), **changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"images": 19}, "data.train: 20 images, now 19"),
+        ({"images": 19, "names": "x"}, "data.train: 20 images, now 19"),
+        ({"names": "x"}, "data.train: other images than before, or other names of them"),
+        ({"classes": "x"}, "data.train: other classes than before, or in another order"),
+    ],
+)
+def test_a_run_is_not_resumed_with_other_data(
+    tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    run, data = tmp_path / "run", {"data.train": fingerprint(), "data.validation": fingerprint()}
+    train(ToyTask(), settings(), run, data=data)
+    now = {**data, "data.train": fingerprint(**changes)}
+    with pytest.raises(InputError, match=f"started with: {message}") as caught:
+        train(ToyTask(), settings(), run, resume=True, data=now)
+    assert "data.validation" not in str(caught.value)
+    assert "model.checkpoint" in str(caught.value)
+    train(ToyTask(), settings(), run, resume=True, data=data)
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_state_that_does_not_say_its_data_resumes(
+    tmp_path: Path, kept: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    broken_off(tmp_path / "run", 26)
+    state = tmp_path / "run" / "state.pt"
+    content = torch.load(state, weights_only=True)
+    if not kept:
+        del content["data"]  # as it was written before there was such a thing
+        torch.save(content, state)
+    caplog.set_level(logging.INFO)
+    data = {"data.train": fingerprint()}
+    train(ToyTask(), settings(), tmp_path / "run", resume=True, data=data)
+    assert "does not say with which data" in caplog.text
+    train(ToyTask(), settings(), tmp_path / "whole")
+    assert_same(tmp_path / "run", tmp_path / "whole")
+    now = {"data.train": fingerprint(images=19)}
+    with pytest.raises(InputError, match="now 19"):  # this time it does
+        train(ToyTask(), settings(), tmp_path / "run", resume=True, data=now)
 
 
 def test_a_state_of_other_shapes_is_refused(tmp_path: Path) -> None:
