@@ -90,7 +90,7 @@ def _train(arguments: argparse.Namespace, console: Console) -> tuple[int, Mappin
     folder.require_free(resume=arguments.resume)
     if folder.state.is_file() and folder.config.is_file():
         _require_same(read_config(folder.config), config, folder.config)
-    start = prepared(config)
+    start = prepared(config, console=console)
     task = start.task
     if not arguments.quiet:
         console.print(_groups(task.groups))

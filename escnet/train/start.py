@@ -16,8 +16,10 @@ from escnet.weights import (
     load_sam,
     shipped_checkpoint,
 )
+from escnet_runtime.console import Console
 from escnet_runtime.labelled import dataset_name
 
+from .check import check_files, require_labelled
 from .config import ModelSection, TrainConfig
 from .data import LabelledSource, TrainingSamples, open_source
 from .fingerprint import DataFingerprint
@@ -37,8 +39,8 @@ class Start:
     data: Mapping[str, DataFingerprint]
 
 
-def prepared(config: TrainConfig) -> Start:
-    """What the configuration trains.
+def prepared(config: TrainConfig, *, console: Console) -> Start:
+    """What the configuration trains, after a look at each of its files.
 
     Raises:
         InputError: a file of weights or a data set is missing, or does not fit.
@@ -55,7 +57,10 @@ def prepared(config: TrainConfig) -> Start:
         held_out = open_source(data.validation, limit=data.validation_limit)
         sources["data.validation"] = held_out
         validation = _validation(held_out)
-    # After the data: a mistake there should not wait for gigabytes of weights.
+    # A mistake in the data should not wait for gigabytes of weights, nor for the epoch's end.
+    check_files(sources.values(), console=console)
+    if "data.validation" in sources:
+        require_labelled(sources["data.validation"], f"data.validation ({data.validation})")
     start = start or _of_preset(config.model)
     task = SegmentationTask(
         start.model,

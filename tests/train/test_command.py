@@ -10,15 +10,17 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from escnet.train.command import main
 from escnet.train.config import read_config
 from escnet.weights import load_checkpoint
 from escnet_bench.eval_command import main as eval_main
-from tests.bench.folders import made_dataset
+from tests.bench.folders import made_dataset, save_labels
 from tests.train.small import small_checkpoint, small_model
 from tests.train.toys import metrics
 
@@ -183,13 +185,13 @@ def test_a_finished_run_is_not_repeated(
 def test_a_run_that_broke_off_resumes_to_the_same_bits(
     place: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Here an image is damaged for a while."""
+    """Here an image is damaged for a while, where nobody looks before it is its turn."""
     photo = place / "data" / "images" / "photo1.jpg"  # first shown in the second step
     content = photo.read_bytes()
     words = ("--config", place / "config.toml", "--output", tmp_path / "run")
     save_first = ("--set", "training.save_every=1")
     try:
-        photo.write_bytes(content[:200])
+        photo.write_bytes(content[: len(content) // 2])  # its header is all there
         code, result = run_json(capsys, *words, *save_first)
     finally:
         photo.write_bytes(content)
@@ -214,6 +216,39 @@ def test_another_configuration_is_not_resumed(
     message = result["error"]["message"]
     assert "training.steps: 4, now 8; rates.small: 0.0001, now 0.1" in message
     assert "model.checkpoint" in message
+
+
+def test_files_that_cannot_be_used_are_refused_before_it_starts(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All of them at once, of training and of validation."""
+    train, held_out = (made_dataset(tmp_path / name, images=3) for name in ("train", "val"))
+    photo = train / "images" / "photo1.jpg"
+    photo.write_bytes(photo.read_bytes()[:200])
+    save_labels(held_out / "labels" / "photo0.png", np.zeros((5, 6), np.uint8))
+    run = tmp_path / "run"
+    sets = ("--set", f"data.train={train}", "--set", f"data.validation={held_out}")
+    code, result = run_json(capsys, "--config", place / "config.toml", "--output", run, *sets)
+    assert code == 2
+    message = result["error"]["message"]
+    assert "of 5 pairs" in message  # validation_limit is 2
+    assert "photo1.jpg" in message
+    assert "photo0.png has 6×5 pixels" in message
+    assert not run.exists()
+
+
+def test_validation_without_a_labelled_pixel_is_refused_before_it_starts(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    held_out = made_dataset(tmp_path / "val", images=3)
+    for path in (held_out / "labels").iterdir():
+        labels = np.asarray(Image.open(path))
+        save_labels(path, np.full_like(labels, 255))
+    words = ("--config", place / "config.toml", "--output", tmp_path / "run")
+    code, result = run_json(capsys, *words, "--set", f"data.validation={held_out}")
+    assert code == 2
+    assert "no pixel of data.validation" in result["error"]["message"]
+    assert not (tmp_path / "run").exists()
 
 
 def test_other_data_is_not_resumed(
