@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from escnet.train import validate
 from escnet.train.command import main
 from escnet.train.config import read_config
 from escnet.weights import load_checkpoint
@@ -216,6 +217,35 @@ def test_another_configuration_is_not_resumed(
     message = result["error"]["message"]
     assert "training.steps: 4, now 8; rates.small: 0.0001, now 0.1" in message
     assert "model.checkpoint" in message
+
+
+def test_sigterm_ends_a_validation(
+    place: Path,
+    trained: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """At its first image of two, after the last step."""
+    at_the_end = ("--set", "training.evaluate_every=0")
+    words = ("--config", place / "config.toml", "--output", tmp_path / "run", *at_the_end)
+    seen: list[int] = []
+
+    def label_map(*arguments: Any, **options: Any) -> Any:
+        seen.append(1)
+        signal.raise_signal(signal.SIGTERM)
+        return real(*arguments, **options)
+
+    real = validate.label_map
+    with monkeypatch.context() as patch:
+        patch.setattr(validate, "label_map", label_map)
+        code, result = run_json(capsys, *words)
+    assert code == 143
+    assert (result["steps"], result["stopped"]) == (4, True)
+    assert seen == [1]
+    code, result = run_json(capsys, *words, "--resume")
+    assert code == 0
+    assert result["miou"] == pytest.approx(metrics(trained)[-1]["miou"], rel=1e-4)
 
 
 def test_files_that_cannot_be_used_are_refused_before_it_starts(
