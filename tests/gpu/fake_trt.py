@@ -128,7 +128,7 @@ class _Context:
 
     def set_tensor_address(self, name: str, memory: int) -> bool:
         self._addresses[name] = memory
-        return memory % 256 == 0 or name in ("text", "weight", "scores", *_PROMPTS)
+        return memory % 256 == 0
 
     def set_device_memory(self, memory: int, size: int) -> None:
         self._memory = (memory, size)
@@ -168,5 +168,4 @@ class _Context:
         return self._trt.graphs.bind(self._engine.graph, inputs, outputs)
 
 
-_PROMPTS = ("points", "point_labels", "regions", "probabilities", "scores_out")
 CLASSES = SimpleNamespace(Runtime=_Runtime, ICudaEngine=_Engine, IExecutionContext=_Context)

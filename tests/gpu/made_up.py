@@ -15,7 +15,7 @@ from escnet_runtime.gpu.backend import Binding
 from escnet_runtime.manifest import DType, Manifest, Precision, Stage, TensorSpec
 from tests.device.host_device import HostDevice, Operation
 
-__all__ = ["GROUP", "MadeUpGraphs", "OnHost", "made_up_manifest"]
+__all__ = ["GROUP", "MadeUpGraphs", "OnHost", "made_up_manifest", "made_up_stages"]
 
 Array = npt.NDArray[Any]
 GROUP, HEADS = 4, 2
@@ -43,6 +43,11 @@ def made_up_manifest(manifest: Manifest) -> Manifest:
             preprocessing=dataclasses.replace(manifest.constants.preprocessing, size=8),
         ),
     )
+    return made_up_stages(small)
+
+
+def made_up_stages(manifest: Manifest) -> Manifest:
+    """The same with graphs of the model's sizes."""
     stages = {
         name: Stage(
             file=f"graphs/{name}.onnx",
@@ -52,9 +57,9 @@ def made_up_manifest(manifest: Manifest) -> Manifest:
             inputs=tuple(_spec(*port) for port in inputs.items()),
             outputs=tuple(_spec(*port) for port in outputs.items()),
         )
-        for name, (inputs, outputs) in graph_ports(small).items()
+        for name, (inputs, outputs) in graph_ports(manifest).items()
     }
-    return dataclasses.replace(small, stages=stages)
+    return dataclasses.replace(manifest, stages=stages)
 
 
 def _spec(name: str, port: Port) -> TensorSpec:

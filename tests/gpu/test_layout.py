@@ -1,6 +1,9 @@
 """Where tensors lie: what lives at the same time never shares memory."""
 
+import dataclasses
+import itertools
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -10,7 +13,9 @@ from escnet_runtime.bundle import Bundle
 from escnet_runtime.errors import InputError
 from escnet_runtime.gpu.layout import Layout, bucket_of, make_layout
 from escnet_runtime.gpu.memory import memory_plan
+from escnet_runtime.groups import whole_groups
 from escnet_runtime.manifest import Manifest
+from tests.gpu.made_up import made_up_stages
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +54,75 @@ def test_what_lives_at_once_lies_apart(
             assert one.last < other.first or other.last < one.first, (one.name, other.name)
 
 
+def assert_aligned(layout: Layout) -> None:
+    """Every tensor of every chunk begins where TensorRT takes it, and its rows are contiguous."""
+    for call in layout.calls:
+        if call.step.kind == "prompts":
+            continue
+        for name, view in {**call.reads, **call.writes}.items():
+            if name != "canvas":  # no graph sees it
+                assert view.offset % 256 == 0, (call.step, name, view.offset)
+            value = view.value
+            _, inside = divmod(view.start, value.step or value.bytes)
+            row, between = divmod(inside, value.row_bytes)
+            assert between == 0, (call.step, name)
+            assert view.shape == value.shape or row + view.shape[0] <= (
+                value.part or value.shape[0]
+            ), (call.step, name)
+
+
+def of_sizes(manifest: Manifest, **sizes: Any) -> Manifest:
+    """A model of other sizes, with all its graphs."""
+    model = dataclasses.replace(manifest.model, **sizes)
+    size = dataclasses.replace(manifest.constants.preprocessing, size=model.image_size)
+    constants = dataclasses.replace(manifest.constants, preprocessing=size)
+    return made_up_stages(dataclasses.replace(manifest, model=model, constants=constants))
+
+
+@pytest.fixture(scope="module")
+def of_the_paper(manifest: Manifest) -> Manifest:
+    """Of `vit-b-16`'s sizes."""
+    sizes = {"image_size": 384, "grid": (24, 24), "logits": (96, 96)}
+    return of_sizes(manifest, embed_dim=512, hidden_dim=128, sam_dim=256, blocks=4, **sizes)
+
+
+@pytest.mark.parametrize("sliding", [False, True])
+@pytest.mark.parametrize("chunk", [16, 64])
+@pytest.mark.parametrize("categories", [1, 19, 58, 59, 150, 847])
+def test_what_a_graph_is_given_begins_at_an_aligned_place(
+    manifest: Manifest, of_the_paper: Manifest, categories: int, chunk: int, sliding: bool
+) -> None:
+    for model in (manifest, of_the_paper):
+        assert_aligned(make_layout(model, categories, (60, 80), chunk, sliding=sliding))
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    categories=st.integers(1, 150),
+    chunk=st.integers(1, 200),
+    group=st.integers(4, 20),
+    grid=st.tuples(st.integers(1, 32), st.integers(1, 32)),
+    width=st.integers(1, 40),
+)
+def test_whatever_the_sizes_of_a_model(
+    manifest: Manifest,
+    categories: int,
+    chunk: int,
+    group: int,
+    grid: tuple[int, int],
+    width: int,
+) -> None:
+    constants = dataclasses.replace(manifest.constants, group=group)
+    odd = of_sizes(dataclasses.replace(manifest, constants=constants), grid=grid, embed_dim=width)
+    layout = make_layout(odd, categories, (30, 40), chunk)
+    assert_aligned(layout)
+    rows = [call.where for call in layout.calls if call.step.kind == "correlation"]
+    assert [slice(0, 0), *rows][-1].stop == layout.bucket
+    assert all(one.stop == two.start for one, two in itertools.pairwise(rows))
+    assert all(one.start % group == 0 for one in rows)
+    assert layout.chunk <= whole_groups(chunk, group)
+
+
 @pytest.mark.parametrize("sliding", [False, True])
 @pytest.mark.parametrize(("categories", "chunk"), [(1, 16), (19, 16), (150, 64), (847, 128)])
 def test_every_read_is_of_what_was_written_before(
@@ -64,10 +138,7 @@ def test_every_read_is_of_what_was_written_before(
             assert view.value.first <= time <= view.value.last, (call.step, name)
         for view in call.writes.values():
             assert view.value.first <= time <= view.value.last
-            assert (
-                view.start + view.shape[0] * (view.value.bytes // view.value.shape[0])
-                <= view.value.bytes
-            )
+            assert view.start + view.shape[0] * view.value.row_bytes <= view.value.bytes
             ready.add(id(view.value))
 
 

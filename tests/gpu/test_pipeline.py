@@ -126,6 +126,18 @@ def test_a_vocabulary_is_sent_once_for_images_of_any_size(
     assert len(rig.device.calls("upload")) == 3  # the images
 
 
+def test_a_vocabulary_is_sent_anew_for_chunks_of_another_size(
+    rig: Rig, image: ImageArray, text: Floats
+) -> None:
+    """Its chunks lie elsewhere then; what was made ready for the first chunk stays in use."""
+    words = text[:20]
+    rig.pipeline.plan(64, (11, 9))  # the arena does not grow any more
+    rig.picture(image, words)
+    rig.pipeline.chunk = 4
+    for pixels in (image[:7], image, image[:7]):
+        assert_same(rig.picture(pixels, words), rig.expected(pixels, words))
+
+
 def test_the_next_image_is_on_its_way_before_the_first_is_done(
     rig: Rig, image: ImageArray, text: Floats
 ) -> None:

@@ -15,7 +15,14 @@ from hypothesis import strategies as st
 
 from escnet_runtime.device import Device
 from escnet_runtime.errors import InputError
-from escnet_runtime.kernels import FloatType, Launch, PpgBuffers, kernel_source, ppg_launch
+from escnet_runtime.kernels import (
+    FloatType,
+    Launch,
+    PpgBuffers,
+    PpgParts,
+    kernel_source,
+    ppg_launch,
+)
 from escnet_runtime.ppg import PpgConstants, Prompts, pseudo_prompts
 from tests.kernels.host import HostCompiler, KernelFaultError
 from tests.kernels.machines import (
@@ -98,6 +105,49 @@ def assert_same(got: Prompts, want: Prompts) -> None:
         np.testing.assert_array_equal(getattr(got, name), getattr(want, name), err_msg=name)
     # The quotient is the same; exp may differ by two units in the last place.
     np.testing.assert_allclose(got.probabilities, want.probabilities, rtol=3e-7, atol=1e-44)
+
+
+def test_chunks_lie_where_they_are_asked_for(machine: Machine) -> None:
+    """Each array has a step of its own from chunk to chunk; nothing between is written."""
+    scores = blobs(11, 9, 13)
+    want = expected(scores, DEFAULT, active=9)
+    steps = {"scores": 600, "points": 64, "point_labels": 64, "regions": 512, "probabilities": 520}
+    kinds = {
+        name: np.int32 if name in ("point_labels", "regions") else np.float32 for name in steps
+    }
+    arrays = {
+        name: Guarded(machine, np.full((3, step), 77, kinds[name])) for name, step in steps.items()
+    }
+    spread = np.full((3, 600), math.nan, np.float32)
+    for chunk in range(3):
+        part = scores[4 * chunk : 4 * chunk + 4]
+        spread[chunk, : part.size] = part.ravel()
+    arrays["scores"] = Guarded(machine, spread)
+    active = Guarded(machine, np.array([9], np.int32))
+    places = {name: array.address for name, array in arrays.items()}
+    launch = ppg_launch(
+        PpgBuffers(active=active.address, **places),
+        (11, 9, 13),
+        "float32",
+        DEFAULT,
+        parts=PpgParts(rows=4, **steps),
+    )
+    machine.launch(launch, seed=3)
+    for name in ("points", "point_labels", "regions", "probabilities"):
+        got, whole = arrays[name].read(), getattr(want, name)
+        for chunk in range(3):
+            part = whole[4 * chunk : 4 * chunk + 4].ravel()
+            np.testing.assert_allclose(got[chunk, : part.size], part, rtol=3e-7, err_msg=name)
+            assert (got[chunk, part.size :] == 77).all()
+
+
+def test_parts_that_are_none_are_refused() -> None:
+    steps = dict.fromkeys(("scores", "points", "point_labels", "regions", "probabilities"), 0)
+    for change in ({"rows": 0}, {"rows": 4, "points": -1}, {"rows": 4, "regions": 1 << 31}):
+        with pytest.raises(InputError, match="expected at least one row"):
+            ppg_launch(
+                *(NOWHERE, (8, 4, 4), "float32", DEFAULT), parts=PpgParts(**{**steps, **change})
+            )
 
 
 # --- maps ----------------------------------------------------------------------------------------

@@ -176,6 +176,28 @@ def test_weights_are_those_of_numpy(
     assert_same(run_weights(machine, categories, group, active), want)
 
 
+@pytest.mark.parametrize("active", [1, 37, 48, 96])
+def test_weights_of_chunks_lie_where_they_are_asked_for(machine: Machine, active: int) -> None:
+    """As many floats apart as it takes to begin at an aligned place; nothing between is written."""
+    weights = Guarded(machine, np.full((2, 64), 7, np.float32))
+    count = Guarded(machine, np.array([active], np.int32))
+    machine.launch(
+        group_weights_launch(
+            weights.address, categories=96, group=16, active=count.address, parts=(48, 64)
+        )
+    )
+    want = run_weights(machine, 96, 16, active).reshape(2, 48)
+    got = weights.read()
+    assert_same(got[:, :48], want)
+    assert (got[:, 48:] == 7).all()
+
+
+def test_parts_of_weights_that_are_none_are_refused() -> None:
+    for parts in ((0, 64), (16, -1), (16, 1 << 31)):
+        with pytest.raises(InputError, match="expected at least one"):
+            group_weights_launch(0, categories=96, group=16, parts=parts)
+
+
 def test_no_category_in_use_weighs_nothing(machine: Machine) -> None:
     for active in (0, -1):
         assert not run_weights(machine, 19, 16, active).any()

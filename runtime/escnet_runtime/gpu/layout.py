@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Final, Literal
 
 from ..errors import InputError
-from ..groups import category_chunks
+from ..groups import whole_groups
 from ..kernels import preprocess_plan
 from ..manifest import DType, Manifest, TensorSpec
 from ..order import PROMPTS, READS, SUMS, WRITES, Step, image_steps, refined
@@ -62,7 +62,12 @@ def bucket_of(categories: int) -> int:
 
 @dataclass(slots=True, eq=False)
 class Value:
-    """A tensor with its life in steps, and its first byte in the arena once that is planned."""
+    """A tensor with its life in steps, and its first byte in the arena once that is planned.
+
+    Attributes:
+        part: so many rows lie one behind the other, and the next ones begin at an aligned place:
+            the rows of a chunk, which a graph is given by their address. 0: all rows.
+    """
 
     name: str
     dtype: DType
@@ -70,17 +75,39 @@ class Value:
     grows: Grows
     first: int
     last: int
+    part: int = 0
     offset: int = 0
 
     @property
+    def row_bytes(self) -> int:
+        """Of the elements of a row."""
+        return math.prod(self.shape[1:]) * ITEM_BYTES[self.dtype]
+
+    @property
+    def step(self) -> int:
+        """Bytes from where a part begins to where the next one does; 0 if there is one alone."""
+        return _aligned(self.part * self.row_bytes) if self.part else 0
+
+    @property
     def bytes(self) -> int:
-        """Of its elements."""
-        return math.prod(self.shape) * ITEM_BYTES[self.dtype]
+        """From its first to its last element."""
+        return self.start_of(self.shape[0] - 1) + self.row_bytes
+
+    def start_of(self, row: int) -> int:
+        """Where a row begins, in bytes."""
+        index, inside = divmod(row, self.part or self.shape[0])
+        return index * self.step + inside * self.row_bytes
+
+    def parts(self) -> Iterator[tuple[slice, int]]:
+        """The rows of each part, and where they begin in bytes."""
+        rows = self.shape[0]
+        for start in range(0, rows, self.part or rows):
+            yield slice(start, min(start + (self.part or rows), rows)), self.start_of(start)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class View:
-    """Some rows of a value, contiguous."""
+    """Some rows of a value: all of them, or contiguous ones."""
 
     value: Value
     start: int  # bytes
@@ -214,6 +241,7 @@ class _Planner:
     size: tuple[int, int]
     most: int
     windows: WindowPlan | None
+    chunk: int = field(init=False)
     chunks: list[slice] = field(init=False)
     label_bytes: int = field(init=False)
     values: list[Value] = field(default_factory=list)
@@ -224,7 +252,9 @@ class _Planner:
     end: int = 0
 
     def __post_init__(self) -> None:
-        self.chunks = category_chunks(self.bucket, self.most, self._group)
+        self.chunk = _chunk(self.bucket, self.most, self._group)
+        starts = range(0, self.bucket, self.chunk)
+        self.chunks = [slice(at, min(at + self.chunk, self.bucket)) for at in starts]
         self.label_bytes = 1 if self.bucket <= _NARROW_LABELS else 2
 
     @property
@@ -237,7 +267,8 @@ class _Planner:
         _, picture = picture_offsets(pixels, self.label_bytes)
         model = self.manifest.model
         self._fix("active", "int32", (1,), "nothing")
-        self._fix("text", "float32", (self.bucket, model.embed_dim), "categories")
+        text = (self.bucket, model.embed_dim)
+        self._fix("text", "float32", text, "categories", part=self.chunk)
         self._fix("picture", "uint8", (picture,), "pixels")
         if scratch:
             self._fix("scratch", "uint8", (scratch,), "chunk")
@@ -263,8 +294,10 @@ class _Planner:
 
     def _weights(self) -> None:
         rows = -(-self.bucket // self._group)
-        weight = self._value("weight", "float32", (rows, self._group), "categories", 0)
-        self.shared["weight"] = weight
+        self.shared["weight"] = self._value(
+            *("weight", "float32", (rows, self._group), "categories", 0),
+            part=self.chunk // self._group,
+        )
 
     def _front(self, time: int) -> None:
         """What is made of the pixels before the encoder."""
@@ -292,7 +325,8 @@ class _Planner:
         writes = {}
         for name in PROMPTS:
             dtype, shape = shapes[name]
-            value = self._value(name, dtype, (self.bucket, *shape), "categories", time)
+            rows = (self.bucket, *shape)
+            value = self._value(name, dtype, rows, "categories", time, part=self.chunk)
             self.shared[name] = value
             writes[name] = _all(value)
         where = slice(0, self.bucket)
@@ -325,7 +359,8 @@ class _Planner:
         if name == "scores":  # the generator takes those of all categories as one array
             if step.chunk == 0:
                 shape = self._shape(spec, self.bucket)
-                value = self._value(name, spec.dtype, shape, "categories", time)
+                part = self.chunk
+                value = self._value(name, spec.dtype, shape, "categories", time, part=part)
                 self.own[name, -1] = value  # the scores of the block before are still read
             value = self.own[name, -1]
             value.last = max(value.last, time)
@@ -383,18 +418,38 @@ class _Planner:
         return _rows(value, where)
 
     def _value(
-        self, name: str, dtype: DType, shape: tuple[int, ...], grows: Grows, time: int
+        self,
+        name: str,
+        dtype: DType,
+        shape: tuple[int, ...],
+        grows: Grows,
+        time: int,
+        *,
+        part: int = 0,
     ) -> Value:
-        value = Value(name, dtype, shape, grows, time, time)
+        part = part if part < shape[0] else 0
+        value = Value(name, dtype, shape, grows, time, time, part)
         self.values.append(value)
         return value
 
-    def _fix(self, name: str, dtype: DType, shape: tuple[int, ...], grows: Grows) -> None:
-        self.places[name] = _all(self._value(name, dtype, shape, grows, 0))
+    def _fix(
+        self, name: str, dtype: DType, shape: tuple[int, ...], grows: Grows, *, part: int = 0
+    ) -> None:
+        self.places[name] = _all(self._value(name, dtype, shape, grows, 0, part=part))
 
     def _shape(self, spec: TensorSpec, rows: int) -> tuple[int, ...]:
         axes = {"n": rows, "g": -(-rows // self._group), "b": 1}
         return tuple(axes[axis] if isinstance(axis, str) else axis for axis in spec.shape)
+
+
+def _chunk(bucket: int, most: int, group: int) -> int:
+    """Categories of every chunk but the last: as many chunks as have to be, all but one alike.
+
+    So the place of a category is a division, which kernels that see all of them at once do.
+    """
+    groups = -(-bucket // group)
+    count = -(-groups * group // whole_groups(most, group))
+    return group * -(-groups // count)
 
 
 def _all(value: Value) -> View:
@@ -402,8 +457,7 @@ def _all(value: Value) -> View:
 
 
 def _rows(value: Value, where: slice) -> View:
-    each = value.bytes // value.shape[0]
-    return View(value, where.start * each, (where.stop - where.start, *value.shape[1:]))
+    return View(value, value.start_of(where.start), (where.stop - where.start, *value.shape[1:]))
 
 
 def _aligned(size: int) -> int:

@@ -110,8 +110,8 @@ class DevicePipeline:
         self._slots = self._owned.enter_context(SlotPool(device))
         self._arena: DeviceMemory | None = None
         self._programs: OrderedDict[tuple[int, tuple[int, int], bool], _Ready] = OrderedDict()
-        # The embeddings that lie in the arena, and the bucket that they are padded to.
-        self._text: tuple[_Floats, int] | None = None
+        # The embeddings that lie in the arena, the bucket that they are padded to, and the chunk.
+        self._text: tuple[_Floats, int, int] | None = None
         self._staging: HostMemory | None = None
         self._sent = self._owned.enter_context(device.event())
         self._tried: set[tuple[int, int]] = set()  # bucket and chunk of what has run
@@ -408,19 +408,23 @@ class DevicePipeline:
 
     def _send_text(self, text: _Floats, layout: Layout) -> None:
         """Put a vocabulary into the arena, unless it is there."""
-        if self._text is not None and self._text[0] is text and self._text[1] == layout.bucket:
+        there = self._text
+        if there and there[0] is text and there[1:] == (layout.bucket, layout.chunk):
             return
         assert self._arena is not None
-        begin = layout.fixed["text"].offset  # behind their number
+        begin, value = layout.fixed["text"].offset, layout.fixed["text"].value
+        size = begin + value.bytes  # behind their number
         # Padding repeats real categories: a graph sees nothing that it would not see anyway.
         padded = text[np.arange(layout.bucket) % len(text)]
         self._text = None
-        staging = self._staging_of(begin + padded.nbytes)
+        staging = self._staging_of(size)
         staging.array[:4] = np.array([len(text)], np.int32).view(np.uint8)
-        staging.array[begin : begin + padded.nbytes] = padded.reshape(-1).view(np.uint8)
-        self._device.upload(self._arena.address, staging, begin + padded.nbytes, self._stream)
+        for rows, start in value.parts():
+            part = padded[rows].reshape(-1).view(np.uint8)
+            staging.array[begin + start :][: part.nbytes] = part
+        self._device.upload(self._arena.address, staging, size, self._stream)
         self._device.record(self._sent, self._stream)
-        self._text = text, layout.bucket
+        self._text = text, layout.bucket, layout.chunk
 
     def _staging_of(self, size: int) -> HostMemory:
         """Where a vocabulary is sent from, once the last one has gone."""

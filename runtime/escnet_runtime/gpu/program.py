@@ -11,6 +11,7 @@ from ..kernels import (
     DeviceImage,
     Launch,
     PpgBuffers,
+    PpgParts,
     PreprocessPlan,
     UpsampleBuffers,
     accumulate_launch,
@@ -127,11 +128,14 @@ class _Maker:
     ) -> list[Operation]:
         """What comes before the first graph; the weights may have been written over."""
         layout = self.layout
+        group, weight = self.manifest.constants.group, self._value("weight")
+        part = weight.value.part
         weights = group_weights_launch(
-            self.at(self._value("weight")),
+            self.at(weight),
             categories=layout.bucket,
-            group=self.manifest.constants.group,
+            group=group,
             active=self.at(layout.fixed["active"]),
+            parts=(part * group, weight.value.step // 4) if part else None,
         )
         normalise = normalise_launch(
             scaling.plan,
@@ -195,7 +199,16 @@ class _Maker:
             active=self.at(self.layout.fixed["active"]),
             **{name: self.at(view) for name, view in call.writes.items()},
         )
-        return ppg_launch(buffers, (n, h, w), "float32", self.manifest.constants.ppg)
+        places = {"scores": call.reads["scores"], **call.writes}
+        part = places["scores"].value.part
+        steps = {name: view.value.step // 4 for name, view in places.items()}  # of 4-byte elements
+        return ppg_launch(
+            buffers,
+            (n, h, w),
+            "float32",
+            self.manifest.constants.ppg,
+            parts=PpgParts(rows=part, **steps) if part else None,
+        )
 
     def _accumulate(self, call: Call, name: str) -> Launch:
         parts, total = call.writes[name], call.writes[SUMS[name]]

@@ -11,7 +11,7 @@ from escnet_runtime.errors import InputError
 
 from .canvas import canvas_launch
 from .launch import FloatType, Launch
-from .ppg import PpgBuffers, ppg_launch
+from .ppg import PpgBuffers, PpgParts, ppg_launch
 from .preprocess import (
     DeviceImage,
     Layout,
@@ -31,6 +31,7 @@ __all__ = [
     "Launch",
     "Layout",
     "PpgBuffers",
+    "PpgParts",
     "PreprocessPlan",
     "UpsampleBuffers",
     "accumulate_launch",

@@ -187,16 +187,21 @@ __device__ float probability(float usable, float peak, float temperature) {
 // region_map:     int32 [N,h,w], -1 for background
 // probabilities:  float32 [N,h,w]
 // threshold_offset, temperature, regions, iterations: of PpgConstants
+// together:       categories that lie one behind the other; those behind them begin anew, so many
+//                 elements of an array further: *_step. Chunks of graphs lie at aligned places so.
 // One block of the largest size has to fit a multiprocessor: 64 registers a thread, not 32.
 extern "C" __global__ void __launch_bounds__(1024, 1)
     escnet_ppg(const void* scores, const int* active, float* points, int* point_labels,
                int* region_map, float* probabilities, int score_type, int height, int width,
-               int regions, int iterations, float threshold_offset, float temperature) {
+               int regions, int iterations, float threshold_offset, float temperature,
+               int together, int scores_step, int points_step, int labels_step, int regions_step,
+               int probabilities_step) {
   __shared__ Shared shared;
   const int pixels = height * width;
   const int pixel = static_cast<int>(threadIdx.x);
   const long long category = blockIdx.x;
-  const long long index = category * pixels + pixel;
+  const long long part = category / together, row = category % together;
+  const long long index = row * pixels + pixel;  // from where the part begins
   const bool inside = pixel < pixels;
   const int x = pixel % width, y = pixel / width;
   const float nothing = -__int_as_float(0x7f800000);  // -inf
@@ -214,7 +219,7 @@ extern "C" __global__ void __launch_bounds__(1024, 1)
   // NaN is as far from the foreground as -inf, and from here on the same.
   float usable = nothing;
   if (inside && (active == nullptr || category < *active)) {
-    const float score = load_float(scores, score_type, index);
+    const float score = load_float(scores, score_type, part * scores_step + index);
     usable = score == score ? score : nothing;
   }
   block_max(usable > nothing ? value_key(usable, pixel) : 0ull, &shared.peak);
@@ -235,15 +240,15 @@ extern "C" __global__ void __launch_bounds__(1024, 1)
   }
 
   if (inside) {
-    region_map[index] = region;
-    probabilities[index] = probability(usable, peak, temperature);
+    region_map[part * regions_step + index] = region;
+    probabilities[part * probabilities_step + index] = probability(usable, peak, temperature);
   }
   if (pixel < regions) {
     const unsigned long long best = shared.best[pixel];
     const int point = best != 0 ? pixel_of(best) : 0;
-    const long long at = category * regions + pixel;
-    points[2 * at] = static_cast<float>(point % width);
-    points[2 * at + 1] = static_cast<float>(point / width);
-    point_labels[at] = best != 0 ? 1 : -1;
+    const long long at = row * regions + pixel;
+    points[part * points_step + 2 * at] = static_cast<float>(point % width);
+    points[part * points_step + 2 * at + 1] = static_cast<float>(point / width);
+    point_labels[part * labels_step + at] = best != 0 ? 1 : -1;
   }
 }

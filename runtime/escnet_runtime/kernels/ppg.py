@@ -8,7 +8,7 @@ from escnet_runtime.ppg import MAX_PIXELS, PpgConstants
 
 from .launch import FloatType, Launch, type_code
 
-__all__ = ["PpgBuffers", "ppg_launch"]
+__all__ = ["PpgBuffers", "PpgParts", "ppg_launch"]
 
 _WARP = 32
 
@@ -31,13 +31,34 @@ class PpgBuffers:
     probabilities: int
 
 
+@dataclass(frozen=True, kw_only=True)
+class PpgParts:
+    """Arrays that are not contiguous: ``rows`` categories are, and then a new part begins.
+
+    The others are elements of an array from where a part begins to where the next one does.
+    """
+
+    rows: int
+    scores: int
+    points: int
+    point_labels: int
+    regions: int
+    probabilities: int
+
+
 def ppg_launch(
-    buffers: PpgBuffers, shape: tuple[int, int, int], score_type: FloatType, constants: PpgConstants
+    buffers: PpgBuffers,
+    shape: tuple[int, int, int],
+    score_type: FloatType,
+    constants: PpgConstants,
+    *,
+    parts: PpgParts | None = None,
 ) -> Launch:
     """Prompts of maps [N,h,w], as ``escnet_runtime.ppg.pseudo_prompts`` of them in float32.
 
     Points, labels and regions are equal bit for bit; probabilities differ by the rounding of
-    ``exp``. Raises InputError for a shape or type that the kernel does not take.
+    ``exp``. With ``parts`` the arrays lie in parts. Raises InputError for a shape or type that the
+    kernel does not take.
     """
     n, h, w = shape
     if min(shape) < 1 or h * w > MAX_PIXELS or n >= 1 << 31:
@@ -53,6 +74,11 @@ def ppg_launch(
         buffers.regions,
         buffers.probabilities,
     )
+    if parts is None:
+        parts = PpgParts(rows=n, scores=0, points=0, point_labels=0, regions=0, probabilities=0)
+    steps = (parts.scores, parts.points, parts.point_labels, parts.regions, parts.probabilities)
+    if parts.rows < 1 or min(steps) < 0 or max(steps) >= 1 << 31:
+        raise InputError(f"got {parts}; expected at least one row, and steps below 2147483648")
     integers = (type_code(score_type), h, w, constants.regions, constants.iterations)
     return Launch(
         kernel="escnet_ppg",
@@ -63,5 +89,6 @@ def ppg_launch(
             *map(ctypes.c_int, integers),
             ctypes.c_float(constants.threshold_offset),
             ctypes.c_float(constants.temperature),
+            *map(ctypes.c_int, (parts.rows, *steps)),
         ),
     )

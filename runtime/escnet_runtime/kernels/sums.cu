@@ -51,8 +51,11 @@ extern "C" __global__ void __launch_bounds__(256)
 // weights:     float32 [rows], 1 / (categories in use) for each of them, 0 behind them
 // active:      the categories in use, one int in device memory; null if all are
 // categories:  the most that can be in use
+// together:    rows that lie one behind the other; those behind them begin anew, `step` floats
+//              further, so that each chunk of a graph has its rows at an aligned place
 extern "C" __global__ void __launch_bounds__(256)
-    escnet_group_weights(float* weights, const int* active, int categories, int rows) {
+    escnet_group_weights(float* weights, const int* active, int categories, int rows, int together,
+                         int step) {
   const long long row = element_of_thread();
   if (row >= rows) {
     return;
@@ -60,5 +63,6 @@ extern "C" __global__ void __launch_bounds__(256)
   const int used = active == nullptr || *active > categories ? categories : *active;
   // NumPy rounds the quotient to float64 and then to float32. A float32 quotient of such integers
   // is the same: float64 has more than twice as many digits, so rounding twice does no harm.
-  weights[row] = row < used ? __fdiv_rn(1.0f, static_cast<float>(used)) : 0.0f;
+  const long long at = row / together * step + row % together;
+  weights[at] = row < used ? __fdiv_rn(1.0f, static_cast<float>(used)) : 0.0f;
 }

@@ -60,7 +60,14 @@ def accumulate_launch(
     )
 
 
-def group_weights_launch(weights: int, *, categories: int, group: int, active: int = 0) -> Launch:
+def group_weights_launch(
+    weights: int,
+    *,
+    categories: int,
+    group: int,
+    active: int = 0,
+    parts: tuple[int, int] | None = None,
+) -> Launch:
     """Write the weights of a bucket, as ``group_weights`` of all its categories and bit for bit.
 
     Args:
@@ -70,6 +77,8 @@ def group_weights_launch(weights: int, *, categories: int, group: int, active: i
         group: categories a group.
         active: address of one int32, the categories in use; 0 (no address) if all are. It is read
             when the kernel runs.
+        parts: where ``weights`` is not contiguous: so many categories are, and floats from where
+            they begin to where the next ones do.
 
     Raises InputError for what the kernel does not take.
     """
@@ -79,12 +88,18 @@ def group_weights_launch(weights: int, *, categories: int, group: int, active: i
             f"at most {_MOST_CATEGORIES} in whole groups"
         )
     rows = whole_groups(categories, group)
+    together, step = parts or (rows, 0)
+    if together < 1 or not 0 <= step < 1 << 31:
+        raise InputError(
+            f"got {together} weights together, the next ones {step} floats further; expected at "
+            "least one, and less than 2147483648 floats"
+        )
     return Launch(
         kernel="escnet_group_weights",
         grid=(blocks(rows), 1, 1),
         block=(THREADS, 1, 1),
         arguments=(
             *map(ctypes.c_void_p, (weights, active)),
-            *map(ctypes.c_int, (categories, rows)),
+            *map(ctypes.c_int, (categories, rows, together, step)),
         ),
     )
