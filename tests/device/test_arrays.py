@@ -112,6 +112,18 @@ def test_the_stream_that_an_array_names_is_waited_for(device: HostDevice) -> Non
     assert (read(device, taken, reader).view(np.uint8) == 9).all()
 
 
+def test_a_copy_to_the_host_waits_for_what_is_under_way(device: HostDevice) -> None:
+    """On a stream of its own, which nothing else orders behind the one that makes the array."""
+    frame, reader, maker = np.zeros(8, np.float32), device.stream(), device.stream()
+    device.fill(device.lend(frame), 9, frame.nbytes, maker)
+    taken = device_array(cupy_array(frame, maker.handle), device=device, reader=reader)
+    assert taken.stream is reader
+    assert (taken.copy_to_host().view(np.uint8) == 9).all()
+    reader.close()
+    with pytest.raises(DeviceError, match="closed"):
+        taken.copy_to_host()
+
+
 @dataclass
 class PycudaStream:
     handle: int

@@ -4,12 +4,14 @@ import logging
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from escnet_runtime import EscNetError, ImageError, InputError, Segmenter, Vocabulary
+from escnet_runtime import EscNetError, ImageError, InputError, Nv12Frame, Segmenter, Vocabulary
 from escnet_runtime.bundle import Bundle
+from escnet_runtime.device.base import Stream
 from escnet_runtime.errors import BackendError, DeviceError
 from escnet_runtime.gpu import choose
 from escnet_runtime.images import ImageArray
@@ -257,6 +259,64 @@ def test_windows_of_an_array_on_the_device(
     got = segmenter(lend(picture), vocabulary, window="sliding")
     want = segmenter(picture, vocabulary, window="sliding")
     np.testing.assert_array_equal(got.labels, want.labels)
+
+
+@pytest.mark.parametrize("nv12", [False, True])
+@pytest.mark.parametrize("way", ["shortlist", "observer", "whole"])
+def test_what_is_still_being_written_is_waited_for(
+    segmenter: Segmenter,
+    device: HostDevice,
+    vocabulary: Vocabulary,
+    picture: ImageArray,
+    way: str,
+    nv12: bool,
+) -> None:
+    """Also where an array is downloaded first: nobody but the stream it names orders that."""
+    maker = device.stream()
+
+    def written(content: ImageArray) -> BeingWritten:
+        return BeingWritten(device, maker, np.ascontiguousarray(content))
+
+    frame = Nv12Frame(luma=picture[:, :, 0], chroma=picture[:6, :, 1])
+    options: dict[str, dict[str, Any]] = {
+        "shortlist": {"shortlist": 2},
+        "observer": {"observer": lambda *_: None},
+        "whole": {},
+    }
+    want = segmenter(frame if nv12 else picture, vocabulary, **options[way])
+    image: Any = (
+        Nv12Frame(luma=written(frame.luma), chroma=written(frame.chroma))
+        if nv12
+        else written(picture)
+    )
+    got = segmenter(image, vocabulary, **options[way])
+    np.testing.assert_array_equal(got.image, want.image)
+    np.testing.assert_array_equal(got.labels, want.labels)
+    maker.close()
+
+
+class BeingWritten:
+    """An array of another library, whose content is given to a stream and not there yet."""
+
+    def __init__(self, device: HostDevice, stream: Stream, content: ImageArray) -> None:
+        self.shape = content.shape
+        self._there, self._stream = np.zeros_like(content), stream
+        self._source = device.allocate_host(content.nbytes)
+        self._source.array[:] = content.reshape(-1)
+        device.upload(device.lend(self._there), self._source, content.nbytes, stream)
+
+    def __del__(self) -> None:
+        self._source.close()
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        return {
+            "shape": self.shape,
+            "typestr": "|u1",
+            "data": (int(self._there.ctypes.data), False),
+            "stream": self._stream.handle,
+            "version": 3,
+        }
 
 
 def test_arrays_of_another_shape_are_refused(

@@ -250,7 +250,8 @@ def device_array(
     ``reader`` is made to wait for what is under way on the array: on ``stream`` if the user names
     one (see `user_stream`), on the library's current stream (DLPack), on the stream that the array
     names (CUDA array interface), or on the default stream if it names none. Keep what is returned
-    until the work on it is done.
+    until the work on it is done. Its ``stream`` is ``reader``: whoever copies it to the host, or
+    takes it on another stream, waits for the same, as long as ``reader`` is open.
 
     Args:
         array: anything with ``__dlpack__`` or ``__cuda_array_interface__``, in C order.
@@ -277,7 +278,9 @@ def device_array(
             "__cuda_array_interface__"
         )
     _require_usable(found, device, None if dtype is None else np.dtype(dtype))
-    return DeviceArray(device, found.address, found.shape, found.dtype, owner=found.owner)
+    return DeviceArray(
+        *(device, found.address, found.shape, found.dtype), owner=found.owner, stream=reader
+    )
 
 
 def _from_dlpack(array: Any, device: Device, reader: Stream) -> dlpack.Tensor:
