@@ -203,13 +203,24 @@ class EngineRecord:
         return found
 
 
-def fingerprint_here(backend: Compiler, version: str) -> Fingerprint:
-    """What engines must fit here: the installed library, the first visible GPU, its driver."""
+def fingerprint_here(
+    backend: Compiler, version: str, *, capability: tuple[int, int] | None = None
+) -> Fingerprint:
+    """What engines must fit here: the installed library, the GPU, its driver.
+
+    Args:
+        backend: the library that runs them.
+        version: of that library.
+        capability: of the GPU that is meant; by default that of the first visible one.
+    """
     gpu = find_gpu()
+    targets = () if gpu is None else (gpu.target,)
+    if capability is not None:
+        targets = ("sm_{}{}".format(*capability),)
     return Fingerprint(
         backend=backend,
         version=version,
-        targets=() if gpu is None else (gpu.target,),
+        targets=targets,
         driver=None if gpu is None else gpu.driver,
         os=f"{platform.system()}-{platform.machine()}".lower(),
     )

@@ -115,6 +115,11 @@ int cuCtxGetCurrent(void** context) {
   *context = contexts.empty() ? nullptr : contexts.back();
   return kSuccess;
 }
+int cuCtxSetCurrent(void* context) {
+  if (!contexts.empty()) contexts.pop_back();
+  if (context != nullptr) contexts.push_back(context);
+  return kSuccess;
+}
 int cuCtxSynchronize() {
   NEED_CONTEXT;
   return kSuccess;

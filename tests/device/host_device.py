@@ -35,7 +35,8 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Self, TypeVar
 
@@ -269,6 +270,7 @@ class HostDevice:
         self._captures: dict[int, _Capture] = {}  # by thread
         self._streams: dict[int, _HostStream] = {}
         self._lent: list[npt.NDArray[Any]] = []
+        self._entered = threading.local()
         self.lock = threading.RLock()
         self.log: list[Operation] = []
         self.open: list[_Owned] = []
@@ -283,7 +285,20 @@ class HostDevice:
         self._lent.append(array)
         return int(array.ctypes.data)
 
+    def is_current(self) -> bool:
+        """Whether a library that is called by this thread works here."""
+        return bool(getattr(self._entered, "depth", 0))
+
     # The protocol.
+
+    @contextmanager
+    def current(self) -> Iterator[None]:
+        self._require_open()
+        self._entered.depth = getattr(self._entered, "depth", 0) + 1
+        try:
+            yield
+        finally:
+            self._entered.depth -= 1
 
     def reaches(self, address: int) -> bool:
         with self.lock:

@@ -3,6 +3,7 @@
 Where there is none, ``test_cuda_calls.py`` runs what needs no kernels, on a driver of our own.
 """
 
+import contextlib
 import logging
 import threading
 from collections.abc import Iterator
@@ -342,6 +343,38 @@ def test_the_callers_context_stays(cuda_device: Device) -> None:
     thread.start()
     thread.join()
     assert seen == [(0, 0)]
+
+
+def test_a_library_works_in_the_context_of_the_device(cuda_device: Device) -> None:
+    """And the caller's comes back, also from a library that makes another one current."""
+    from cuda.bindings import driver
+
+    def now() -> int:
+        return int(driver.cuCtxGetCurrent()[1])
+
+    with cuda_device.current():
+        ours = now()
+        assert ours
+    theirs = driver.cuDevicePrimaryCtxRetain(driver.cuDeviceGet(0)[1])[1]
+    seen: list[int] = []
+
+    def body() -> None:
+        seen.append(now())
+        with cuda_device.current():
+            seen.append(now())
+            driver.cuCtxSetCurrent(driver.CUcontext(0))
+        seen.append(now())
+        driver.cuCtxPushCurrent(theirs)
+        with contextlib.suppress(RuntimeError), cuda_device.current():
+            driver.cuCtxSetCurrent(driver.CUcontext(0))
+            raise RuntimeError
+        seen.append(now())
+
+    thread = threading.Thread(target=body)
+    thread.start()
+    thread.join()
+    driver.cuDevicePrimaryCtxRelease(driver.cuDeviceGet(0)[1])
+    assert seen == [0, ours, 0, int(theirs)]
 
 
 def test_a_closed_device_is_of_no_use_but_what_it_made_lives(tmp_path: Path) -> None:

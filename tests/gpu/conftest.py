@@ -143,7 +143,7 @@ def bundle(tiny_bundle: Path, made_up: Manifest) -> Bundle:
 
 def opener_of(device: HostDevice) -> choose.Opener:
     """Makes the made-up graphs."""
-    return lambda bundle, stream, chunk: MadeUpGraphs(bundle.manifest, stream, device)
+    return lambda bundle, _, stream, chunk: MadeUpGraphs(bundle.manifest, stream, device)
 
 
 @pytest.fixture(scope="module")

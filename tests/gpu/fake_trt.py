@@ -60,6 +60,7 @@ class FakeTrt:
     Attributes:
         contexts: (graph, shapes of its inputs, profile) of every context that has run.
         broken: graphs whose execution returns False, with what is logged.
+        freed_elsewhere: what was freed while the device was not current.
     """
 
     __version__ = "11.4.0"
@@ -71,13 +72,19 @@ class FakeTrt:
     def __init__(self, manifest: Manifest, device: HostDevice) -> None:
         self.manifest, self.device = manifest, device
         self.broken: dict[str, str] = {}
+        self.freed_elsewhere: list[str] = []
         self.ran: list[tuple[str, tuple[tuple[str, tuple[int, ...]], ...], int]] = []
         self.logger: Any = None
         self.graphs: MadeUpGraphs | None = None
 
     def Runtime(self, logger: Any) -> "_Runtime":
+        self.require_current()
         self.logger = logger
         return _Runtime(self)
+
+    def require_current(self) -> None:
+        """The real one takes the thread's current context for its device."""
+        assert self.device.is_current(), "another context than the device's is current"
 
     def say(self, message: str) -> None:
         """Log an error."""
@@ -89,6 +96,7 @@ class _Runtime:
         self._trt = trt
 
     def deserialize_cuda_engine(self, serialized_engine: bytes) -> "_Engine | None":
+        self._trt.require_current()
         try:
             return _Engine(self._trt, json.loads(serialized_engine))
         except ValueError:
@@ -103,6 +111,7 @@ class _Engine:
         self.trt, self.graph = trt, graph
 
     def create_execution_context(self, strategy: enum.Enum) -> "_Context":
+        self.trt.require_current()
         assert strategy.name == "USER_MANAGED"
         return _Context(self)
 
@@ -117,7 +126,12 @@ class _Context:
         self._ran = False
         self._memory: tuple[int, int] | None = None
 
+    def __del__(self) -> None:
+        if not self._trt.device.is_current():
+            self._trt.freed_elsewhere.append(self._engine.graph)
+
     def set_optimization_profile_async(self, profile_index: int, stream_handle: int) -> bool:
+        self._trt.require_current()
         self._profile = profile_index
         return True
 
@@ -135,6 +149,7 @@ class _Context:
 
     def execute_async_v3(self, stream_handle: int) -> bool:
         graph, trt = self._engine.graph, self._trt
+        trt.require_current()
         if graph in trt.broken:
             trt.say(trt.broken[graph])
             return False

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 
 from escnet_runtime.backends import GraphFile
 from escnet_runtime.bundle import Bundle
-from escnet_runtime.device.base import Stream
+from escnet_runtime.device.base import Device, Stream
 from escnet_runtime.gpu.backend import Binding, DeviceBackend
 from escnet_runtime.gpu.choose import Opener
 from escnet_runtime.gpu.onnxruntime import OrtGraphs
@@ -27,8 +27,8 @@ class HostGraphs(OrtGraphs):
         *,
         capturable: bool = False,
     ) -> None:
-        super().__init__(graphs, stream, provider="cpu")
-        self._device = device
+        super().__init__(graphs, device, stream, provider="cpu")
+        self._host = device
         self._may_be_captured = capturable
         self.fail: Callable[[str], None] = lambda graph: None
 
@@ -48,7 +48,7 @@ class HostGraphs(OrtGraphs):
 
         def enqueue() -> None:
             self.fail(graph)
-            self._device.give(self.stream(), Operation("graph_run", graph), run)
+            self._host.give(self.stream(), Operation("graph_run", graph), run)
 
         return enqueue
 
@@ -56,7 +56,7 @@ class HostGraphs(OrtGraphs):
 def host_opener(device: HostDevice, *, capturable: bool = False) -> Opener:
     """Makes a :class:`HostGraphs` for a bundle."""
 
-    def make(bundle: Bundle, stream: Stream, chunk: int | None) -> DeviceBackend:
+    def make(bundle: Bundle, _: Device, stream: Stream, chunk: int | None) -> DeviceBackend:
         graphs = {
             name: GraphFile.of(bundle.file(stage.file), stage)
             for name, stage in bundle.manifest.stages.items()

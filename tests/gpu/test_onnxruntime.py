@@ -50,7 +50,7 @@ def graphs(tmp_path: Path, host: HostMachine) -> Iterator[OrtGraphs]:
     file = GraphFile.of(tmp_path / "double.onnx", stage)
     device = HostDevice(host)
     with device.stream() as stream:
-        made = OrtGraphs({"double": file}, stream, provider="cpu")
+        made = OrtGraphs({"double": file}, device, stream, provider="cpu")
         yield made
         made.close()
 
@@ -105,9 +105,10 @@ def test_a_file_that_is_another_graph_is_refused(tmp_path: Path, host: HostMachi
         inputs=(TensorSpec(name="x", dtype="float16", shape=("n", 4)),),
         outputs=(TensorSpec(name="y", dtype="float16", shape=("n", 4)),),
     )
-    with HostDevice(host).stream() as stream:
+    device = HostDevice(host)
+    with device.stream() as stream:
         file = GraphFile.of(tmp_path / "double.onnx", other)
-        graphs = OrtGraphs({"double": file}, stream, provider="cpu")
+        graphs = OrtGraphs({"double": file}, device, stream, provider="cpu")
         with pytest.raises(BackendError, match="export the bundle again"):
             graphs.load("double")
 
@@ -145,16 +146,71 @@ def test_cuda_asks_for_our_stream_and_no_wait(
 ) -> None:
     """Its options are the provider's own words; what they do is for a GPU to show."""
     monkeypatch.setattr(module, "require_provider", lambda provider: None)
-    with HostDevice(host).stream() as stream:
-        graphs = OrtGraphs({}, stream)
+    device = ThirdGpu(host)
+    with device.stream() as stream:
+        graphs = OrtGraphs({}, device, stream)
         found = graphs._provider_with_options()
         assert isinstance(found, tuple)
         name, options = found
         assert name == "CUDAExecutionProvider"
         assert options["user_compute_stream"] == str(stream.handle)
+        assert options["device_id"] == "2"
         entry = graphs._passing.get_run_config_entry("disable_synchronize_execution_providers")
         assert entry == "1"
         assert not graphs.capturable
+
+
+class ThirdGpu(HostDevice):
+    """The CPU, which says that it is GPU 2."""
+
+    dlpack = (2, 2)
+
+
+class Recorder:
+    """A session, its binding and its end: notes what it is asked for, and whether in context."""
+
+    def __init__(self, device: HostDevice) -> None:
+        self._device = device
+        self.calls: list[tuple[Any, ...]] = []
+
+    def __call__(self, *_: Any, **__: Any) -> "Recorder":
+        self._note("made")
+        return self
+
+    def io_binding(self) -> "Recorder":
+        return self
+
+    def get_providers(self) -> list[str]:
+        return ["CUDAExecutionProvider"]
+
+    def bind_input(self, name: str, kind: str, number: int, *_: Any) -> None:
+        self._note(name, kind, number)
+
+    bind_output = bind_input
+
+    def run_with_iobinding(self, *_: Any) -> None:
+        self._note("run")
+
+    def _note(self, *what: Any) -> None:
+        assert self._device.is_current(), what
+        self.calls.append(what)
+
+
+def test_every_call_is_for_the_device_that_was_asked_for(
+    tmp_path: Path, host: HostMachine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = ThirdGpu(host)
+    recorder = Recorder(device)
+    monkeypatch.setattr(module, "require_provider", lambda provider: None)
+    monkeypatch.setattr("onnxruntime.InferenceSession", recorder)
+    write_graph(tmp_path / "double.onnx")
+    file = GraphFile(tmp_path / "double.onnx", Precision.FP16)
+    x = np.ones((5, 3), np.float16)
+    with device.stream() as stream:
+        graphs = OrtGraphs({"double": file}, device, stream)
+        graphs.bind("double", {"x": binding(x)}, {"y": binding(x)})()
+        assert recorder.calls == [("made",), ("x", "cuda", 2), ("y", "cuda", 2), ("run",)]
+        assert not device.is_current()
 
 
 def test_a_provider_that_is_not_there_names_what_to_install() -> None:

@@ -1,5 +1,6 @@
 """Engines on a made-up TensorRT: contexts, profiles, shared scratch, one CUDA graph, failures."""
 
+import gc
 import inspect
 import json
 from pathlib import Path
@@ -43,7 +44,7 @@ class Engines:
             path.write_text(json.dumps(name), encoding="utf-8")
         self.files = files
         self.backend = EngineGraphs(
-            self.trt, made_up_record(manifest, chunks), files, manifest.stages, stream
+            self.trt, made_up_record(manifest, chunks), files, manifest.stages, self.device, stream
         )
         self.pipeline = DevicePipeline(
             self.device, self.backend, manifest, chunk=self.backend.most_rows
@@ -155,6 +156,28 @@ def test_a_failing_engine_is_named_and_the_next_call_works(
     assert_same(engines.rig.picture(image, text[:5]), engines.rig.expected(image, text[:5]))
 
 
+def test_contexts_are_freed_in_the_context_of_their_device(
+    engines: Engines, image: ImageArray, text: Floats
+) -> None:
+    """Also those of a failure, whose calls an exception keeps."""
+    engines.trt.broken["esc1_sam"] = "out of memory"
+    with pytest.raises(OutOfDeviceMemory) as caught:
+        engines.rig.picture(image, text[:5])
+    assert engines.trt.ran
+    engines.pipeline.close()
+    del caught
+    gc.collect()
+    assert not engines.trt.freed_elsewhere
+
+
+def test_what_was_bound_to_a_released_graph_says_so(engines: Engines) -> None:
+    engines.pipeline.plan(8, (11, 9))
+    [(ready)] = engines.pipeline._programs.values()
+    engines.backend.release("decoder")
+    with pytest.raises(BackendError, match="'decoder' was released"):
+        ready.program.enqueue()
+
+
 def test_out_of_memory_is_told_from_other_failures(
     engines: Engines, image: ImageArray, text: Floats
 ) -> None:
@@ -168,6 +191,8 @@ def test_closing_frees_everything(engines: Engines, image: ImageArray, text: Flo
     engines.rig.picture(image, text[:5])
     engines.pipeline.close()
     assert [one.kind for one in engines.device.open] == ["stream"]
+    gc.collect()
+    assert not engines.trt.freed_elsewhere
     with pytest.raises(BackendError, match="closed"):
         engines.backend.load("decoder")
 

@@ -7,6 +7,7 @@ down what it was asked for shows what waits for what.
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Any, Protocol, Self
 
@@ -98,6 +99,12 @@ class Device(Owned, Protocol):
     @property
     def dlpack(self) -> tuple[int, int]:
         """Type and number of the device as DLPack has them: (2, n) is CUDA's device n."""
+
+    def current(self) -> AbstractContextManager[None]:
+        """Within it, libraries that work in this thread's current context work on this device.
+
+        What was current before is so again afterwards, whatever they have made current.
+        """
 
     def reaches(self, address: int) -> bool:
         """Whether a kernel may use this address, which another library allocated."""

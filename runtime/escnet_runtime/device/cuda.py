@@ -240,6 +240,18 @@ class CudaDevice:
     def dlpack(self) -> tuple[int, int]:
         return _DLPACK_CUDA, self._ordinal
 
+    @contextmanager
+    def current(self) -> Iterator[None]:
+        context = self._open()
+        before = _call(driver.cuCtxGetCurrent)
+        try:
+            with context:
+                yield
+        finally:
+            # A library that has set another one took the place of ours or of the caller's.
+            if int(_call(driver.cuCtxGetCurrent)) != int(before):
+                _call(driver.cuCtxSetCurrent, before)
+
     def reaches(self, address: int) -> bool:
         context = self._open()
         with context:

@@ -23,7 +23,8 @@ class Binding:
 class DeviceBackend(Protocol):
     """Runs graphs on addresses, in order on the stream that it was made with.
 
-    Nothing of it waits for the device, but for loading and closing.
+    Nothing of it waits for the device, but for loading and closing. Any thread may call it, with
+    any context: it makes that of its device the current one for its library.
     """
 
     @property

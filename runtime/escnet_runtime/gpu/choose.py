@@ -30,8 +30,8 @@ DEVICE_CHUNK: Final = 64
 #: The fastest first.
 _ON_A_GPU: Final = ("tensorrt", "tensorrt-rtx", "onnxruntime-cuda")
 
-#: (bundle, stream, chunk) → what runs the bundle's graphs.
-Opener = Callable[[Bundle, Stream, int | None], DeviceBackend]
+#: (bundle, device, stream, chunk) → what runs the bundle's graphs there.
+Opener = Callable[[Bundle, Device, Stream, int | None], DeviceBackend]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -92,7 +92,7 @@ def on_device(
         if device is None:
             device = owned.enter_context(open_device())
         stream = owned.enter_context(device.stream())
-        backend = opener(bundle, stream, chunk)
+        backend = opener(bundle, device, stream, chunk)
         owned.callback(backend.close)
         chunk = chunk or backend.most_rows or DEVICE_CHUNK
         pipeline = DevicePipeline(device, backend, manifest, chunk=chunk)
@@ -174,10 +174,11 @@ def _engines(backend: Compiler) -> Opener:
 
     bindings = open_bindings(backend)
 
-    def make(bundle: Bundle, stream: Stream, chunk: int | None) -> DeviceBackend:
-        here = fingerprint_here(backend, str(bindings.__version__))
+    def make(bundle: Bundle, device: Device, stream: Stream, chunk: int | None) -> DeviceBackend:
+        version, capability = str(bindings.__version__), device.compute_capability
+        here = fingerprint_here(backend, version, capability=capability)
         record, files = find_engines(bundle, here, chunk=chunk)
-        return EngineGraphs(bindings, record, files, bundle.manifest.stages, stream)
+        return EngineGraphs(bindings, record, files, bundle.manifest.stages, device, stream)
 
     return make
 
@@ -192,8 +193,8 @@ def _onnxruntime() -> Opener:
 
     require_provider("cuda")  # before a GPU is opened for it
 
-    def make(bundle: Bundle, stream: Stream, chunk: int | None) -> DeviceBackend:
-        return OrtGraphs(_files(bundle), stream)
+    def make(bundle: Bundle, device: Device, stream: Stream, chunk: int | None) -> DeviceBackend:
+        return OrtGraphs(_files(bundle), device, stream)
 
     return make
 

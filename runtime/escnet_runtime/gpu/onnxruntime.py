@@ -27,7 +27,7 @@ import onnxruntime as ort
 from ..backends.base import GraphFile
 from ..backends.onnxruntime import SLOW_ON_A_CPU
 from ..backends.ports import require_ports
-from ..device.base import Stream
+from ..device.base import Device, Stream
 from ..errors import BackendError, OutOfDeviceMemory
 from ..manifest import DType
 from .backend import Binding
@@ -74,7 +74,8 @@ class OrtGraphs:
 
     Args:
         graphs: the graphs by name.
-        stream: what they work on.
+        device: where they run.
+        stream: what they work on, of that device.
         provider: "cuda"; "cpu" takes addresses of the host, for tests of the pipeline, and has
             computed when a call returns.
 
@@ -86,10 +87,17 @@ class OrtGraphs:
     most_rows = None
 
     def __init__(
-        self, graphs: Mapping[str, GraphFile], stream: Stream, *, provider: Provider = "cuda"
+        self,
+        graphs: Mapping[str, GraphFile],
+        device: Device,
+        stream: Stream,
+        *,
+        provider: Provider = "cuda",
     ) -> None:
         require_provider(provider)
         self._graphs, self._stream, self._provider = dict(graphs), stream, provider
+        self._device = device
+        _, self._number = device.dlpack
         self._sessions: dict[str, ort.InferenceSession] = {}
         self._closed = False
         self._waits = False
@@ -152,21 +160,23 @@ class OrtGraphs:
     ) -> Callable[[], None]:
         """See :class:`DeviceBackend`."""
         session = self._session(graph)
-        io = session.io_binding()
-        try:
-            for bindings, bind in ((inputs, io.bind_input), (outputs, io.bind_output)):
-                for name, one in bindings.items():
-                    kind = _ELEMENT_TYPES[one.dtype]
-                    bind(name, self._provider, 0, kind, one.shape, one.address)
-        except Exception as error:  # ONNX Runtime's errors share no base below Exception
-            raise BackendError(f"graph {graph!r} cannot be bound: {error}") from error
+        with self._device.current():
+            io = session.io_binding()
+            try:
+                for bindings, bind in ((inputs, io.bind_input), (outputs, io.bind_output)):
+                    for name, one in bindings.items():
+                        kind = _ELEMENT_TYPES[one.dtype]
+                        bind(name, self._provider, self._number, kind, one.shape, one.address)
+            except Exception as error:  # ONNX Runtime's errors share no base below Exception
+                raise BackendError(f"graph {graph!r} cannot be bound: {error}") from error
 
         def run() -> None:
             waits = self._waits
             if not waits:
                 self._untidy.add(graph)
             try:
-                session.run_with_iobinding(io, self._waiting if waits else self._passing)
+                with self._device.current():
+                    session.run_with_iobinding(io, self._waiting if waits else self._passing)
             except Exception as error:
                 raise _failure(f"graph {graph!r} failed in ONNX Runtime", error) from error
             if waits:
@@ -176,12 +186,14 @@ class OrtGraphs:
 
     def release(self, graph: str) -> None:
         """See :class:`DeviceBackend`."""
-        self._sessions.pop(graph, None)
+        with self._device.current():
+            self._sessions.pop(graph, None)
         self._untidy.discard(graph)
 
     def unload(self) -> None:
         """See :class:`DeviceBackend`."""
-        self._sessions.clear()
+        with self._device.current():
+            self._sessions.clear()
         self._untidy.clear()
 
     def close(self) -> None:
@@ -203,12 +215,13 @@ class OrtGraphs:
         options = ort.SessionOptions()
         options.log_severity_level = _QUIET
         try:
-            session = ort.InferenceSession(
-                str(file.path),
-                options,
-                providers=[self._provider_with_options()],
-                disabled_optimizers=list(SLOW_ON_A_CPU) if self._provider == "cpu" else [],
-            )
+            with self._device.current():
+                session = ort.InferenceSession(
+                    str(file.path),
+                    options,
+                    providers=[self._provider_with_options()],
+                    disabled_optimizers=list(SLOW_ON_A_CPU) if self._provider == "cpu" else [],
+                )
         except Exception as error:
             what = (
                 f"ONNX Runtime {ort.__version__} cannot load graph {graph!r} ({file.precision} "
@@ -231,7 +244,7 @@ class OrtGraphs:
         if self._provider == "cpu":
             return name
         return name, {
-            "device_id": "0",
+            "device_id": str(self._number),
             "user_compute_stream": str(self._stream.handle),
             # Twenty graphs have an arena each: they grow by what is asked for, not in powers of 2.
             "arena_extend_strategy": "kSameAsRequested",

@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Final
 
-from ..device.base import Stream
+from ..device.base import Device, Stream
 from ..engines import EngineRecord, Profile
 from ..errors import BackendError, OutOfDeviceMemory
 from ..manifest import Stage
@@ -34,7 +34,8 @@ class EngineGraphs:
         record: describes the engines, and has been compared with what is here.
         files: the engine of each graph.
         stages: the graphs, for their dynamic axes.
-        stream: what they work on.
+        device: where they run.
+        stream: what they work on, of that device.
     """
 
     capturable = True
@@ -46,12 +47,14 @@ class EngineGraphs:
         record: EngineRecord,
         files: Mapping[str, Path],
         stages: Mapping[str, Stage],
+        device: Device,
         stream: Stream,
     ) -> None:
         self._trt, self._record, self._files, self._stages = trt, record, dict(files), stages
-        self._stream = stream
+        self._device, self._stream = device, stream
         self._said = _Said(trt)
-        self._runtime = trt.Runtime(self._said.logger)
+        with device.current():
+            self._runtime = trt.Runtime(self._said.logger)
         self._engines: dict[str, Any] = {}
         self._contexts: dict[tuple[str, _Shapes], Any] = {}
         self._closed = False
@@ -110,36 +113,59 @@ class EngineGraphs:
     ) -> Callable[[], None]:
         """See :class:`DeviceBackend`."""
         self.load(graph)
-        context = self._context(graph, inputs)
-        size = self._engines[graph].device_memory_size_v2
-        addresses = [(name, one.address) for name, one in {**inputs, **outputs}.items()]
-        handle = self._stream.handle
+        shapes = tuple((name, inputs[name].shape) for name in self._dynamic(graph))
+        if (graph, shapes) not in self._contexts:
+            self._contexts[graph, shapes] = self._made(graph, shapes)
+        addresses = {name: one.address for name, one in {**inputs, **outputs}.items()}
 
         def run() -> None:
-            # Other chunks of the same shapes use the context too.
-            context.set_device_memory(scratch, size)
-            refused = [name for name, at in addresses if not context.set_tensor_address(name, at)]
-            if refused or not context.execute_async_v3(handle):
-                what = f"refuses the addresses of {', '.join(refused)}" if refused else "failed"
+            with self._device.current():
+                what = self._enqueued(graph, shapes, addresses, scratch)
+            if what is not None:
                 raise self._failure(f"graph {graph!r} {what} in {self.description}")
 
         return run
 
+    def _enqueued(
+        self, graph: str, shapes: _Shapes, addresses: Mapping[str, int], scratch: int
+    ) -> str | None:
+        """Give a graph to the stream; what went wrong, if anything did.
+
+        The context is looked up, so that it is freed when it is released, with the device current:
+        neither a call that somebody has bound nor the traceback of its failure keeps it.
+        """
+        context = self._contexts.get((graph, shapes))
+        if context is None:
+            raise BackendError(f"graph {graph!r} was released; bind it anew")
+        # Other chunks of the same shapes use the context too.
+        context.set_device_memory(scratch, self._engines[graph].device_memory_size_v2)
+        refused = [
+            name for name, at in addresses.items() if not context.set_tensor_address(name, at)
+        ]
+        if refused:
+            return f"refuses the addresses of {', '.join(refused)}"
+        return None if context.execute_async_v3(self._stream.handle) else "failed"
+
     def release(self, graph: str) -> None:
         """See :class:`DeviceBackend`."""
-        for key in [key for key in self._contexts if key[0] == graph]:
-            del self._contexts[key]
-        self._engines.pop(graph, None)
+        with self._device.current():
+            for key in [key for key in self._contexts if key[0] == graph]:
+                del self._contexts[key]
+            self._engines.pop(graph, None)
 
     def unload(self) -> None:
         """See :class:`DeviceBackend`."""
-        self._contexts.clear()
-        self._engines.clear()
+        with self._device.current():
+            self._contexts.clear()
+            self._engines.clear()
 
     def close(self) -> None:
         """See :class:`DeviceBackend`."""
-        self.unload()
-        self._closed = True
+        if not self._closed:
+            self.unload()
+            with self._device.current():
+                self._runtime = None
+            self._closed = True
 
     def _load(self, graph: str) -> Any:
         if self._closed:
@@ -149,20 +175,18 @@ class EngineGraphs:
                 f"there is no engine of {graph!r}; there are {', '.join(self._files)}"
             )
         self._said.clear()
-        engine = self._runtime.deserialize_cuda_engine(self._files[graph].read_bytes())
+        with self._device.current():
+            engine = self._runtime.deserialize_cuda_engine(self._files[graph].read_bytes())
         if engine is None:
             raise self._failure(f"{self.description} cannot load the engine of graph {graph!r}")
         return engine
 
-    def _context(self, graph: str, inputs: Mapping[str, Binding]) -> Any:
-        """The context of a graph and of shapes."""
-        dynamic = self._dynamic(graph)
-        shapes = tuple((name, inputs[name].shape) for name in dynamic)
-        if (graph, shapes) not in self._contexts:
-            self._contexts[graph, shapes] = self._made(graph, shapes)
-        return self._contexts[graph, shapes]
-
     def _made(self, graph: str, shapes: _Shapes) -> Any:
+        """A context of a graph for shapes."""
+        with self._device.current():
+            return self._made_here(graph, shapes)
+
+    def _made_here(self, graph: str, shapes: _Shapes) -> Any:
         self._said.clear()
         managed = self._trt.ExecutionContextAllocationStrategy.USER_MANAGED
         context = self._engines[graph].create_execution_context(managed)
