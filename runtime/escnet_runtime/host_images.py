@@ -1,7 +1,7 @@
 """Images whose tensors are on the host: looks, logits chunk by chunk, labels and confidence."""
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
@@ -91,7 +91,7 @@ class HostImages:
 
     def logits(
         self, pixels: ImageArray, text: _Floats, *, chunk: int, observer: Observer | None = None
-    ) -> Iterator[tuple[slice, _Floats]]:
+    ) -> Generator[tuple[slice, _Floats], None, None]:
         """Logits float32 [n, l, l] of a look at the whole image, chunk by chunk."""
         yield from self._logits(self._encoded(pixels, observer), text, chunk, observer)
 

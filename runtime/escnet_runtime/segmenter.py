@@ -3,7 +3,7 @@
 import os
 import threading
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -253,10 +253,28 @@ class Segmenter:
 
     def image_logits(
         self, pixels: ImageArray, vocabulary: Vocabulary, observer: Observer | None = None
-    ) -> Iterator[tuple[slice, npt.NDArray[np.float32]]]:
-        """Logits of the unique categories, chunk by chunk: float32 [n, l, l] each."""
+    ) -> Generator[tuple[slice, npt.NDArray[np.float32]], None, None]:
+        """Logits of the unique categories, chunk by chunk: float32 [n, l, l] each.
+
+        Other calls of this Segmenter may come between two chunks, from any thread.
+
+        Raises:
+            EscNetError: this Segmenter is closed, or was closed in between.
+            BackendError: a graph failed.
+        """
         text = vocabulary.embeddings
-        yield from self._host.logits(pixels, text, chunk=self.chunk, observer=observer)
+        chunks = self._host.logits(pixels, text, chunk=self.chunk, observer=observer)
+        try:
+            while True:
+                with self._lock:  # not over the yield: who asks for the next may take its time
+                    self._check_open()
+                    found = next(chunks, None)
+                if found is None:
+                    return
+                yield found
+        finally:
+            with self._lock:
+                chunks.close()
 
     def plan(
         self, categories: int, size: tuple[int, int], *, window: Window = "none"

@@ -3,18 +3,22 @@
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 
-from escnet_runtime import ImageError, Nv12Frame, Segmenter, Vocabulary
+from escnet_runtime import EscNetError, ImageError, Nv12Frame, Segmenter, Vocabulary
+from escnet_runtime.bundle import Bundle
 from escnet_runtime.errors import BackendError
+from escnet_runtime.gpu import choose
 from escnet_runtime.images import ImageArray
 from escnet_runtime.segmenter import Window
 from tests.device.host_device import HostDevice
-from tests.gpu.conftest import Lend, frames
+from tests.gpu.conftest import NAMES, Lend, frames, opener_of
 from tests.gpu.made_up import MadeUpGraphs
+from tests.kernels.machines import HostMachine
 
 Labels = npt.NDArray[np.generic]
 WINDOWS: tuple[Window, ...] = ("none", "sliding")
@@ -102,6 +106,57 @@ def test_ten_threads_share_a_segmenter_in_all_of_its_ways(
     assert not any(thread.is_alive() for thread in threads)
     assert not failures
     assert in_use(segmenter) == 0
+
+
+def test_logits_are_locked_step_by_step_and_not_between(
+    segmenter: Segmenter,
+    vocabulary: Vocabulary,
+    picture: ImageArray,
+    graphs: MadeUpGraphs,
+) -> None:
+    """They share stream and contexts with other calls, which a slow reader does not hold up."""
+    want = segmenter(picture, vocabulary).labels
+    unlocked: list[str] = []
+    lock: Any = segmenter._lock
+
+    def watch(graph: str) -> None:
+        if not lock._is_owned():
+            unlocked.append(graph)
+
+    found: list[Labels] = []
+    graphs.before = watch
+    try:
+        segmenter.device_pipeline.chunk, chunk = 4, segmenter.chunk  # type: ignore[union-attr]
+        logits = segmenter.image_logits(picture, vocabulary)
+        first, _ = next(logits)
+        assert not lock._is_owned()
+        other = threading.Thread(target=lambda: found.append(segmenter(picture, vocabulary).labels))
+        other.start()
+        other.join(timeout=600)
+        assert not other.is_alive()
+        rest = [where for where, _ in logits]
+    finally:
+        graphs.before = lambda graph: None
+        segmenter.device_pipeline.chunk = chunk  # type: ignore[union-attr]
+    assert [first, *rest] == [slice(0, 4), slice(4, 6)]
+    np.testing.assert_array_equal(found[0], want)
+    assert not unlocked
+
+
+def test_logits_of_a_segmenter_that_is_closed_say_so(
+    bundle: Bundle, host: HostMachine, picture: ImageArray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = HostDevice(host)
+    monkeypatch.setattr(choose, "_opener", lambda name: opener_of(device))
+    made = Segmenter(bundle, "onnxruntime-cuda", device=device, chunk=4, cache=None)
+    words = made.vocabulary(NAMES)
+    logits, never_begun = (made.image_logits(picture, words) for _ in range(2))
+    next(logits)
+    made.close()
+    for one in (logits, never_begun):
+        with pytest.raises(EscNetError, match="this Segmenter is closed; make a new one"):
+            next(one)
+    assert not device.open
 
 
 @pytest.mark.parametrize("window", WINDOWS)

@@ -527,11 +527,15 @@ def test_a_closed_segmenter_says_so(
         assert made.pipeline.backend._sessions  # type: ignore[attr-defined]
     assert not made.pipeline.backend._sessions  # type: ignore[attr-defined]  # freed
     made.close()  # twice is fine
-    for use in (lambda: made(picture, vocabulary), lambda: made.vocabulary(["new"])):
+    for use in (
+        lambda: made(picture, vocabulary),
+        lambda: made.vocabulary(["new"]),
+        lambda: logits_of(made, picture, vocabulary),
+    ):
         with pytest.raises(EscNetError, match="this Segmenter is closed; make a new one"):
             use()
     with pytest.raises(BackendError, match="closed"):
-        logits_of(made, picture, vocabulary)
+        made.pipeline.encode_text(np.ones((1, 7), np.int32))
 
 
 def test_the_text_encoder_is_not_kept(tiny_bundle: Path) -> None:
