@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 
 from escnet_runtime import EscNetError, ImageError, InputError, Nv12Frame, Segmenter, Vocabulary
@@ -461,6 +462,39 @@ def test_auto_on_the_cpu_beside_a_gpu_is_a_warning(
     [record] = [record for record in caplog.records if "'auto' chose" in record.getMessage()]
     assert record.levelno == logging.WARNING
     assert all(f"no {name} here" in record.getMessage() for name in every)
+
+
+class WithoutLibraries:
+    """ONNX Runtime, whose CUDA provider is compiled in and does not start: sessions get the CPU."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(onnxruntime, name)
+
+    def get_available_providers(self) -> list[str]:
+        return ["CUDAExecutionProvider", "CPUExecutionProvider"]
+
+    def InferenceSession(self, path: str, *_: Any, **options: Any) -> Any:
+        return onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+
+
+def test_a_provider_that_cannot_start_is_found_out_before_the_first_image(
+    tiny_bundle: Path,
+    host: HostMachine,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    device = HostDevice(host)
+    monkeypatch.setattr("escnet_runtime.gpu.onnxruntime.ort", WithoutLibraries())
+    with caplog.at_level(logging.INFO):
+        chosen = choose.choose_backend(Bundle.open(tiny_bundle), "auto", device=device)
+    chosen.close()
+    assert (chosen.device, chosen.backend.name) == (None, "onnxruntime")
+    [record] = [record for record in caplog.records if "'auto' chose" in record.getMessage()]
+    assert record.levelno == logging.WARNING
+    assert "not onnxruntime-cuda: ONNX Runtime" in record.getMessage()
+    with pytest.raises(BackendError, match="has the CUDA provider and cannot start it"):
+        Segmenter(tiny_bundle, "onnxruntime-cuda", device=device, cache=None)
+    assert not device.open
 
 
 def test_what_was_asked_for_by_name_is_never_replaced(

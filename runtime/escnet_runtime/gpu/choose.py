@@ -194,9 +194,22 @@ def _onnxruntime() -> Opener:
     require_provider("cuda")  # before a GPU is opened for it
 
     def make(bundle: Bundle, device: Device, stream: Stream, chunk: int | None) -> DeviceBackend:
-        return OrtGraphs(_files(bundle), device, stream)
+        graphs = OrtGraphs(_files(bundle), device, stream)
+        try:
+            # A provider that is compiled in may lack its libraries: only a session shows it.
+            graphs.load(_smallest(bundle))
+        except BaseException:
+            graphs.close()
+            raise
+        return graphs
 
     return make
+
+
+def _smallest(bundle: Bundle) -> str:
+    """The graph that is loaded soonest."""
+    stages = bundle.manifest.stages
+    return min(stages, key=lambda name: stages[name].bytes)
 
 
 def _files(bundle: Bundle) -> dict[str, GraphFile]:
