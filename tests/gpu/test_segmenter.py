@@ -13,7 +13,13 @@ import pytest
 from escnet_runtime import EscNetError, ImageError, InputError, Nv12Frame, Segmenter, Vocabulary
 from escnet_runtime.bundle import Bundle
 from escnet_runtime.device.base import Stream
-from escnet_runtime.errors import BackendError, DeviceError
+from escnet_runtime.errors import (
+    BackendError,
+    BundleError,
+    BundleFormatError,
+    BundleIntegrityError,
+    DeviceError,
+)
 from escnet_runtime.gpu import choose
 from escnet_runtime.images import ImageArray
 from escnet_runtime.segmenter import ImageSource
@@ -462,6 +468,53 @@ def test_auto_on_the_cpu_beside_a_gpu_is_a_warning(
     [record] = [record for record in caplog.records if "'auto' chose" in record.getMessage()]
     assert record.levelno == logging.WARNING
     assert all(f"no {name} here" in record.getMessage() for name in every)
+
+
+@pytest.mark.parametrize("damage", [BundleFormatError, BundleIntegrityError])
+def test_auto_goes_on_from_damaged_engines_with_a_warning(
+    bundle: Bundle,
+    host: HostMachine,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    damage: type[BundleError],
+) -> None:
+    device = HostDevice(host)
+
+    def opener(name: str) -> choose.Opener:
+        def damaged(*_: Any) -> Any:
+            raise damage(f"The engines of {name} are damaged")
+
+        return opener_of(device) if name == "onnxruntime-cuda" else damaged
+
+    monkeypatch.setattr(choose, "_opener", opener)
+    with caplog.at_level(logging.INFO):
+        chosen = choose.choose_backend(bundle, "auto", device=device)
+    assert chosen.device is not None
+    chosen.close()
+    [record] = [record for record in caplog.records if "'auto' chose" in record.getMessage()]
+    assert record.levelno == logging.WARNING
+    assert "not tensorrt: The engines of tensorrt are damaged" in record.getMessage()
+    with pytest.raises(damage, match="The engines of tensorrt are damaged"):
+        choose.choose_backend(bundle, "tensorrt", device=device)
+    assert not device.open
+
+
+def test_engines_that_were_changed_do_not_stop_auto(
+    bundle_copy: Path, host: HostMachine, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A real folder with a record that is none; only where its library is installed."""
+    pytest.importorskip("tensorrt_rtx_bindings", reason="needs TensorRT-RTX's bindings")
+    folder = bundle_copy / "engines" / "tensorrt-rtx-sm_89"
+    folder.mkdir(parents=True)
+    (folder / "engine.json").write_text("{}", encoding="utf-8")
+    with HostDevice(host) as device, caplog.at_level(logging.INFO):
+        opened = Bundle.open(bundle_copy)
+        chosen = choose.choose_backend(opened, "auto", device=device)
+        chosen.close()
+        with pytest.raises(BundleFormatError, match="Rebuild them: escnet-build"):
+            choose.choose_backend(opened, "tensorrt-rtx", device=device)
+        assert not device.open
+    assert "not tensorrt-rtx: The engines" in caplog.text
 
 
 class WithoutLibraries:

@@ -13,7 +13,7 @@ from ..bundle import Bundle
 from ..device import open_device
 from ..device.base import Device, Stream
 from ..engines import Compiler, find_engines, fingerprint_here
-from ..errors import BackendError, DeviceError, EngineMismatchError
+from ..errors import BackendError, BundleError, DeviceError, EngineMismatchError
 from ..manifest import Precision
 from ..nvidia import find_gpu
 from .backend import DeviceBackend
@@ -73,6 +73,7 @@ def choose_backend(
         BackendError: the name is unknown, or a library is not here.
         DeviceError: there is no GPU, or it cannot be used.
         EngineMismatchError: the bundle has no engines that fit.
+        BundleError: those that it has are damaged.
     """
     if name not in BACKENDS:
         raise BackendError(f"backend {name!r} is unknown; expected one of {', '.join(BACKENDS)}")
@@ -107,17 +108,20 @@ def on_device(
 def _automatic(
     bundle: Bundle, device: Device | None, chunk: int | None, cache: Path | None
 ) -> Chosen:
-    reasons = []
+    reasons, damaged = [], False
     if device is None and find_gpu() is None:
         reasons.append("there is no NVIDIA GPU with a driver")
     else:
         for name in _ON_A_GPU:
             try:
                 chosen = on_device(bundle, _opener(name), device=device, chunk=chunk)
-            except (BackendError, DeviceError, EngineMismatchError) as error:
+            except (BackendError, DeviceError, BundleError) as error:
                 reasons.append(f"not {name}: {error}")
+                damaged |= isinstance(error, BundleError) and not isinstance(
+                    error, EngineMismatchError
+                )
                 continue
-            _say(chosen, reasons, logging.INFO)
+            _say(chosen, reasons, logging.WARNING if damaged else logging.INFO)
             return chosen
     # With a GPU at hand, the CPU is not what somebody expects.
     level = logging.INFO if len(reasons) == 1 else logging.WARNING
