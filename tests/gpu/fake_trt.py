@@ -151,7 +151,8 @@ class _Context:
         graph, trt = self._engine.graph, self._trt
         trt.require_current()
         if graph in trt.broken:
-            trt.say(trt.broken[graph])
+            if trt.broken[graph]:
+                trt.say(trt.broken[graph])
             return False
         assert self._memory is not None
         assert self._memory[1] == SCRATCH

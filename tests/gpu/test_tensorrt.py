@@ -3,6 +3,7 @@
 import gc
 import inspect
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -154,6 +155,37 @@ def test_a_failing_engine_is_named_and_the_next_call_works(
         engines.rig.picture(image, text[:5])
     engines.trt.broken.clear()
     assert_same(engines.rig.picture(image, text[:5]), engines.rig.expected(image, text[:5]))
+
+
+def test_a_failure_has_the_reasons_that_were_given_for_it(
+    engines: Engines, image: ImageArray, text: Floats
+) -> None:
+    """What was said before, and came to nothing, decides nothing."""
+    engines.rig.picture(image, text[:5])
+    engines.trt.say("Cuda Runtime (out of memory), of which nothing came")
+    engines.trt.broken["esc1_sam"] = "an illegal memory access"
+    with pytest.raises(BackendError, match=r"'esc1_sam' failed in TensorRT 11\.4\.0: an illegal"):
+        engines.rig.picture(image[:5], text[:5])
+    engines.trt.broken["esc1_sam"] = ""
+    with pytest.raises(BackendError, match="it gives no reason"):
+        engines.rig.picture(image[:6], text[:5])
+
+
+def test_what_the_library_says_does_not_pile_up(engines: Engines) -> None:
+    """Also while nothing runs, and from threads of its own."""
+
+    def say() -> None:
+        for number in range(500):
+            engines.trt.say(f"number {number}")
+
+    engines.backend._said.clear()
+    threads = [threading.Thread(target=say) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert engines.backend._said.errors()[0] == "number 0"
+    assert len(engines.backend._said.errors()) == 2
 
 
 def test_contexts_are_freed_in_the_context_of_their_device(

@@ -7,6 +7,7 @@ context that is part of a CUDA graph must not.
 
 import logging
 import re
+import threading
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -22,6 +23,8 @@ __all__ = ["EngineGraphs"]
 
 _LOG: Final = logging.getLogger("escnet_runtime")
 _NO_MEMORY: Final = re.compile(r"out ?of ?memory|cudaErrorMemoryAllocation", re.IGNORECASE)
+
+_MOST_REASONS: Final = 2  # of a failure that are told
 
 _Shapes = tuple[tuple[str, tuple[int, ...]], ...]
 
@@ -137,6 +140,7 @@ class EngineGraphs:
         context = self._contexts.get((graph, shapes))
         if context is None:
             raise BackendError(f"graph {graph!r} was released; bind it anew")
+        self._said.clear()
         # Other chunks of the same shapes use the context too.
         context.set_device_memory(scratch, self._engines[graph].device_memory_size_v2)
         refused = [
@@ -237,7 +241,7 @@ class EngineGraphs:
         }
 
     def _failure(self, what: str) -> BackendError | OutOfDeviceMemory:
-        said = "; ".join(self._said.errors[:2]) or "it gives no reason"
+        said = "; ".join(self._said.errors()) or "it gives no reason"
         kind = OutOfDeviceMemory if _NO_MEMORY.search(said) else BackendError
         return kind(f"{what}: {said}")
 
@@ -247,13 +251,17 @@ def _span(profile: Profile) -> int:
 
 
 class _Said:
-    """A logger of the library's class that keeps errors and passes warnings on."""
+    """A logger of the library's class that keeps the first errors and passes warnings on.
+
+    The library may log from threads of its own, and also while nothing is run.
+    """
 
     def __init__(self, trt: Any) -> None:
-        self.errors: list[str] = []
+        self._lock = threading.Lock()
+        self._errors: list[str] = []
         base: Any = trt.ILogger
         severity = trt.ILogger.Severity
-        said = self.errors
+        keep = self._keep
 
         class Log(base):  # type: ignore[misc]
             def __init__(self) -> None:
@@ -261,12 +269,24 @@ class _Said:
 
             def log(self, level: Any, message: str) -> None:
                 if level in (severity.ERROR, severity.INTERNAL_ERROR):
-                    said.append(message)
+                    keep(message)
                 elif level == severity.WARNING:
                     _LOG.debug("%s", message)
 
         self.logger = Log()
 
+    def errors(self) -> list[str]:
+        """The first ones since :meth:`clear`: those that follow are what comes of them."""
+        with self._lock:
+            return list(self._errors)
+
     def clear(self) -> None:
-        """Forget what was said before."""
-        self.errors.clear()
+        """Forget what was said before: the next failure has reasons of its own."""
+        with self._lock:
+            self._errors.clear()
+
+    def _keep(self, message: str) -> None:
+        with self._lock:
+            if len(self._errors) < _MOST_REASONS:
+                self._errors.append(message)
+        _LOG.debug("%s", message)
