@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
+from .errors import OutOfDeviceMemory
 from .frames import Nv12Frame
 from .gpu.pipeline import DevicePipeline, InFlight
 from .gpu.pixels import Pixels, frame_pixels
@@ -45,15 +46,33 @@ class DeviceImages:
         window: Window,
         shortlist: Shortlist | None,
     ) -> Sent:
-        """One image on its way, for embeddings [N, D] of distinct categories."""
+        """One image on its way, for embeddings [N, D] of distinct categories.
+
+        Raises:
+            OutOfDeviceMemory: also the smallest chunk does not fit; says what would.
+        """
         kept = None
         if shortlist is not None:
-            pixels = self.on_host(loaded)
-            chunk = self._pipeline.chunk
-            kept = self._host.kept(pixels, text, shortlist, window=window, chunk=chunk)
+            kept = self._kept(self.on_host(loaded), text, shortlist, window)
             text = text[kept]
         flight = self._pipeline.submit(self._pixels(loaded), text, sliding=window == "sliding")
         return Sent(flight, loaded, kept)
+
+    def _kept(
+        self,
+        pixels: ImageArray,
+        text: npt.NDArray[np.float32],
+        shortlist: Shortlist,
+        window: Window,
+    ) -> npt.NDArray[np.intp]:
+        """What an image's shortlist has, in smaller chunks where memory does not suffice."""
+        size = (pixels.shape[0], pixels.shape[1])
+        while True:
+            chunk = self._pipeline.chunk
+            try:
+                return self._host.kept(pixels, text, shortlist, window=window, chunk=chunk)
+            except OutOfDeviceMemory as error:
+                self._pipeline.shrink(error, len(text), size, window == "sliding")
 
     def receive(self, sent: Sent) -> tuple[ImageArray, Labelled]:
         """Wait for an image: its pixels on the host, and what was found."""

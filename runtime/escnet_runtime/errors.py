@@ -35,6 +35,16 @@ __all__ = [
 class EscNetError(Exception):
     """Base of all errors of the ESC-Net toolkit."""
 
+    def let_go(self) -> None:
+        """Forget where it and what caused it were raised, and what was held there.
+
+        For who handles it by freeing memory: frames of a failed call keep what it had.
+        """
+        error: BaseException | None = self
+        while error is not None:
+            error.__traceback__ = None
+            error = error.__cause__ or error.__context__
+
 
 class InputError(EscNetError):
     """The caller's input cannot be used."""

@@ -157,6 +157,7 @@ class Segmenter:
 
         Raises:
             VocabularyError: a name or template cannot be used.
+            OutOfDeviceMemory: the text encoder does not fit the GPU with a single text.
         """
         with self._lock:
             self._check_open()
@@ -199,6 +200,8 @@ class Segmenter:
         Raises:
             ImageError: the image cannot be read.
             BackendError: a graph failed.
+            OutOfDeviceMemory: it does not fit the GPU; says what would. With an observer, which has
+                seen what it has seen, the chunk is not made smaller by itself.
         """
         self._check(vocabulary, window)
         chosen = self._chosen(shortlist, vocabulary)

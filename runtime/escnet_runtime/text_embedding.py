@@ -1,5 +1,6 @@
 """From categories to a vocabulary: by tokenizer and text encoder, or from the cache."""
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
@@ -9,11 +10,14 @@ import numpy.typing as npt
 
 from .bundle import Bundle
 from .embedding_cache import EmbeddingCache
+from .errors import OutOfDeviceMemory
 from .pipeline import Pipeline
 from .tokenizer import Tokenizer
 from .vocabulary import Vocabulary, assemble, plan_texts
 
 __all__ = ["TEXT_BATCH", "TextEmbedding"]
+
+_LOG: Final = logging.getLogger("escnet_runtime")
 
 #: Texts encoded at a time: bounds the text encoder's memory, and its engine is built for it.
 TEXT_BATCH: Final = 64
@@ -31,6 +35,7 @@ class TextEmbedding:
     def __init__(self, bundle: Bundle, pipeline: Pipeline, cache: Path | None) -> None:
         self._bundle, self._pipeline = bundle, pipeline
         self._tokenizer: Tokenizer | None = None
+        self._batch = TEXT_BATCH
         self._cache = None if cache is None else EmbeddingCache(cache, self.model_key)
 
     @property
@@ -69,10 +74,39 @@ class TextEmbedding:
         encoded: dict[str, npt.NDArray[np.float32]] = {}
         try:
             for entries in by_length.values():
-                for start in range(0, len(entries), TEXT_BATCH):
-                    batch = entries[start : start + TEXT_BATCH]
-                    embeddings = self._pipeline.encode_text(np.stack([ids for _, ids in batch]))
-                    encoded.update(zip((text for text, _ in batch), embeddings, strict=True))
+                rows = self._rows(np.stack([ids for _, ids in entries]))
+                encoded.update(zip((text for text, _ in entries), rows, strict=True))
         finally:
             self._pipeline.backend.release("text_encoder")
         return encoded
+
+    def _rows(self, tokens: npt.NDArray[np.int32]) -> npt.NDArray[np.float32]:
+        """Embeddings of texts of one length, in fewer at a time where memory does not suffice."""
+        found: list[npt.NDArray[np.float32]] = []
+        start = 0
+        while start < len(tokens):
+            batch = tokens[start : start + self._batch]
+            try:
+                found.append(self._pipeline.encode_text(batch))
+            except OutOfDeviceMemory as error:
+                error.let_go()
+                self._fewer(len(batch), error)
+                continue
+            start += len(batch)
+        return np.concatenate(found)
+
+    def _fewer(self, texts: int, error: OutOfDeviceMemory) -> None:
+        """Half as many texts at a time; raises OutOfDeviceMemory where it was one."""
+        if texts == 1:
+            raise OutOfDeviceMemory(
+                f"{error}. The text encoder does not fit the GPU with a single text: make memory "
+                "free, or encode the categories with another backend"
+            ) from error
+        self._batch = texts // 2
+        _LOG.warning(
+            "the GPU's memory does not suffice for %d texts at a time (%s); trying %d, which takes "
+            "longer",
+            texts,
+            error,
+            self._batch,
+        )

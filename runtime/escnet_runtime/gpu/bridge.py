@@ -4,7 +4,8 @@ The pipeline on the CPU runs over it where every stage is looked at (``escnet-ve
 and for texts. Each graph is one upload, one run, one download.
 """
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from typing import Final
 
@@ -13,11 +14,13 @@ import numpy.typing as npt
 
 from ..backends.base import Array, Tensor
 from ..device.base import Device
-from ..errors import BackendError
+from ..errors import BackendError, OutOfDeviceMemory
 from ..manifest import DType, Manifest, TensorSpec
 from .backend import Binding, DeviceBackend
 
 __all__ = ["BridgedGraphs"]
+
+_LOG: Final = logging.getLogger("escnet_runtime")
 
 #: bfloat16 lies in NumPy arrays as the upper half of a float32.
 _NUMPY: Final[dict[DType, type[np.generic]]] = {
@@ -38,10 +41,20 @@ class BridgedGraphs:
         device: where the graphs run; belongs to the caller, as the next one.
         backend: runs them.
         manifest: of the bundle.
+        make_room: frees what others have on the device and can make again; called where a graph
+            runs out of memory, before it is tried once more.
     """
 
-    def __init__(self, device: Device, backend: DeviceBackend, manifest: Manifest) -> None:
+    def __init__(
+        self,
+        device: Device,
+        backend: DeviceBackend,
+        manifest: Manifest,
+        *,
+        make_room: Callable[[], None],
+    ) -> None:
         self._device, self._backend, self._stages = device, backend, manifest.stages
+        self._make_room = make_room
 
     @property
     def name(self) -> str:
@@ -54,7 +67,11 @@ class BridgedGraphs:
         return f"{self._backend.description}, {self._device.name}"
 
     def run(self, graph: str, inputs: Mapping[str, Tensor | Array]) -> dict[str, Tensor]:
-        """See :class:`Backend`. Tensors are NumPy arrays."""
+        """See :class:`Backend`. Tensors are NumPy arrays.
+
+        Raises:
+            OutOfDeviceMemory: it does not fit, with nothing else there either.
+        """
         if graph not in self._stages:
             raise BackendError(f"there is no graph {graph!r}; there are {', '.join(self._stages)}")
         stage = self._stages[graph]
@@ -75,6 +92,14 @@ class BridgedGraphs:
             )
             for spec in stage.outputs
         }
+        try:
+            self._run(graph, stage.inputs, given, stage.outputs, taken)
+        except OutOfDeviceMemory as error:
+            error.let_go()
+            _LOG.debug("graph %r alone: %s; tried again with all else freed", graph, error)
+        else:
+            return dict(taken)
+        self._make_room()
         self._run(graph, stage.inputs, given, stage.outputs, taken)
         return dict(taken)
 

@@ -99,7 +99,7 @@ def on_device(
         pipeline = DevicePipeline(device, backend, manifest, chunk=chunk)
         owned.callback(pipeline.close)
         return Chosen(
-            backend=BridgedGraphs(device, backend, manifest),
+            backend=BridgedGraphs(device, backend, manifest, make_room=pipeline.make_room),
             device=pipeline,
             owned=owned.pop_all(),
         )

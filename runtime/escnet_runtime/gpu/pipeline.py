@@ -155,7 +155,7 @@ class DevicePipeline:
                 self._send_text(text, ready.layout)
                 return self._submit(source, ready)
             except OutOfDeviceMemory as error:
-                self._shrink(error, len(text), size, sliding)
+                self.shrink(error, len(text), size, sliding)
 
     def taken(self, array: object) -> Pixels:
         """An image of another library in the device's memory, ordered behind what makes it.
@@ -204,7 +204,7 @@ class DevicePipeline:
                 layout = self._prepared(categories, size, sliding).layout
                 self._fill_slots(layout)
             except OutOfDeviceMemory as error:
-                self._shrink(error, categories, size, sliding)
+                self.shrink(error, categories, size, sliding)
             else:
                 break
         known, taken = self._backend.resident_bytes, self._graph_bytes or 0
@@ -214,6 +214,43 @@ class DevicePipeline:
             backend_bytes=max(taken, known),
             measured=taken >= known,
         )
+
+    def make_room(self) -> None:
+        """Wait for everything, and free what can be made again; images on their way stay."""
+        self._settle()
+        self._forget()
+        self._backend.unload()
+
+    def shrink(
+        self, error: OutOfDeviceMemory, categories: int, size: tuple[int, int], sliding: bool
+    ) -> None:
+        """Free everything and make the chunk smaller, for who then tries again.
+
+        Args:
+            error: what was said; where it came from is forgotten, as it holds memory.
+            categories: that were to be computed, on an image of ``size`` pixels.
+            size: height and width.
+            sliding: with sliding windows.
+
+        Raises:
+            OutOfDeviceMemory: the chunk is the smallest; says what would fit.
+        """
+        error.let_go()
+        self.make_room()
+        bucket = bucket_of(categories)
+        chunk = min(self.chunk, whole_groups(bucket, self._group))
+        if chunk <= self._group:
+            raise OutOfDeviceMemory(self._what_fits(error, categories, size, sliding)) from error
+        smaller = whole_groups(chunk // 2, self._group)
+        smaller = smaller if smaller < chunk else chunk - self._group
+        _LOG.warning(
+            "the GPU's memory does not suffice for %d categories at a time (%s); trying %d, which "
+            "gives the same and takes longer",
+            chunk,
+            error,
+            smaller,
+        )
+        self.chunk = smaller
 
     def profile(self, pixels: ImageArray, text: _Floats) -> dict[str, float]:
         """Milliseconds that each stage of one image takes on the device, by its own clock.
@@ -436,28 +473,6 @@ class DevicePipeline:
             self._staging = self._device.allocate_host(size)
         return self._staging
 
-    def _shrink(
-        self, error: OutOfDeviceMemory, categories: int, size: tuple[int, int], sliding: bool
-    ) -> None:
-        """Free everything and make the chunk smaller; raises where it is the smallest."""
-        self._settle()
-        self._forget()
-        self._backend.unload()
-        bucket = bucket_of(categories)
-        chunk = min(self.chunk, whole_groups(bucket, self._group))
-        if chunk <= self._group:
-            raise OutOfDeviceMemory(self._what_fits(error, categories, size, sliding)) from error
-        smaller = whole_groups(chunk // 2, self._group)
-        smaller = smaller if smaller < chunk else chunk - self._group
-        _LOG.warning(
-            "the GPU's memory does not suffice for %d categories at a time (%s); trying %d, which "
-            "gives the same and takes longer",
-            chunk,
-            error,
-            smaller,
-        )
-        self.chunk = smaller
-
     def _what_fits(
         self, error: Exception, categories: int, size: tuple[int, int], sliding: bool
     ) -> str:
@@ -522,6 +537,7 @@ class DevicePipeline:
             self._stream.synchronize()
         except EscNetError as error:  # what failed has been said
             _LOG.debug("while a backend was to free what it keeps: %s", error)
+            self._settle()  # a part of it may be under way, on memory that is freed next
 
     def _drop_arena(self) -> None:
         self._tidy()
