@@ -26,6 +26,7 @@ __all__ = [
     "Layout",
     "Value",
     "View",
+    "aligned",
     "bucket_of",
     "make_layout",
     "window_plan",
@@ -86,7 +87,7 @@ class Value:
     @property
     def step(self) -> int:
         """Bytes from where a part begins to where the next one does; 0 if there is one alone."""
-        return _aligned(self.part * self.row_bytes) if self.part else 0
+        return aligned(self.part * self.row_bytes) if self.part else 0
 
     @property
     def bytes(self) -> int:
@@ -172,7 +173,7 @@ class Layout:
 
 def picture_offsets(pixels: int, label_bytes: int) -> tuple[int, int]:
     """Bytes of the labels, up to where confidences begin, and of both."""
-    labels = _aligned(pixels * label_bytes)
+    labels = aligned(pixels * label_bytes)
     return labels, labels + 2 * pixels
 
 
@@ -460,7 +461,8 @@ def _rows(value: Value, where: slice) -> View:
     return View(value, value.start_of(where.start), (where.stop - where.start, *value.shape[1:]))
 
 
-def _aligned(size: int) -> int:
+def aligned(size: int) -> int:
+    """Bytes up to where the next thing may begin."""
     return -(-size // _ALIGNMENT) * _ALIGNMENT
 
 
@@ -472,8 +474,8 @@ def _place(values: tuple[Value, ...]) -> int:
     placed: list[Value] = []  # by offset
     total = 0
     for value in sorted(values, key=_turn):
-        value.offset = _gap(_neighbours(placed, value), _aligned(value.bytes))
-        total = max(total, value.offset + _aligned(value.bytes))
+        value.offset = _gap(_neighbours(placed, value), aligned(value.bytes))
+        total = max(total, value.offset + aligned(value.bytes))
         placed.append(value)
         placed.sort(key=lambda one: one.offset)
     return total
@@ -495,5 +497,5 @@ def _gap(neighbours: Iterator[Value], size: int) -> int:
     for one in neighbours:
         if free + size <= one.offset:
             break
-        free = max(free, one.offset + _aligned(one.bytes))
+        free = max(free, one.offset + aligned(one.bytes))
     return free

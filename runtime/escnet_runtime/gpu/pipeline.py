@@ -23,7 +23,7 @@ from .layout import Layout, bucket_of, make_layout, picture_offsets
 from .memory import MemoryPlan, memory_plan
 from .pixels import Pixels, pixels_of, taken_pixels
 from .program import Program, Scaling
-from .slots import Slot, SlotPool
+from .slots import Slot, SlotPlan, SlotPool
 
 __all__ = ["IN_FLIGHT", "DevicePipeline", "InFlight", "Picture"]
 
@@ -183,7 +183,7 @@ class DevicePipeline:
             raise EscNetError("this Segmenter was closed while the image was on its way")
         try:
             slot.done.synchronize()
-            picture = _picture(slot.download.array, layout)
+            picture = _picture(slot.host.array, layout)
             return replace(picture, image=_image(slot, layout, flight.pixels))
         finally:
             self._slots.give_back(slot)
@@ -210,7 +210,7 @@ class DevicePipeline:
         known, taken = self._backend.resident_bytes, self._graph_bytes or 0
         return memory_plan(
             layout,
-            slot_bytes=IN_FLIGHT * self._slot_bytes(layout),
+            slot_bytes=IN_FLIGHT * _slot_plan(layout).any_image.device,
             backend_bytes=max(taken, known),
             measured=taken >= known,
         )
@@ -373,23 +373,20 @@ class DevicePipeline:
         layout, device = ready.layout, self._device
         assert self._arena is not None
         picture = self._arena.address + layout.fixed["picture"].offset
-        rgb = _pixel_bytes(layout) if pixels.layout == "nv12" else 0
-        wanted = layout.picture_bytes + rgb
-        # Never less than for RGB: images that take turns with frames in NV12 share slots.
-        slot = self._slots.take(max(pixels.bytes, _pixel_bytes(layout)), wanted)
+        plan, kind = _slot_plan(layout), (pixels.layout, bool(pixels.device), pixels.bytes)
+        slot = self._slots.take(plan.any_image.with_room_for(plan.needs(*kind)))
         try:
-            self._bring(pixels, slot)
-            image = pixels.at(slot.pixels.address)
+            front = slot.memory.address
+            source = front + plan.source(pixels.layout)
+            self._bring(pixels, slot, source)
+            image = pixels.at(source)
             self._run(ready, image)
-            device.copy(slot.picture.address, picture, layout.picture_bytes, self._stream)
-            if rgb:
-                target = slot.picture.address + layout.picture_bytes
-                device.launch(nv12_rgb_launch(image, target), self._stream)
+            device.copy(front, picture, layout.picture_bytes, self._stream)
+            if pixels.layout == "nv12":
+                device.launch(nv12_rgb_launch(image, front + plan.image), self._stream)
             device.record(slot.computed, self._stream)
             device.wait(self._downloads, slot.computed)
-            device.download(slot.download, slot.picture.address, wanted, self._downloads)
-            if pixels.device and not rgb:
-                device.download(slot.upload, slot.pixels.address, pixels.bytes, self._downloads)
+            device.download(slot.host, front, plan.downloaded(*kind), self._downloads)
             device.record(slot.done, self._downloads)
         except BaseException:
             self._settle()
@@ -397,16 +394,16 @@ class DevicePipeline:
             raise
         return InFlight(slot, layout, pixels)
 
-    def _bring(self, pixels: Pixels, slot: Slot) -> None:
-        """Have the pixels in the slot before what the stream does next."""
-        device, target = self._device, slot.pixels.address
+    def _bring(self, pixels: Pixels, slot: Slot, target: int) -> None:
+        """Have the pixels at an address in the slot before what the stream does next."""
+        device = self._device
         for part in pixels.device:
             # A copy, so that the image is the caller's again once it has been computed with.
             device.copy(target, part.address, part.nbytes, self._stream)
             target += part.nbytes
         if pixels.host:
-            pixels.write(slot.upload.array)
-            device.upload(target, slot.upload, pixels.bytes, self._uploads)
+            pixels.write(slot.host.array)
+            device.upload(target, slot.host, pixels.bytes, self._uploads)
             device.record(slot.uploaded, self._uploads)
             device.wait(self._stream, slot.uploaded)
 
@@ -484,7 +481,8 @@ class DevicePipeline:
         each = (plans[1].bytes - plans[0].bytes) / (counts[1] - counts[0])
         need = plan(categories)
         weights = sum(self._manifest.stages[name].bytes for name in _image_graphs(self._manifest))
-        rest = free - weights - IN_FLIGHT * self._slot_bytes(need) - plans[0].bytes
+        slots = IN_FLIGHT * _slot_plan(need).any_image.device
+        rest = free - weights - slots - plans[0].bytes
         fitting = int(counts[0] + rest / each) if rest > 0 else 0
         advice = (
             f"about {min(fitting, categories - 1):,} categories would fit"
@@ -500,16 +498,14 @@ class DevicePipeline:
 
     def _fill_slots(self, layout: Layout) -> None:
         """Have the memory for all images that may be on their way."""
-        size = (_pixel_bytes(layout), layout.picture_bytes)
+        size = _slot_plan(layout).any_image
         taken = []
         try:
-            taken += [self._slots.take(*size) for _ in range(IN_FLIGHT)]
+            for _ in range(IN_FLIGHT):
+                taken.append(self._slots.take(size))
         finally:
             for slot in taken:
                 self._slots.give_back(slot)
-
-    def _slot_bytes(self, layout: Layout) -> int:
-        return _pixel_bytes(layout) + layout.picture_bytes
 
     def _settle(self) -> None:
         """Wait for everything; what failed has been or will be said by who waits for it."""
@@ -555,19 +551,17 @@ def _image_graphs(manifest: Manifest) -> list[str]:
     return [step.stage for step in steps if step.kind != "prompts"]
 
 
-def _pixel_bytes(layout: Layout) -> int:
-    return 3 * layout.size[0] * layout.size[1]
+def _slot_plan(layout: Layout) -> SlotPlan:
+    return SlotPlan(layout.size, layout.picture_bytes)
 
 
 def _image(slot: Slot, layout: Layout, pixels: Pixels) -> ImageArray | None:
     """A copy of the image, where the caller has no RGB of it on the host."""
-    height, width = layout.size
-    if pixels.layout == "nv12":
-        rgb = slot.download.array[layout.picture_bytes :][: _pixel_bytes(layout)]
-        return rgb.reshape(height, width, 3).copy()
-    if not pixels.device:
+    plan = _slot_plan(layout)
+    if not pixels.device and pixels.layout != "nv12":
         return None
-    packed = slot.upload.array[: pixels.bytes].reshape(height, width, -1)
+    size = plan.rgb if pixels.layout == "nv12" else pixels.bytes
+    packed = slot.host.array[plan.image :][:size].reshape(*layout.size, -1)
     return packed[:, :, :3].copy()
 
 

@@ -1,27 +1,99 @@
 """What an image on its way needs beside the arena: its pixels before, its picture after.
 
 A slot belongs to one image from its upload to its result. With two of them one image is uploaded
-and another downloaded while a third computes.
+and another downloaded while a third computes. What is downloaded lies in front, one part behind the
+other: labels and confidences, then the image itself if it came from the device or as NV12. On the
+host it takes the place of what was uploaded, which has been computed with by then.
 """
 
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Self
+from typing import Final, Self
 
 from ..device.base import Device, DeviceMemory, Event, HostMemory
+from .layout import aligned
 
-__all__ = ["Slot", "SlotPool"]
+__all__ = ["Slot", "SlotPlan", "SlotPool", "SlotSize"]
+
+
+#: Bytes that rows of a decoder's surface are rounded up to, at most, as far as is known.
+_PITCH: Final = 512
+
+
+@dataclass(frozen=True, slots=True)
+class SlotSize:
+    """Bytes of a slot on the device, and on the host."""
+
+    device: int
+    host: int
+
+    def with_room_for(self, other: "SlotSize") -> "SlotSize":
+        """The larger of both, on either side."""
+        return SlotSize(max(self.device, other.device), max(self.host, other.host))
+
+
+@dataclass(frozen=True, slots=True)
+class SlotPlan:
+    """Where in a slot everything of an image lies, in bytes.
+
+    Attributes:
+        size: height and width in pixels.
+        picture: bytes of labels and confidences, which lie in front.
+    """
+
+    size: tuple[int, int]
+    picture: int
+
+    @property
+    def image(self) -> int:
+        """Where the image begins that is downloaded with its labels."""
+        return aligned(self.picture)
+
+    @property
+    def rgb(self) -> int:
+        """Bytes of the image as RGB."""
+        return 3 * self.size[0] * self.size[1]
+
+    def source(self, layout: str) -> int:
+        """Where the pixels are brought to: those of NV12 behind the RGB that is made of them."""
+        return self.image + aligned(self.rgb) if layout == "nv12" else self.image
+
+    def downloaded(self, layout: str, on_device: bool, pixels: int) -> int:
+        """Bytes of what is downloaded, from the slot's first one on.
+
+        Args:
+            layout: of the pixels.
+            on_device: whether they came from there.
+            pixels: bytes of them.
+        """
+        if layout == "nv12":
+            return self.image + self.rgb
+        return self.image + pixels if on_device else self.picture
+
+    def needs(self, layout: str, on_device: bool, pixels: int) -> SlotSize:
+        """What such an image needs; arguments as for :meth:`downloaded`."""
+        back = self.downloaded(layout, on_device, pixels)
+        return SlotSize(self.source(layout) + pixels, max(back, 0 if on_device else pixels))
+
+    @property
+    def any_image(self) -> SlotSize:
+        """What any image of this size needs: RGB, RGBA on the device, NV12 with padded rows.
+
+        So the first one of a kind allocates nothing, and images that take turns share slots.
+        """
+        height, width = self.size
+        padded = -(-width // _PITCH) * _PITCH * (height + -(-height // 2))
+        rgba = self.needs("rgba", True, 4 * height * width)
+        return rgba.with_room_for(self.needs("nv12", True, padded))
 
 
 @dataclass(slots=True, eq=False)
 class Slot:
     """Memory and events of one image. ``open`` ends when its pool is closed."""
 
-    pixels: DeviceMemory
-    picture: DeviceMemory
-    upload: HostMemory
-    download: HostMemory
+    memory: DeviceMemory
+    host: HostMemory
     uploaded: Event
     computed: Event
     done: Event
@@ -29,15 +101,13 @@ class Slot:
     open: bool = True
 
     @classmethod
-    def make(cls, device: Device, pixels: int, picture: int) -> "Slot":
-        """For images and pictures of so many bytes."""
+    def make(cls, device: Device, size: "SlotSize") -> "Slot":
+        """Of so many bytes."""
         with ExitStack() as owned:
             keep = owned.enter_context
             slot = cls(
-                pixels=keep(device.allocate(pixels)),
-                picture=keep(device.allocate(picture)),
-                upload=keep(device.allocate_host(pixels)),
-                download=keep(device.allocate_host(picture)),
+                memory=keep(device.allocate(size.device)),
+                host=keep(device.allocate_host(size.host)),
                 uploaded=keep(device.event()),
                 computed=keep(device.event()),
                 done=keep(device.event()),
@@ -46,9 +116,9 @@ class Slot:
             slot._owned = owned.pop_all()
         return slot
 
-    def fits(self, pixels: int, picture: int) -> bool:
-        """Whether images and pictures of so many bytes fit."""
-        return len(self.upload.array) >= pixels and len(self.download.array) >= picture
+    def fits(self, size: "SlotSize") -> bool:
+        """Whether so many bytes fit."""
+        return self.memory.size >= size.device and len(self.host.array) >= size.host
 
     def close(self) -> None:
         """Free everything; nothing may be under way."""
@@ -64,15 +134,15 @@ class SlotPool:
     free: list[Slot] = field(default_factory=list)
     used: list[Slot] = field(default_factory=list)
 
-    def take(self, pixels: int, picture: int) -> Slot:
-        """A slot for images and pictures of so many bytes; allocates one if none is free."""
-        fitting = [slot for slot in self.free if slot.fits(pixels, picture)]
+    def take(self, size: SlotSize) -> Slot:
+        """A slot of so many bytes at least; allocates one if none is free."""
+        fitting = [slot for slot in self.free if slot.fits(size)]
         if fitting:
             slot = fitting[0]
             self.free.remove(slot)
         else:
             self.drop_free()  # of another size
-            slot = Slot.make(self.device, pixels, picture)
+            slot = Slot.make(self.device, size)
         self.used.append(slot)
         return slot
 
@@ -96,7 +166,7 @@ class SlotPool:
     @property
     def bytes(self) -> int:
         """Device memory of all."""
-        return sum(slot.pixels.size + slot.picture.size for slot in (*self.free, *self.used))
+        return sum(slot.memory.size for slot in (*self.free, *self.used))
 
     def close(self) -> None:
         """Free everything; nothing may be under way."""
