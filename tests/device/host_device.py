@@ -43,14 +43,13 @@ from typing import Any, NamedTuple, Self, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from escnet_runtime.device.base import Event, HostMemory, Stream
+from escnet_runtime.device.base import ALIGNMENT, Event, HostMemory, Stream
 from escnet_runtime.errors import DeviceError, OutOfDeviceMemory
 from escnet_runtime.kernels import Launch
 from tests.kernels.machines import HostMachine
 
 __all__ = ["DeviceFaultError", "HostDevice", "Operation"]
 
-_ALIGNMENT = 256
 _FIRST_HANDLE = 256  # beyond CUDA's default streams
 _DEFAULT_STREAMS = (1, 2)  # cuda.h: CU_STREAM_LEGACY, CU_STREAM_PER_THREAD
 _NOISE = 0xA5  # as bytes, floats and counts: a value that no test takes for a right one
@@ -126,11 +125,11 @@ class _Owned:
 
 
 class _Aligned:
-    """Bytes at a multiple of 256."""
+    """Bytes at a multiple of ALIGNMENT, and of no larger power of two."""
 
     def __init__(self, size: int) -> None:
-        self._raw = np.full(size + _ALIGNMENT, _NOISE, np.uint8)
-        offset = -self._raw.ctypes.data % _ALIGNMENT
+        self._raw = np.full(size + 2 * ALIGNMENT, _NOISE, np.uint8)
+        offset = (ALIGNMENT - self._raw.ctypes.data) % (2 * ALIGNMENT)
         self.bytes: npt.NDArray[np.uint8] = self._raw[offset : offset + size]
         self.address = int(self.bytes.ctypes.data)
 
@@ -530,7 +529,7 @@ class HostDevice:
 
 
 def _rounded(size: int) -> int:
-    return -(-max(size, 1) // _ALIGNMENT) * _ALIGNMENT
+    return -(-max(size, 1) // ALIGNMENT) * ALIGNMENT
 
 
 def _part(memory: HostMemory, size: int) -> npt.NDArray[np.uint8]:

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import pytest
 
 from escnet_runtime.device.arrays import DeviceArray, follow
-from escnet_runtime.device.base import Device, Stream
+from escnet_runtime.device.base import ALIGNMENT, Device, Stream
 from escnet_runtime.errors import DeviceError, OutOfDeviceMemory
 from escnet_runtime.kernels import Launch, UpsampleBuffers, upsample_argmax_launch
 from escnet_runtime.postprocess import UpsampleArgmax
@@ -53,7 +53,7 @@ def test_bytes_go_there_and_back(cuda_device: Device, stream: Stream) -> None:
         cuda_device.allocate_host(1000) as given,
         cuda_device.allocate_host(1000) as back,
     ):
-        assert first.address % 256 == 0
+        assert first.address % ALIGNMENT == second.address % ALIGNMENT == 0
         assert (first.size, given.array.shape) == (1000, (1000,))
         given.array[:] = np.arange(1000) % 251
         cuda_device.upload(first.address, given, 1000, stream)

@@ -145,6 +145,9 @@ class _Context:
         return memory % 256 == 0
 
     def set_device_memory(self, memory: int, size: int) -> None:
+        if memory % 512:  # the real call returns nothing either; what was set before stays
+            self._trt.say("setDeviceMemory: memory must be aligned on 512 byte boundary")
+            return
         self._memory = (memory, size)
 
     def execute_async_v3(self, stream_handle: int) -> bool:

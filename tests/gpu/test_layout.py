@@ -46,7 +46,7 @@ def test_what_lives_at_once_lies_apart(
     layout = make_layout(manifest, categories, size, chunk, scratch=1000, sliding=sliding)
     order = sorted(layout.values, key=lambda value: value.offset)
     for index, one in enumerate(order):
-        assert one.offset % 256 == 0
+        assert one.offset % 512 == 0
         assert one.offset + one.bytes <= layout.bytes
         for other in order[index + 1 :]:
             if other.offset >= one.offset + one.bytes:
@@ -147,11 +147,19 @@ def test_the_arena_is_hardly_larger_than_what_lives_at_once(manifest: Manifest) 
     assert layout.bytes < 1.05 * most_alive(layout)
 
 
+@pytest.mark.parametrize("categories", [1, 19, 150, 847])
+def test_scratch_begins_where_tensorrt_takes_it(manifest: Manifest, categories: int) -> None:
+    """Its check asks for twice what its manual says."""
+    for scratch in (1, 5000, 1 << 20):
+        layout = make_layout(manifest, categories, (480, 641), 16, scratch=scratch)
+        assert layout.fixed["scratch"].offset % 512 == 0
+
+
 def test_a_vocabulary_lies_in_front_whatever_the_size_of_images(manifest: Manifest) -> None:
     for size in ((10, 10), (2000, 3000)):
         layout = make_layout(manifest, 20, size, 16)
         assert layout.fixed["active"].offset == 0
-        assert layout.fixed["text"].offset == 256
+        assert layout.fixed["text"].offset == 512
 
 
 def test_only_what_must_grows_with_the_categories(manifest: Manifest) -> None:

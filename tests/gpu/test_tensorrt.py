@@ -4,6 +4,7 @@ import gc
 import inspect
 import json
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ import pytest
 
 from escnet_runtime.errors import BackendError, OutOfDeviceMemory
 from escnet_runtime.frames import Nv12Frame
+from escnet_runtime.gpu.backend import Binding
+from escnet_runtime.gpu.bridge import BridgedGraphs
 from escnet_runtime.gpu.pipeline import DevicePipeline
 from escnet_runtime.gpu.pixels import frame_pixels
 from escnet_runtime.gpu.tensorrt import EngineGraphs
@@ -23,7 +26,7 @@ from tests.device.host_device import HostDevice
 from tests.engines.surface import takes
 from tests.gpu.conftest import Rig
 from tests.gpu.fake_trt import CLASSES, SCRATCH, FakeTrt, made_up_record
-from tests.gpu.made_up import MadeUpGraphs
+from tests.gpu.made_up import MadeUpGraphs, OnHost
 from tests.gpu.test_pipeline import assert_same
 from tests.kernels.machines import HostMachine
 
@@ -155,6 +158,40 @@ def test_a_failing_engine_is_named_and_the_next_call_works(
         engines.rig.picture(image, text[:5])
     engines.trt.broken.clear()
     assert_same(engines.rig.picture(image, text[:5]), engines.rig.expected(image, text[:5]))
+
+
+def test_a_scratch_that_is_refused_is_noticed(engines: Engines) -> None:
+    """Though the call says nothing, and a graph would run in the memory that it had before."""
+    engines.pipeline.plan(8, (11, 9))
+    stage = engines.backend._stages["image_encoder"]
+    with engines.device.allocate(100_000) as memory:
+
+        def bound(scratch: int) -> Callable[[], None]:
+            at = iter(range(memory.address, memory.address + 100_000, 8192))
+            inputs, outputs = (
+                {
+                    port.name: Binding(
+                        next(at), port.dtype, tuple(1 if a == "b" else int(a) for a in port.shape)
+                    )
+                    for port in ports
+                }
+                for ports in (stage.inputs, stage.outputs)
+            )
+            return engines.backend.bind("image_encoder", inputs, outputs, scratch=scratch)
+
+        bound(memory.address + 90_112)()
+        with pytest.raises(BackendError, match=r"refuses the scratch at .*512 byte boundary"):
+            bound(memory.address + 90_112 + 256)()
+        engines.backend.stream().synchronize()
+
+
+def test_the_bridge_gives_a_scratch_that_is_taken(engines: Engines, made_up: Manifest) -> None:
+    bridge = BridgedGraphs(
+        engines.device, engines.backend, made_up, make_room=engines.pipeline.make_room
+    )
+    got = bridge.run("text_encoder", {"tokens": np.ones((3, 7), np.int32)})
+    want = OnHost(made_up).run("text_encoder", {"tokens": np.ones((3, 7), np.int32)})
+    np.testing.assert_array_equal(got["embeddings"], want["embeddings"])
 
 
 def test_a_failure_has_the_reasons_that_were_given_for_it(

@@ -9,14 +9,27 @@ down what it was asked for shows what waits for what.
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Final, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from ..kernels import Launch
 
-__all__ = ["Device", "DeviceMemory", "Event", "Graph", "HostMemory", "Owned", "Stream"]
+__all__ = [
+    "ALIGNMENT",
+    "Device",
+    "DeviceMemory",
+    "Event",
+    "Graph",
+    "HostMemory",
+    "Owned",
+    "Stream",
+]
+
+#: What every library asks of an address. TensorRT's manual asks for 256 bytes; its check of the
+#: memory that a context works in has asked for 512 ("must be aligned on 512 byte boundary").
+ALIGNMENT: Final = 512
 
 
 class Owned(Protocol):
@@ -39,7 +52,7 @@ class DeviceMemory(Owned, Protocol):
 
     @property
     def address(self) -> int:
-        """Of the first byte; a multiple of 256."""
+        """Of the first byte; a multiple of ALIGNMENT."""
 
     @property
     def size(self) -> int:

@@ -24,7 +24,7 @@ from cuda.bindings import driver
 from ..errors import DeviceError, OutOfDeviceMemory
 from ..kernels import Launch
 from ..nvidia import require_gpu
-from .base import Event, Graph, HostMemory, Stream
+from .base import ALIGNMENT, Event, Graph, HostMemory, Stream
 from .compile import KernelCompiler, nvrtc_version
 
 __all__ = ["CudaDevice"]
@@ -138,7 +138,7 @@ class _CudaMemory(_Owned):
 
     @property
     def address(self) -> int:
-        return int(self.open_thing())
+        return _aligned(int(self.open_thing()))
 
     @property
     def size(self) -> int:
@@ -275,6 +275,10 @@ class CudaDevice:
         context = self._open()
         with context:
             status, address = driver.cuMemAlloc(max(size, 1))
+            if status == _SUCCESS and int(address) != _aligned(int(address)):
+                # CUDA promises 256 bytes, though every driver seen gives more.
+                _call(driver.cuMemFree, address)
+                status, address = driver.cuMemAlloc(size + ALIGNMENT)
         if status == _OUT_OF_MEMORY:
             free, total = self.memory()
             raise OutOfDeviceMemory(
@@ -414,6 +418,10 @@ def _require_driver(driver_version: str) -> None:
             f"{_version(driver.CUDA_VERSION)} needs one of CUDA {need}.0 or newer: update the "
             f"driver, or install cuda-bindings<{need} and its NVRTC"
         )
+
+
+def _aligned(address: int) -> int:
+    return -(-address // ALIGNMENT) * ALIGNMENT
 
 
 def _version(number: int) -> str:

@@ -48,7 +48,7 @@ class DeviceBackend(Protocol):
         """Device memory that its loaded graphs hold, as far as it is known: weights at least."""
 
     def scratch_bytes(self) -> int:
-        """Memory that all graphs share while they run and that the caller provides."""
+        """Memory that all graphs share while they run and that the caller provides, aligned."""
 
     def load(self, *graphs: str) -> None:
         """Make graphs ready to run.

@@ -17,6 +17,7 @@ from ..device.base import Device
 from ..errors import BackendError, OutOfDeviceMemory
 from ..manifest import DType, Manifest, TensorSpec
 from .backend import Binding, DeviceBackend
+from .layout import aligned
 
 __all__ = ["BridgedGraphs"]
 
@@ -31,7 +32,6 @@ _NUMPY: Final[dict[DType, type[np.generic]]] = {
     "int8": np.int8,
     "uint8": np.uint8,
 }
-_ALIGNMENT: Final = 256
 
 
 class BridgedGraphs:
@@ -128,7 +128,7 @@ class BridgedGraphs:
         """Fill ``taken``."""
         device, stream = self._device, self._backend.stream()
         arrays = [*given.values(), *taken.values()]
-        offsets = np.cumsum([0, *(_aligned(array.nbytes) for array in arrays)]).tolist()
+        offsets = np.cumsum([0, *(aligned(array.nbytes) for array in arrays)]).tolist()
         sent = offsets[len(given)]
         self._backend.load(graph)
         scratch = self._backend.scratch_bytes()
@@ -159,7 +159,3 @@ class BridgedGraphs:
             for array, offset in zip(taken.values(), offsets[len(given) :], strict=False):
                 content = host.array[offset : offset + array.nbytes]
                 array.reshape(-1).view(np.uint8)[:] = content
-
-
-def _aligned(size: int) -> int:
-    return -(-size // _ALIGNMENT) * _ALIGNMENT

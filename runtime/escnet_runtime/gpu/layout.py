@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
+from ..device.base import ALIGNMENT
 from ..errors import InputError
 from ..groups import whole_groups
 from ..kernels import preprocess_plan
@@ -42,7 +43,6 @@ ITEM_BYTES: Final[dict[DType, int]] = {
 }
 #: What a vocabulary sends: in front of the arena, in this order and without a gap.
 VOCABULARY: Final = ("active", "text")
-_ALIGNMENT: Final = 256  # what every library asks of an address
 _LEAST_STEP: Final = 8  # rows that matrix units work on at once
 _MOST_CATEGORIES: Final = MAX_CATEGORIES + 1  # of a 16-bit label map; a multiple of every step
 _NARROW_LABELS: Final = 256
@@ -463,7 +463,7 @@ def _rows(value: Value, where: slice) -> View:
 
 def aligned(size: int) -> int:
     """Bytes up to where the next thing may begin."""
-    return -(-size // _ALIGNMENT) * _ALIGNMENT
+    return -(-size // ALIGNMENT) * ALIGNMENT
 
 
 def _place(values: tuple[Value, ...]) -> int:

@@ -142,7 +142,11 @@ class EngineGraphs:
             raise BackendError(f"graph {graph!r} was released; bind it anew")
         self._said.clear()
         # Other chunks of the same shapes use the context too.
-        context.set_device_memory(scratch, self._engines[graph].device_memory_size_v2)
+        size = self._engines[graph].device_memory_size_v2
+        context.set_device_memory(scratch, size)
+        # The call itself says nothing, and the memory before would stay.
+        if size and self._said.errors():
+            return f"refuses the scratch at {scratch:#x}"
         refused = [
             name for name, at in addresses.items() if not context.set_tensor_address(name, at)
         ]
