@@ -1,13 +1,15 @@
 """The public face of the runtime: a bundle, a vocabulary, an image, a label map."""
 
+import logging
 import os
 import threading
+import weakref
 from collections import deque
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Protocol, Self
+from typing import Any, Final, Literal, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -59,6 +61,9 @@ ImageSource = (
 )
 ChunkSource = Literal["asked", "measured", "bundle", "device"]
 
+_LOG: Final = logging.getLogger("escnet_runtime")
+#: How long the end of the process waits for a call of a daemon thread.
+_END_SECONDS: Final = 10.0
 _UNTRAINED = "untrained weights: the masks mean nothing"
 
 
@@ -66,7 +71,8 @@ class Segmenter:
     """Segments images with the model of a bundle, for any list of categories.
 
     Safe to call from several threads: calls are serialised. Use it as a context manager, or call
-    :meth:`close`; both free the backend.
+    :meth:`close`; both free the backend. One that nobody closes is closed when nothing refers to it
+    any more or when the process ends, but for a backend of your own.
 
     Args:
         bundle: the bundle's folder, every file of which is compared with its sha256, or one that is
@@ -106,7 +112,11 @@ class Segmenter:
         constants = manifest.constants
         if chunk is not None:
             _positive("chunk", chunk)
+        self._lock = threading.RLock()
         self._owned = ExitStack()
+        # What nobody closes is closed with it, or when the process ends: some libraries do not take
+        # it well to be freed by chance.
+        self._freed = weakref.finalize(self, _free, self._lock, self._owned, os.getpid())
         self._device: DevicePipeline | None = None
         folder = _cache_folder(cache)
         if isinstance(backend, str):
@@ -122,7 +132,6 @@ class Segmenter:
         self._texts = TextEmbedding(self.bundle, self.pipeline, folder)
         self._host = HostImages(self.pipeline, manifest)
         self._sender = None if self._device is None else DeviceImages(self._device, self._host)
-        self._lock = threading.RLock()
         self._closed = False
 
     @property
@@ -311,7 +320,7 @@ class Segmenter:
         with self._lock:
             self._closed = True
             self._backend.close()
-            self._owned.close()
+            self._freed()
 
     def __enter__(self) -> Self:
         return self
@@ -444,6 +453,23 @@ class Segmenter:
     def _check_open(self) -> None:
         if self._closed:
             raise EscNetError("this Segmenter is closed; make a new one")
+
+
+def _free(lock: threading.RLock, owned: ExitStack, process: int) -> None:
+    """Close what a Segmenter of a process owned; a copy in a forked process owns nothing.
+
+    Nobody calls it any more, but for a daemon thread while the process ends. That one is waited for
+    as long as a user would wait; if it goes on, what it uses is left to it.
+    """
+    if os.getpid() != process:
+        return
+    if not lock.acquire(timeout=_END_SECONDS):
+        _LOG.warning("a thread still used a Segmenter when the process ended; it was not closed")
+        return
+    try:
+        owned.close()
+    finally:
+        lock.release()
 
 
 def _cache_folder(cache: str | os.PathLike[str] | None) -> Path | None:

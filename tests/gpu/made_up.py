@@ -170,7 +170,7 @@ class MadeUpGraphs:
         texts: sets of embeddings, one of which every graph's rows must come from.
         bytes: what the loaded graphs hold.
         kept: graphs that have run since they were last waited for.
-        freed_untidily: what was kept of graphs when they were freed.
+        freed_untidily: graphs of which something was kept when all was closed.
     """
 
     name = description = "made up"
@@ -233,16 +233,17 @@ class MadeUpGraphs:
         return enqueue
 
     def release(self, graph: str) -> None:
-        self.loaded = [name for name in self.loaded if name != graph]
-        self.freed_untidily |= self.kept & {graph}
+        if graph not in self.kept:
+            self.loaded = [name for name in self.loaded if name != graph]
 
     def unload(self) -> None:
-        self.loaded.clear()
-        self.freed_untidily |= self.kept
-        self.kept.clear()
+        for graph in list(self.loaded):
+            self.release(graph)
 
     def close(self) -> None:
         self.unload()
+        self.freed_untidily |= self.kept
+        self.kept.clear()
         self.closed = True
 
 

@@ -1,6 +1,9 @@
 """ONNX Runtime on given addresses: what goes wrong, and what is said then."""
 
+import gc
+import weakref
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -158,6 +161,59 @@ def test_cuda_asks_for_our_stream_and_no_wait(
         entry = graphs._passing.get_run_config_entry("disable_synchronize_execution_providers")
         assert entry == "1"
         assert not graphs.capturable
+
+
+def test_a_session_that_could_not_be_waited_for_is_never_freed(
+    graphs: OrtGraphs, caplog: pytest.LogCaptureFixture
+) -> None:
+    """ONNX Runtime would end the process in a callback of the stream."""
+    x, y = np.ones((5, 3), np.float16), np.zeros((5, 3), np.float16)
+    run = graphs.bind("double", {"x": binding(x)}, {"y": binding(y)})
+    run()
+    assert graphs.untidy
+    session = weakref.ref(graphs._session("double"))
+    for free in (partial(graphs.release, "double"), graphs.unload):
+        free()
+        assert list(graphs._sessions) == ["double"]
+        assert graphs.untidy
+    with graphs.tidying():
+        run()
+    assert not graphs.untidy
+    run()
+    del run
+    graphs.close()
+    gc.collect()
+    assert session() is not None
+    assert "its memory is not given back" in caplog.text
+
+
+def test_sessions_outlive_a_device_that_was_closed_too_early(
+    tmp_path: Path, host: HostMachine
+) -> None:
+    """Nothing can be freed in its context any more, and closing does not fail for it."""
+    file = GraphFile.of(tmp_path / "double.onnx", write_graph(tmp_path / "double.onnx"))
+    device = HostDevice(host)
+    graphs = OrtGraphs({"double": file}, device, device.stream(), provider="cpu")
+    session = weakref.ref(graphs._session("double"))
+    device.close()
+    graphs.close()
+    gc.collect()
+    assert session() is not None
+    with pytest.raises(BackendError, match="closed"):
+        graphs.load("double")
+
+
+def test_a_session_that_was_waited_for_is_freed(graphs: OrtGraphs) -> None:
+    x, y = np.ones((5, 3), np.float16), np.zeros((5, 3), np.float16)
+    run = graphs.bind("double", {"x": binding(x)}, {"y": binding(y)})
+    run()
+    with graphs.tidying():
+        run()
+    session = weakref.ref(graphs._session("double"))
+    del run
+    graphs.unload()
+    gc.collect()
+    assert session() is None
 
 
 class ThirdGpu(HostDevice):

@@ -418,6 +418,33 @@ def test_what_a_backend_keeps_of_runs_is_freed_now_and_then(
     assert untidy == [True, True, True, False] * 2 + [True]
 
 
+def test_graphs_that_could_not_be_waited_for_stay(
+    rig: Rig, image: ImageArray, text: Floats
+) -> None:
+    """Of a library whose memory must not be freed then; later runs wait for them after all."""
+    words = text[:9]
+    want = rig.picture(image, words)
+    assert rig.graphs.untidy
+
+    def fail(graph: str) -> None:
+        if graph == "esc1_sam" and rig.pipeline.chunk > 4:
+            raise OutOfDeviceMemory(f"graph {graph!r} failed: out of memory")
+
+    loaded: list[set[str]] = []
+
+    def unload() -> None:
+        free()
+        loaded.append(set(rig.graphs.loaded))
+
+    free, rig.graphs.unload = rig.graphs.unload, unload  # type: ignore[method-assign]
+    rig.graphs.before = fail
+    assert_same(rig.picture(image, words), want)
+    assert "image_encoder" not in loaded[0]  # ran before the one that failed
+    assert {"esc1_sam", "esc1_text", "decoder"} <= loaded[0]
+    rig.pipeline.close()
+    assert not rig.graphs.freed_untidily
+
+
 def test_graphs_are_waited_for_before_they_are_freed(
     rig_maker: RigMaker, image: ImageArray, text: Floats
 ) -> None:

@@ -225,6 +225,15 @@ def test_what_the_library_says_does_not_pile_up(engines: Engines) -> None:
     assert len(engines.backend._said.errors()) == 2
 
 
+def test_a_device_that_was_closed_too_early_does_not_keep_from_closing(engines: Engines) -> None:
+    engines.pipeline.plan(8, (11, 9))
+    engines.device.close()
+    engines.pipeline.close()
+    engines.backend.close()
+    with pytest.raises(BackendError, match="closed"):
+        engines.backend.load("decoder")
+
+
 def test_contexts_are_freed_in_the_context_of_their_device(
     engines: Engines, image: ImageArray, text: Floats
 ) -> None:

@@ -84,17 +84,21 @@ class DeviceBackend(Protocol):
     def tidying(self) -> AbstractContextManager[None]:
         """Within it, runs may wait for the device, and free what was kept of those before.
 
-        All graphs have to run in it before they are freed, if the backend is untidy.
+        All graphs have to run in it before they are freed, if the backend is untidy. Those that
+        could not stay, whatever is asked for.
         """
 
     def stream(self) -> Stream:
         """The stream it works on."""
 
     def release(self, graph: str) -> None:
-        """Free what ``graph`` holds; what was bound to it is void, and it is loaded anew."""
+        """Free what ``graph`` holds; what was bound to it is void, and it is loaded anew.
+
+        One of which the library keeps something (:attr:`untidy`) stays as it is.
+        """
 
     def unload(self) -> None:
         """Free what all graphs hold, as :meth:`release`."""
 
     def close(self) -> None:
-        """Free everything. Running afterwards is an error."""
+        """Free everything that can be freed. Running afterwards is an error."""

@@ -9,7 +9,7 @@ next run that is waited for (ONNX Runtime's DeviceStreamCollection::CleanUp) or 
 itself, and then in a callback of the stream that may not free them: cudaFreeHost fails there with
 error 800 and the process ends. Both were seen on an H200 with ONNX Runtime 1.31: 10,000 images left
 2.6 GB, and closing ended the process. So the pipeline has every graph waited for now and then, and
-before it is freed: see ``tidying``.
+before it is freed: see ``tidying``. A graph for which that failed is never freed.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ from ..backends.base import GraphFile
 from ..backends.onnxruntime import SLOW_ON_A_CPU
 from ..backends.ports import require_ports
 from ..device.base import Device, Stream
-from ..errors import BackendError, OutOfDeviceMemory
+from ..errors import BackendError, DeviceError, OutOfDeviceMemory
 from ..manifest import DType
 from .backend import Binding
 
@@ -186,19 +186,27 @@ class OrtGraphs:
 
     def release(self, graph: str) -> None:
         """See :class:`DeviceBackend`."""
+        if graph in self._untidy:
+            _LOG.debug("graph %r stays: ONNX Runtime keeps something of its runs", graph)
+            return
         with self._device.current():
             self._sessions.pop(graph, None)
-        self._untidy.discard(graph)
 
     def unload(self) -> None:
         """See :class:`DeviceBackend`."""
-        with self._device.current():
-            self._sessions.clear()
-        self._untidy.clear()
+        for graph in list(self._sessions):
+            self.release(graph)
 
     def close(self) -> None:
         """See :class:`DeviceBackend`."""
-        self.unload()
+        with contextlib.suppress(DeviceError):  # it was closed too early: all stays
+            self.unload()
+        for graph, session in self._sessions.items():
+            # The memory stays until the process ends, which freeing it would do now.
+            _LOG.warning("graph %r could not be waited for; its memory is not given back", graph)
+            _never_freed(session)
+        self._sessions.clear()
+        self._untidy.clear()
         self._closed = True
 
     def _session(self, graph: str) -> ort.InferenceSession:
@@ -253,6 +261,11 @@ class OrtGraphs:
             # Precision is in the file: float32 there means float32.
             "use_tf32": "0",
         }
+
+
+def _never_freed(thing: object) -> None:
+    """Keep an object for as long as the process lives, its end included."""
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(thing))
 
 
 def require_provider(provider: Provider) -> None:

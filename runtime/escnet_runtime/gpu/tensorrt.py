@@ -9,13 +9,13 @@ import logging
 import re
 import threading
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, Final
 
 from ..device.base import Device, Stream
 from ..engines import EngineRecord, Profile
-from ..errors import BackendError, OutOfDeviceMemory
+from ..errors import BackendError, DeviceError, OutOfDeviceMemory
 from ..manifest import Stage
 from .backend import Binding
 
@@ -169,11 +169,16 @@ class EngineGraphs:
 
     def close(self) -> None:
         """See :class:`DeviceBackend`."""
-        if not self._closed:
+        if self._closed:
+            return
+        self._closed = True
+        with suppress(DeviceError):  # it was closed too early
             self.unload()
             with self._device.current():
                 self._runtime = None
-            self._closed = True
+        self._contexts.clear()
+        self._engines.clear()
+        self._runtime = None
 
     def _load(self, graph: str) -> Any:
         if self._closed:
