@@ -1,5 +1,7 @@
 """On a real GPU, with ONNX Runtime's CUDA provider: the labels of the CPU, and no growth."""
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -86,6 +88,72 @@ def test_memory_does_not_grow(segmenter: Segmenter, picture: ImageArray) -> None
         for _ in segmenter.stream([picture] * 100, vocabulary):
             pass
         assert before - device.memory()[0] < 4 * 2**20
+
+
+@pytest.mark.parametrize("shortlist", [None, 2])
+def test_an_array_that_is_still_written_is_waited_for(
+    segmenter: Segmenter, picture: ImageArray, shortlist: int | None
+) -> None:
+    """With a shortlist it is downloaded first, on a stream of its own."""
+    import torch
+
+    vocabulary = segmenter.vocabulary(NAMES)
+    want = segmenter(picture, vocabulary, shortlist=shortlist)
+    source = torch.from_numpy(picture).cuda()
+    torch.cuda.synchronize()
+    with torch.cuda.stream(torch.cuda.Stream()):
+        image = torch.zeros_like(source)
+        torch.cuda._sleep(200_000_000)  # a tenth of a second
+        image.copy_(source)
+        got = segmenter(image, vocabulary, shortlist=shortlist)
+    np.testing.assert_array_equal(got.image, picture)
+    np.testing.assert_array_equal(got.labels, want.labels)
+
+
+def test_after_a_plan_the_first_image_of_a_kind_takes_no_memory(
+    segmenter: Segmenter, picture: ImageArray
+) -> None:
+    import torch
+
+    vocabulary = segmenter.vocabulary(NAMES)
+    rgba = torch.from_numpy(np.concatenate([picture, picture[:, :, :1]], axis=2)).cuda()
+    segmenter.plan(len(NAMES), (60, 80))
+    segmenter(picture, vocabulary)
+    assert segmenter.device_pipeline is not None
+    there = segmenter.device_pipeline._slots.bytes
+    segmenter(rgba, vocabulary)
+    assert segmenter.device_pipeline._slots.bytes == there
+
+
+PROGRAM = """
+import sys
+import numpy as np
+from escnet_runtime import Segmenter
+
+segmenter = Segmenter(sys.argv[1], "onnxruntime-cuda", cache=None)
+vocabulary = segmenter.vocabulary(["sky", "tree"])
+for _ in range(5):
+    segmenter(np.zeros((60, 80, 3), np.uint8), vocabulary)
+if sys.argv[2] == "dropped":
+    del segmenter
+print("end", flush=True)
+"""
+
+
+@pytest.mark.parametrize("way", ["kept", "dropped"])
+@pytest.mark.usefixtures("segmenter")
+def test_one_that_nobody_closes_does_not_take_the_process_with_it(
+    tiny_bundle: Path, way: str
+) -> None:
+    """Its sessions have run without being waited for: freed by chance, they end the process."""
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, str(tiny_bundle), way],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, "end\n"), done.stderr
 
 
 def test_the_profile_adds_up(segmenter: Segmenter, picture: ImageArray) -> None:
