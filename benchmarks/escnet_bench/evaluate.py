@@ -13,8 +13,8 @@ from escnet_runtime.errors import InputError
 from escnet_runtime.segmenter import Segmenter, Window
 from escnet_runtime.shortlist import Keep, Shortlist
 
+from .class_names import positions
 from .clip_alone import correlation_labels
-from .prepare.names import positions
 
 __all__ = ["Evaluation", "check_categories", "class_keys", "evaluate"]
 

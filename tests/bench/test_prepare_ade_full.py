@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from escnet_bench.prepare.names import match_synonyms
+from escnet_bench.class_names import match_synonyms
 from tests.bench.distributed import full_ade_tree, prepare, prepared, refused
 
 _OTHERS = [f"class {index}" for index in range(845)]

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from escnet_bench.prepare.names import match_names, positions
+from escnet_bench.class_names import match_names, positions
 from escnet_bench.prepare_command import main
 from escnet_runtime.dataset import Dataset, require_distinct
 from escnet_runtime.errors import InputError

@@ -2,7 +2,7 @@
 
 Layout: ``ADEChallengeData2016/{images,annotations}/{training,validation}``, pixels 0 for "other",
 which is not labelled, 1 to 150 for classes. Names: ``objectInfo150.txt`` beside them, a table with
-tabs whose columns Idx and Name count, or ``--classes-file`` (its order: see ``names.py``).
+tabs whose columns Idx and Name count, or ``--classes-file`` (its order: see ``class_names.py``).
 """
 
 import csv

@@ -24,9 +24,9 @@ from escnet_runtime.dataset import listed
 from escnet_runtime.errors import ImageError, InputError
 from escnet_runtime.vocabulary import read_classes_file
 
+from ..class_names import match_synonyms, terms
 from .ade20k import PARTS
 from .layout import require_source
-from .names import match_synonyms, terms
 from .plan import UNLABELLED, LabelMap, Pair, Plan, lookup, remap
 from .releases import count_warnings
 

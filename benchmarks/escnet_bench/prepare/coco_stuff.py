@@ -4,7 +4,7 @@ Layout: ``images/val2017/*.jpg`` (or ``val2017/*.jpg``) and the maps of
 stuffthingmaps_trainval2017.zip under ``annotations/``, ``stuffthingmaps/`` or beside the images,
 ``val2017/*.png``. Pixels hold the COCO-Stuff id less one (0 to 181), 255 where nothing is labelled.
 Names: ``labels.txt`` of COCO-Stuff ("1: person"), in the source folder, or ``--classes-file`` (its
-order: see ``names.py``).
+order: see ``class_names.py``).
 """
 
 from collections.abc import Iterable

@@ -9,7 +9,7 @@ from escnet_runtime.dataset import listed
 from escnet_runtime.errors import InputError
 from escnet_runtime.vocabulary import read_classes_file
 
-from .names import positions
+from ..class_names import positions
 from .plan import Pair
 
 __all__ = [

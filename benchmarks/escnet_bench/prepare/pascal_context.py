@@ -20,6 +20,7 @@ from escnet_runtime.dataset import listed
 from escnet_runtime.errors import InputError
 from escnet_runtime.vocabulary import read_classes_file
 
+from ..class_names import match_names
 from .layout import (
     ClassNames,
     class_names,
@@ -30,7 +31,6 @@ from .layout import (
     read_list,
 )
 from .matlab import read_matrix
-from .names import match_names
 from .pascal_voc import voc_root
 from .plan import UNLABELLED, LabelMap, Plan, lookup, remap
 from .releases import count_warnings

@@ -3,7 +3,7 @@
 Layout: ``VOCdevkit/VOC2012`` with ``JPEGImages``, ``SegmentationClass`` (palette PNG: 0 background,
 1 to 20 classes, 255 void) and ``ImageSets/Segmentation/val.txt``. Names: those of the lists
 ``ImageSets/Main/NAME_val.txt``, whose alphabetical order is that of the numbers, or
-``--classes-file`` (its order: see ``names.py``).
+``--classes-file`` (its order: see ``class_names.py``).
 """
 
 import re
