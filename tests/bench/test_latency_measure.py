@@ -127,10 +127,11 @@ def test_implementations_take_turns_and_the_order_moves_on() -> None:
     found = machine.measure(settings()).run()
     calls = [name for do, name, _, _ in machine.asked if do == "call"]
     names = [variant.implementation for variant in ALL]
-    assert calls[:3] == names  # the warm-up
-    assert calls[3:6] == names
-    assert calls[6:9] == [*names[1:], names[0]]
-    assert calls[9:12] == [*names[2:], *names[:2]]
+    assert calls[:3] == names  # as they are opened, to know what a call takes
+    assert calls[3:6] == names  # the warm-up
+    assert calls[6:9] == names
+    assert calls[9:12] == [*names[1:], names[0]]
+    assert calls[12:15] == [*names[2:], *names[:2]]
     [timed] = found.timed.values()
     assert [len(one.milliseconds) for one in timed.values()] == [4, 4, 4]
     assert not found.left_out
@@ -149,7 +150,7 @@ def test_what_does_not_fit_is_left_out_the_least_important_first() -> None:
     assert set(timed) == {OURS, PLAIN}
     [gone] = found.left_out
     assert gone.implementation == "torch-compile-static"
-    assert gone.reason.startswith("time: it would take about 47 s, 8 s are")
+    assert gone.reason.startswith("time: it would take about 47 s, 7 s are")
     assert "--minutes" in gone.reason
 
 
@@ -191,7 +192,7 @@ def test_what_was_measured_stands_where_time_ends_in_the_middle_of_a_call() -> N
     def slower(name: str) -> None:
         nonlocal calls
         calls += name == "torch-plain"
-        if calls == 5:  # the first call, three rounds, and now the fourth
+        if calls == 6:  # the first call, one more, three rounds, and now the fourth
             machine.seconds["torch-plain"] = 1e6
 
     machine.told = slower
@@ -354,6 +355,41 @@ def test_memory_is_that_of_one_allocator_and_said_of_no_other(
     assert {(row.allocator, row.peak_memory_bytes) for row in rows} == {
         (allocator, 19 if allocator == looked_at else None) for allocator in asked
     }
+
+
+def test_a_first_call_that_loads_for_long_takes_no_time_from_the_others() -> None:
+    """A first call of 5 s in a cell of 15: a plan made of it would have no room for PLAIN."""
+    machine = Machine()
+    told = machine.start
+
+    def start(allocator: Allocator) -> Process:
+        process = told(allocator)
+        ask = process.ask
+
+        def slowly(do: str, variant: Variant | None = None, **more: Any) -> dict[str, Any]:
+            answer = ask(do, variant, **more)
+            if do == "open" and variant == OURS:
+                machine.now += 5.0
+                answer["ms"] += 5000.0
+            return answer
+
+        process.ask = slowly  # type: ignore[method-assign]
+        return process
+
+    machine.start = start  # type: ignore[method-assign]
+    found = machine.measure(settings(seconds=20.0, variants=(OURS, PLAIN))).run()
+    [timed] = found.timed.values()
+    assert set(timed) == {OURS, PLAIN}
+    assert not found.left_out
+
+
+def test_what_an_image_takes_whatever_the_categories_does_not_grow() -> None:
+    forecast = Forecast(lambda form, categories: float(categories))
+    for categories, grown in ((19, 1190), (150, 2500)):
+        cell = Cell(categories=categories, allocator="default")
+        forecast.learn_opening(PLAIN, cell, 1.0, grown)
+    assert forecast.memory(PLAIN, 850) == pytest.approx(2500 + 700 * 10)
+    assert forecast.memory(PLAIN, 58) == pytest.approx(1190 * 58 / 19)  # between them: enough
 
 
 def test_memory_that_no_time_is_left_for_is_named() -> None:

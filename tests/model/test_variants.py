@@ -123,7 +123,8 @@ def test_a_variants_checkpoint_gives_the_variant_back(name: str, tmp_path: Path)
     loaded = load_checkpoint(path).model
     assert loaded.config == VARIANTS[name]
     inputs = image(loaded.config), text(loaded.config, 2)
-    assert torch.equal(loaded(*inputs), variant(name)(*inputs))
+    with torch.no_grad():  # PyTorch may take other kernels where gradients are wanted
+        assert torch.equal(loaded(*inputs), variant(name)(*inputs))
 
 
 def test_only_the_shown_prompts_matter() -> None:

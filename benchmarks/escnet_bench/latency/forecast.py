@@ -40,18 +40,20 @@ class Forecast:
     _calls: dict[tuple[Variant, Cell], float] = field(default_factory=dict)
     _openings: dict[tuple[Variant, Cell], float] = field(default_factory=dict)
     _grown: dict[tuple[Variant, int], int] = field(default_factory=dict)
+    _ordinary: set[Variant] = field(default_factory=set)
 
     def learn_call(self, variant: Variant, cell: Cell, seconds: float) -> None:
         """An ordinary call took so long."""
         self._calls[variant, cell] = seconds
+        self._ordinary.add(variant)
 
     def learn_opening(
         self, variant: Variant, cell: Cell, seconds: float, grown_bytes: int | None
     ) -> None:
-        """A first call took so long, and memory grew by so much while it ran."""
+        """A first call took so long, loading included, and what it took beyond what was loaded."""
         ordinary = self.call(variant, cell)
         if not variant.compiled and (ordinary is None or seconds < ordinary):
-            self.learn_call(variant, cell, seconds)
+            self._calls[variant, cell] = seconds
         self._openings[variant, cell] = seconds
         if grown_bytes is not None:
             self._grown[variant, cell.categories] = grown_bytes
@@ -79,8 +81,16 @@ class Forecast:
             return ordinary + (list(known.values())[-1] if known else guessed)
         return ordinary + (0.0 if known else _GUESSED_OPENING)
 
+    def called(self, variant: Variant) -> bool:
+        """Whether an ordinary call was measured, not a first one alone."""
+        return variant in self._ordinary
+
     def memory(self, variant: Variant, categories: int) -> float | None:
-        """Bytes that a call needs beyond what is loaded; None if not known."""
+        """Bytes that a call needs beyond what is loaded; None if not known.
+
+        In proportion to the categories, or by the line through two numbers of them if that is less:
+        what an image takes whatever the categories does not grow.
+        """
         known = {n: size for (one, n), size in self._grown.items() if one == variant}
         if not known:
             return None
@@ -88,7 +98,12 @@ class Forecast:
         if not variant.torch:  # others take all categories in one batch
             return known[nearest]
         padded = _PADDED if variant.peer else 0
-        return known[nearest] * max((padded + categories) / (padded + nearest), 1.0)
+        in_proportion = known[nearest] * max((padded + categories) / (padded + nearest), 1.0)
+        few, many = min(known), max(known)
+        if few == many or known[few] >= known[many] or categories <= many:
+            return in_proportion
+        each = (known[many] - known[few]) / (many - few)
+        return min(known[many] + each * (categories - many), in_proportion)
 
     def _distance(self, at: Cell, cell: Cell) -> tuple[bool, float]:
         larger, smaller = max(at.categories, cell.categories), min(at.categories, cell.categories)

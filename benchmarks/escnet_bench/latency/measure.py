@@ -180,6 +180,13 @@ class Measurement:
         timed[variant] = Timed(
             first_ms=answer["ms"], chunk=answer["chunk"], agreement=answer["agreement"]
         )
+        if not self._forecast.called(variant):
+            # What a first call loads is no part of the next ones, and a plan made of it would leave
+            # out what there is time for.
+            order = [variant]
+            self._call(variant, cell, timed, order, None)
+            if not order:
+                del timed[variant]
 
     def _rounds(self, cell: Cell, until: float, timed: dict[Variant, Timed]) -> None:
         order = list(timed)
