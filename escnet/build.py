@@ -105,7 +105,7 @@ def _mlp(width: int, ratio: int) -> Mlp:
 
 def _image_guidance(config: EscNetConfig, grid: tuple[int, int]) -> ImageGuidance:
     fusion, hidden = config.fusion, config.fusion.hidden_dim
-    layers = nn.ModuleList(
+    layers = [
         GuidedSwinLayer(
             query=nn.Linear(2 * hidden, hidden),
             key=nn.Linear(2 * hidden, hidden),
@@ -117,10 +117,11 @@ def _image_guidance(config: EscNetConfig, grid: tuple[int, int]) -> ImageGuidanc
             heads=fusion.heads,
             window=fusion.window,
             shift=shift,
+            grid=grid,
         )
         for shift in (0, fusion.window // 2)
-    )
-    return ImageGuidance(layers, nn.LayerNorm(hidden), grid)
+    ]
+    return ImageGuidance(layers, nn.LayerNorm(hidden))
 
 
 def _text_guidance(config: EscNetConfig) -> TextGuidance:

@@ -7,7 +7,8 @@ why a chunk of categories can be worked on alone and the sums be added up betwee
 group (:mod:`escnet.groups`).
 """
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -87,19 +88,39 @@ def _guided(linear: nn.Linear, x: Tensor, text: Tensor) -> Tensor:
 class ImageGuidance(nn.Module):
     """``esc{i}_image``: two guided Swin layers, then this chunk's sums for the text guidance."""
 
-    def __init__(
-        self, layers: nn.ModuleList, guidance_norm: nn.LayerNorm, grid: tuple[int, int]
-    ) -> None:
+    def __init__(self, layers: Sequence[GuidedSwinLayer], guidance_norm: nn.LayerNorm) -> None:
         super().__init__()
-        self.layers, self.guidance_norm, self.grid = layers, guidance_norm, grid
+        self.layers, self.guidance_norm = nn.ModuleList(layers), guidance_norm
+        self._orders = [layer.order() for layer in layers]
+        places = [sorted(range(len(order)), key=order.__getitem__) for order in self._orders]
+        self._moves = [
+            self._orders[0],
+            *(
+                [places[index][token] for token in order]
+                for index, order in enumerate(self._orders[1:])
+            ),
+            places[-1],
+        ]
 
     def forward(self, embedding: Tensor, guidance: Tensor, *, plain: bool = False) -> Tensor:
         """[n, h, w, C] and [1, G, h, w] → [n, h, w, C]."""
         x, guide = embedding, self.guidance_norm(guidance.permute(0, 2, 3, 1))
-        for layer in self.layers:
-            assert isinstance(layer, GuidedSwinLayer)
-            x = layer.forward_plain(x, guide) if plain else layer(x, guide)
-        return x
+        layers = cast(Sequence[GuidedSwinLayer], self.layers)
+        if plain:
+            for layer in layers:
+                x = layer.forward_plain(x, guide)
+            return x
+        # All but the attention treats each token by itself, so tokens stay in the order that the
+        # attention wants, and are moved once between two layers.
+        x, guide = x.flatten(1, 2), guide.flatten(1, 2)
+        for layer, order, move in zip(layers, self._orders, self._moves, strict=False):
+            x = layer(_moved(x, move), _moved(guide, order))
+        return _moved(x, self._moves[-1]).view_as(embedding)
+
+
+def _moved(x: Tensor, places: list[int]) -> Tensor:
+    """[n, P, C] → the same with what is at ``places[i]`` at place i."""
+    return x.index_select(1, torch.tensor(places, device=x.device))
 
 
 class TextGuidance(nn.Module):

@@ -3,7 +3,13 @@
 The guided form is CAT-Seg's: query and key are linear maps of [x_n ; g], the value of x_n alone,
 and windows have no relative position bias (the paper is silent). A linear map of a concatenation is
 W_x x_n + W_g g, and W_g g is the same for every category, so it is computed once.
+
+All but the attention treats a token by itself. So the tokens stand in the order in which the
+attention wants them, areas that may see each other side by side, and nothing is rolled or masked.
 """
+
+from collections import Counter
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -35,6 +41,7 @@ class GuidedSwinLayer(nn.Module):
         heads: attention heads.
         window: tokens a side of a window; divides the grid.
         shift: cyclic shift of the grid before windows are cut, 0 for none.
+        grid: height and width of the maps.
     """
 
     def __init__(
@@ -50,63 +57,108 @@ class GuidedSwinLayer(nn.Module):
         heads: int,
         window: int,
         shift: int,
+        grid: tuple[int, int],
     ) -> None:
         super().__init__()
         self.query, self.key, self.value, self.output = query, key, value, output
         self.mlp, self.norm1, self.norm2 = mlp, norm1, norm2
-        self.heads, self.window, self.shift = heads, window, shift
+        self.heads, self.window, self.shift, self.grid = heads, window, shift, grid
+        #: Size of areas → how many there are; those of one size work side by side.
+        self._sizes = Counter(len(area) for area in self._areas())
 
     def forward(self, x: Tensor, guidance: Tensor) -> Tensor:
-        """[n, h, w, C] and [1, h, w, G] → [n, h, w, C]."""
-        own, guide, width = self._windows(self.norm1(x)), self._windows(guidance), x.shape[-1]
+        """Tokens [n, P, C] and [1, P, G], in the order of :meth:`order`, → [n, P, C]."""
+        own, width = self.norm1(x), x.shape[-1]
         guided = [
             F.linear(own, linear.weight[:, :width])
-            + F.linear(guide, linear.weight[:, width:], linear.bias)
+            + F.linear(guidance, linear.weight[:, width:], linear.bias)
             for linear in (self.query, self.key)
         ]
-        return self._rest(x, guided[0], guided[1], self.value(own))
+        # A row of the attention sums to 1, so what is added to every value is added to the result.
+        value = F.linear(own, self.value.weight)
+        bias = (self.output.weight * self.value.bias).sum(dim=1) + self.output.bias
+        mixed = self._attention(guided[0], guided[1], value)
+        return self._rest(x, F.linear(mixed, self.output.weight, bias))
 
     def forward_plain(self, x: Tensor, guidance: Tensor) -> Tensor:
-        """The same through the concatenation itself: the reference."""
+        """Maps [n, h, w, C] and [1, h, w, G] → [n, h, w, C], through the concatenation itself: the
+        reference.
+        """
         own, guide = self._windows(self.norm1(x)), self._windows(guidance)
         both = torch.cat([own, guide.expand(x.shape[0], *guide.shape[1:])], dim=-1)
-        return self._rest(x, self.query(both), self.key(both), self.value(own))
+        mask = _shift_mask(self.grid, self.window, self.shift, own) if self.shift else None
+        qkv = self.query(both), self.key(both), self.value(own)
+        mixed = self._attend(*qkv, self.window**2, mask)
+        return self._rest(x, self._maps(self.output(mixed), x.shape[1], x.shape[2]))
+
+    def order(self) -> list[int]:
+        """Which token of a map, counted row by row, stands at each place when those that attend to
+        each other stand together, large areas first.
+        """
+        return [token for area in self._areas() for token in area]
+
+    def _areas(self) -> list[list[int]]:
+        """The tokens that attend to each other.
+
+        After a cyclic shift, windows at the border hold tokens of opposite borders, which are no
+        neighbours (Swin Transformer, arXiv 2103.14030, figure 4). Swin masks what they must not
+        see; each area by itself gives the same with no mask and fewer products.
+        """
+        (height, width), shift = self.grid, self.shift
+        areas = [
+            [(y + shift) % height * width + (x + shift) % width for y in rows for x in columns]
+            for rows in _bands(height, self.window, shift)
+            for columns in _bands(width, self.window, shift)
+        ]
+        return sorted(areas, key=len, reverse=True)
 
     def _windows(self, x: Tensor) -> Tensor:
-        """[n, h, w, c], shifted, → [n, windows, window², c]."""
-        side = self.window
+        """[n, h, w, c], shifted and cut, → [n, P, c]."""
         if self.shift:
             x = torch.roll(x, (-self.shift, -self.shift), dims=(1, 2))
-        x = _swapped(x.unflatten(1, (-1, side)).unflatten(3, (-1, side)))
-        # Not more axes than needed: OpenVINO has no softmax of its own for six of them.
-        return x.flatten(3, 4).flatten(1, 2)
+        x = x.unflatten(1, (-1, self.window)).unflatten(3, (-1, self.window))
+        return x.transpose(2, 3).flatten(1, 4)
 
-    def _maps(self, x: Tensor, width: int) -> Tensor:
-        """The way back, to maps [n, h, width, c]."""
-        x = x.unflatten(2, (self.window, self.window)).unflatten(1, (-1, width // self.window))
-        x = _swapped(x).flatten(1, 2).flatten(2, 3)
+    def _maps(self, x: Tensor, height: int, width: int) -> Tensor:
+        """The way back, to maps [n, height, width, c]."""
+        rows, columns = height // self.window, width // self.window
+        x = x.unflatten(1, (rows, columns, self.window, self.window))
+        x = x.transpose(2, 3).flatten(1, 2).flatten(2, 3)
         return torch.roll(x, (self.shift, self.shift), dims=(1, 2)) if self.shift else x
 
-    def _rest(self, x: Tensor, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """What follows queries, keys and values of the windows, [n, windows, window², C]."""
-        mask = (
-            _shift_mask(x.shape[1], x.shape[2], self.window, self.shift, x) if self.shift else None
-        )
+    def _attention(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Each area by itself: [n, P, C] in the order of :meth:`order`, → [n, P, C]."""
+        tokens = [size * count for size, count in self._sizes.items()]
+        parts = zip(*(x.split(tokens, dim=1) for x in (query, key, value)), strict=True)
+        mixed = [self._attend(*part, size) for size, part in zip(self._sizes, parts, strict=True)]
+        return mixed[0] if len(mixed) == 1 else torch.cat(mixed, dim=1)
+
+    def _attend(
+        self, query: Tensor, key: Tensor, value: Tensor, size: int, mask: Tensor | None = None
+    ) -> Tensor:
+        """Areas of so many tokens, one after the other: [n, P, C], → [n, P, C]."""
+        # [n, areas, heads, size, d]. Not more axes than needed: OpenVINO has no softmax of its
+        # own for six of them.
         q, k, v = (
-            part.unflatten(-1, (self.heads, -1)).transpose(2, 3) for part in (query, key, value)
+            part.unflatten(1, (-1, size)).unflatten(-1, (self.heads, -1)).transpose(2, 3)
+            for part in (query, key, value)
         )
-        mixed = attend(q, k, v, mask).transpose(2, 3).flatten(3)
-        x = x + self.output(self._maps(mixed, x.shape[2]))
+        return attend(q, k, v, mask).transpose(2, 3).flatten(3).flatten(1, 2)
+
+    def _rest(self, x: Tensor, attended: Tensor) -> Tensor:
+        """What follows the attention, in any order of tokens."""
+        x = x + attended
         out: Tensor = x + self.mlp(self.norm2(x))
         return out
 
 
-def _swapped(x: Tensor) -> Tensor:
-    """[n, rows, a, columns, b, c] → [n, rows, columns, a, b, c], and back."""
-    return x.transpose(2, 3)
+def _bands(length: int, window: int, shift: int) -> list[range]:
+    """What of a side, shifted, is neighbours within a window."""
+    ends = [*range(0, length, window), *([length - shift] if shift else []), length]
+    return [range(start, end) for start, end in pairwise(ends)]
 
 
-def _shift_mask(height: int, width: int, window: int, shift: int, like: Tensor) -> Tensor:
+def _shift_mask(grid: tuple[int, int], window: int, shift: int, like: Tensor) -> Tensor:
     """What may not attend to what after a cyclic shift: [windows, 1, window², window²].
 
     Swin Transformer (arXiv 2103.14030), figure 4: pixels that came from opposite borders share a
@@ -120,6 +172,7 @@ def _shift_mask(height: int, width: int, window: int, shift: int, like: Tensor) 
         position = torch.arange(length, device=like.device)
         return (position >= length - window).int() + (position >= length - shift).int()
 
+    height, width = grid
     area = part(height)[:, None] * 3 + part(width)[None, :]
     cut = area.reshape(height // window, window, width // window, window).permute(0, 2, 1, 3)
     flat = cut.reshape(-1, 1, window * window)

@@ -1,5 +1,7 @@
 """Vision-language fusion: what is shared, summed and masked equals the plain definition."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -95,6 +97,14 @@ def test_text_guidance_reads_other_categories_and_their_text() -> None:
     assert relative_l2(moved[0], base[0]) > 1e-5
 
 
+def on_maps(layer: GuidedSwinLayer, x: Tensor, guide: Tensor) -> Tensor:
+    """What a layer makes of maps [n, h, w, C] and [1, h, w, G], as maps."""
+    order = torch.tensor(layer.order())
+    assert torch.equal(order.sort().values, torch.arange(x.shape[1] * x.shape[2]))
+    tokens = layer(x.flatten(1, 2)[:, order], guide.flatten(1, 2)[:, order])
+    return tokens[:, order.argsort()].view_as(x)
+
+
 def regions_of(length: int, window: int, shift: int) -> Tensor:
     """Which window a row falls in when windows start at ``shift`` and do not wrap around."""
     return (torch.arange(length) - shift).div(window, rounding_mode="floor")
@@ -123,8 +133,22 @@ def test_a_swin_layer_is_attention_within_its_windows(name: str, index: int) -> 
     mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
     expected = x + layer.output(mixed.transpose(1, 2).flatten(2)).unflatten(1, (side, side))
     expected = expected + layer.mlp(layer.norm2(expected))
-    assert relative_l2(layer(x, guide), expected) <= 1e-5
+    assert relative_l2(on_maps(layer, x, guide), expected) <= 1e-5
     assert relative_l2(layer.forward_plain(x, guide), expected) <= 1e-5
+
+
+@pytest.mark.parametrize(
+    ("shift", "expected"),
+    [
+        (0, [0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15]),
+        (1, [5, 6, 9, 10, 7, 11, 4, 8, 13, 14, 1, 2, 15, 12, 3, 0]),  # one whole, halves, corners
+    ],
+)
+def test_tokens_that_attend_to_each_other_stand_together(shift: int, expected: list[int]) -> None:
+    """A 4×4 map in windows of 2."""
+    layer = copy.copy(model("tiny").esc_blocks[0].image_guidance.layers[0])
+    layer.window, layer.shift, layer.grid = 2, shift, (4, 4)
+    assert layer.order() == expected
 
 
 def test_the_shifted_layer_reaches_across_the_first_ones_windows() -> None:
@@ -135,7 +159,7 @@ def test_the_shifted_layer_reaches_across_the_first_ones_windows() -> None:
     guide = guidance.permute(0, 2, 3, 1)
     reached = []
     for layer in block.image_guidance.layers:
-        before, after = (layer(x, guide) for x in (embedding, changed))
+        before, after = (on_maps(layer, x, guide) for x in (embedding, changed))
         moved = after - before
         reached.append(bool(moved[0, 8, 8].abs().max() > 1e-6))
     assert reached == [False, True]
