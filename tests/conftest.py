@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -35,8 +36,11 @@ def pytest_xdist_auto_num_workers() -> int:
 def pytest_configure(config: pytest.Config) -> None:
     """Several processes share the cores: each gets its threads by this, before it starts.
 
-    Each is also told a width of the terminal, which is nobody's: without one tables are whole.
+    Each is also told a width of the terminal, which is nobody's: without one tables are whole. And
+    what is started in a shell's background ignores Ctrl-C, also in the commands that tests start.
     """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ.pop("COLUMNS", None)
     workers = config.getoption("numprocesses", 0) or 1
     if workers > 1:
