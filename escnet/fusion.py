@@ -91,16 +91,17 @@ class ImageGuidance(nn.Module):
     def __init__(self, layers: Sequence[GuidedSwinLayer], guidance_norm: nn.LayerNorm) -> None:
         super().__init__()
         self.layers, self.guidance_norm = nn.ModuleList(layers), guidance_norm
-        self._orders = [layer.order() for layer in layers]
-        places = [sorted(range(len(order)), key=order.__getitem__) for order in self._orders]
-        self._moves = [
-            self._orders[0],
-            *(
-                [places[index][token] for token in order]
-                for index, order in enumerate(self._orders[1:])
-            ),
-            places[-1],
-        ]
+        at = list(range(len(layers[0].order())))
+        for index, layer in enumerate(layers):
+            order = layer.order()
+            self._keep(f"order{index}", order)
+            self._keep(f"move{index}", _places(at, order))
+            at = order
+        self._keep("back", _places(at, sorted(at)))
+
+    def _keep(self, name: str, indices: list[int]) -> None:
+        # Buffers are where the weights are; made anew, each would be an upload that waits.
+        self.register_buffer(name, torch.tensor(indices), persistent=False)
 
     def forward(self, embedding: Tensor, guidance: Tensor, *, plain: bool = False) -> Tensor:
         """[n, h, w, C] and [1, G, h, w] → [n, h, w, C]."""
@@ -113,14 +114,16 @@ class ImageGuidance(nn.Module):
         # All but the attention treats each token by itself, so tokens stay in the order that the
         # attention wants, and are moved once between two layers.
         x, guide = x.flatten(1, 2), guide.flatten(1, 2)
-        for layer, order, move in zip(layers, self._orders, self._moves, strict=False):
-            x = layer(_moved(x, move), _moved(guide, order))
-        return _moved(x, self._moves[-1]).view_as(embedding)
+        for index, layer in enumerate(layers):
+            move, order = self.get_buffer(f"move{index}"), self.get_buffer(f"order{index}")
+            x = layer(x.index_select(1, move), guide.index_select(1, order))
+        return x.index_select(1, self.get_buffer("back")).view_as(embedding)
 
 
-def _moved(x: Tensor, places: list[int]) -> Tensor:
-    """[n, P, C] → the same with what is at ``places[i]`` at place i."""
-    return x.index_select(1, torch.tensor(places, device=x.device))
+def _places(at: list[int], order: list[int]) -> list[int]:
+    """Where what is to stand in ``order`` is, while token ``at[i]`` stands at place i."""
+    place = {token: index for index, token in enumerate(at)}
+    return [place[token] for token in order]
 
 
 class TextGuidance(nn.Module):

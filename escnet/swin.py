@@ -129,8 +129,11 @@ class GuidedSwinLayer(nn.Module):
     def _attention(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Each area by itself: [n, P, C] in the order of :meth:`order`, → [n, P, C]."""
         tokens = [size * count for size, count in self._sizes.items()]
-        parts = zip(*(x.split(tokens, dim=1) for x in (query, key, value)), strict=True)
-        mixed = [self._attend(*part, size) for size, part in zip(self._sizes, parts, strict=True)]
+        queries, keys, values = (x.split(tokens, dim=1) for x in (query, key, value))
+        mixed = [
+            self._attend(queries[index], keys[index], values[index], size)
+            for index, size in enumerate(self._sizes)
+        ]
         return mixed[0] if len(mixed) == 1 else torch.cat(mixed, dim=1)
 
     def _attend(

@@ -101,7 +101,7 @@ def on_maps(layer: GuidedSwinLayer, x: Tensor, guide: Tensor) -> Tensor:
     """What a layer makes of maps [n, h, w, C] and [1, h, w, G], as maps."""
     order = torch.tensor(layer.order())
     assert torch.equal(order.sort().values, torch.arange(x.shape[1] * x.shape[2]))
-    tokens = layer(x.flatten(1, 2)[:, order], guide.flatten(1, 2)[:, order])
+    tokens: Tensor = layer(x.flatten(1, 2)[:, order], guide.flatten(1, 2)[:, order])
     return tokens[:, order.argsort()].view_as(x)
 
 
@@ -147,6 +147,7 @@ def test_a_swin_layer_is_attention_within_its_windows(name: str, index: int) -> 
 def test_tokens_that_attend_to_each_other_stand_together(shift: int, expected: list[int]) -> None:
     """A 4×4 map in windows of 2."""
     layer = copy.copy(model("tiny").esc_blocks[0].image_guidance.layers[0])
+    assert isinstance(layer, GuidedSwinLayer)
     layer.window, layer.shift, layer.grid = 2, shift, (4, 4)
     assert layer.order() == expected
 
@@ -159,6 +160,7 @@ def test_the_shifted_layer_reaches_across_the_first_ones_windows() -> None:
     guide = guidance.permute(0, 2, 3, 1)
     reached = []
     for layer in block.image_guidance.layers:
+        assert isinstance(layer, GuidedSwinLayer)
         before, after = (on_maps(layer, x, guide) for x in (embedding, changed))
         moved = after - before
         reached.append(bool(moved[0, 8, 8].abs().max() > 1e-6))

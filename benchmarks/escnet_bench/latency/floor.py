@@ -4,9 +4,10 @@ import importlib.util
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
 __all__ = ["GPU_PEAKS", "GpuPeak", "Peak", "cpu_peak", "gpu_peak"]
 
@@ -41,6 +42,7 @@ GPU_PEAKS: Final = {
     # Jetson Orin Nano Super data sheet: 67 TOPS of sparse int8, a quarter of that; at 1.02 GHz.
     "Orin Nano": GpuPeak(fp16=17.0, fp32=2.1, bandwidth=102.0),
 }
+_Matrix: TypeAlias = npt.NDArray[np.float32]
 _SIDE: Final = 1536
 _TRIES: Final = 8
 
@@ -73,7 +75,10 @@ class Peak:
 
 
 def cpu_peak(side: int = _SIDE, tries: int = _TRIES) -> Peak:
-    """Measured: the fastest of some float32 products of square matrices, NumPy's or torch's."""
+    """Measured: the fastest of some float32 products of square matrices, of all libraries here.
+
+    No one of them will do: what is much on an Intel is half on an AMD.
+    """
     best, fastest = float("inf"), ""
     for library, product in _products(side).items():
         product()
@@ -97,12 +102,53 @@ def _products(side: int) -> dict[str, Callable[[], object]]:
     rng = np.random.default_rng(0)
     a, b = (rng.normal(size=(side, side)).astype(np.float32) for _ in range(2))
     found: dict[str, Callable[[], object]] = {"NumPy": lambda: a @ b}
-    if importlib.util.find_spec("torch") is not None:
-        import torch  # an extra
-
-        x, y = torch.from_numpy(a), torch.from_numpy(b)
-        found["torch"] = lambda: x @ y
+    for library, needs, product in (
+        ("torch", ("torch",), _torch_product),
+        ("ONNX Runtime", ("onnx", "onnxruntime"), _onnxruntime_product),
+        ("OpenVINO", ("openvino",), _openvino_product),
+    ):
+        if all(importlib.util.find_spec(module) is not None for module in needs):
+            found[library] = product(a, b)
     return found
+
+
+def _torch_product(a: _Matrix, b: _Matrix) -> Callable[[], object]:
+    import torch  # an extra, as those below
+
+    x, y = torch.from_numpy(a), torch.from_numpy(b)
+    return lambda: x @ y
+
+
+def _onnxruntime_product(a: _Matrix, b: _Matrix) -> Callable[[], object]:
+    import onnxruntime
+    from onnx import TensorProto, helper, numpy_helper
+
+    given, result = (
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, a.shape) for name in "ac"
+    )
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["a", "b"], ["c"])],
+        "product",
+        [given],
+        [result],
+        [numpy_helper.from_array(b, "b")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), providers=["CPUExecutionProvider"]
+    )
+    return lambda: session.run(None, {"a": a})
+
+
+def _openvino_product(a: _Matrix, b: _Matrix) -> Callable[[], object]:
+    import openvino
+    from openvino import opset13 as ops
+
+    given = ops.parameter(list(a.shape), np.float32)
+    model = openvino.Model([ops.matmul(given, ops.constant(b), False, False)], [given])
+    compiled = openvino.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    request = compiled.create_infer_request()
+    return lambda: request.infer({0: a}, share_inputs=True, share_outputs=True)
 
 
 def gpu_peak(name: str) -> Peak | None:
