@@ -17,6 +17,7 @@ from escnet_bench.command import main
 from escnet_bench.report import find_results, read_result
 from escnet_bench.report.bars import stage_bars
 from escnet_bench.report.colours import DARK, LIGHT, MARKS, PAPER, Styles
+from escnet_bench.report.grouping import shortened
 from escnet_bench.report.lines import latency_panels, memory_panels, styles_of
 from escnet_bench.report.page import report_page
 from escnet_bench.report.points import accuracy_panels, same_panels
@@ -494,3 +495,17 @@ def _contrast(one: str, other: str) -> float:
         for red, green, blue in (_linear(one), _linear(other))
     ]
     return max(lights) / min(lights)
+
+
+@pytest.mark.parametrize(
+    ("name", "most", "expected"),
+    [
+        ("torch", 5, "torch"),
+        ("torch-plain", 8, "torch-p…"),
+        ("torch (latency-tiny-again-cpu)", 23, "torch (…tiny-again-cpu)"),
+        ("torch (latency-tiny-again-cpu)", 12, "torch (late…"),
+        ("torch (latency-tiny-again-cpu)", 1, "t…"),
+    ],
+)
+def test_a_label_keeps_what_tells_it_apart(name: str, most: int, expected: str) -> None:
+    assert shortened(name, most) == expected

@@ -7,7 +7,15 @@ from typing import Final, TypeVar
 
 from .facts import Machine, Result, Timing
 
-__all__ = ["KEPT", "by_model", "grouped", "series_name", "timings_of", "usual_precision"]
+__all__ = [
+    "KEPT",
+    "by_model",
+    "grouped",
+    "series_name",
+    "shortened",
+    "timings_of",
+    "usual_precision",
+]
 
 #: The allocator that gives no memory back to the system.
 KEPT: Final = "kept"
@@ -54,3 +62,16 @@ def series_name(
     if allocator and allocator != "default":
         text += f", {allocator}"
     return f"{text} ({PurePosixPath(file).stem})" if file else text
+
+
+def shortened(name: str, most: int) -> str:
+    """The name in so many characters: its beginning, or of a file's name in brackets its end, for
+    files of one model begin alike.
+    """
+    if len(name) <= most:
+        return name
+    head, bracket, file = name.rpartition(" (")
+    room = most - len(head) - len(bracket) - 1
+    if bracket and name.endswith(")") and room >= 6:
+        return f"{head} (…{file[-room:]}"
+    return name[: max(most - 1, 1)] + "…"

@@ -11,6 +11,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from .bars import Bars
 from .colours import LIGHT, PAPER, STAGE_LIGHT
+from .grouping import shortened
 from .panels import Axis, Panel
 from .svg import spread, tick_text
 
@@ -162,4 +163,4 @@ def _time(milliseconds: float) -> str:
 
 def _short(name: str, most: int = _LONG) -> str:
     shown = "".join(one for one in name if one.isprintable())
-    return shown if len(shown) <= most else shown[: most - 1] + "…"
+    return shortened(shown, most)

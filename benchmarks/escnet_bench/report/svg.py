@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Final
 
+from .grouping import shortened
 from .panels import Axis, Panel, Series
 
 __all__ = ["panel_svg", "spread", "tick_text"]
@@ -222,8 +223,7 @@ _SHAPES: Final[tuple[Callable[[float, float], str], ...]] = (
 
 
 def _short(name: str, room: int) -> str:
-    """The name, or its beginning where there is no room for all of it."""
-    return _text(name if len(name) <= room else name[: max(room - 1, 1)] + "…")
+    return _text(shortened(name, room))
 
 
 def _text(value: object) -> str:
