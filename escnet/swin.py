@@ -89,7 +89,7 @@ class GuidedSwinLayer(nn.Module):
         mask = _shift_mask(self.grid, self.window, self.shift, own) if self.shift else None
         qkv = self.query(both), self.key(both), self.value(own)
         mixed = self._attend(*qkv, self.window**2, mask)
-        return self._rest(x, self._maps(self.output(mixed), x.shape[1], x.shape[2]))
+        return self._rest(x, self._maps(self.output(mixed)))
 
     def order(self) -> list[int]:
         """Which token of a map, counted row by row, stands at each place when those that attend to
@@ -119,9 +119,9 @@ class GuidedSwinLayer(nn.Module):
         x = x.unflatten(1, (-1, self.window)).unflatten(3, (-1, self.window))
         return x.transpose(2, 3).flatten(1, 4)
 
-    def _maps(self, x: Tensor, height: int, width: int) -> Tensor:
-        """The way back, to maps [n, height, width, c]."""
-        rows, columns = height // self.window, width // self.window
+    def _maps(self, x: Tensor) -> Tensor:
+        """The way back, to maps [n, h, w, c]."""
+        rows, columns = (side // self.window for side in self.grid)
         x = x.unflatten(1, (rows, columns, self.window, self.window))
         x = x.transpose(2, 3).flatten(1, 2).flatten(2, 3)
         return torch.roll(x, (self.shift, self.shift), dims=(1, 2)) if self.shift else x

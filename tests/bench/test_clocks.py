@@ -12,8 +12,7 @@ import pytest
 from escnet_bench import nvml
 from escnet_bench.clocks import read_clocks
 from escnet_bench.energy import Rapl, Tegrastats, module_watts, open_counter
-from escnet_bench.latency import floor
-from escnet_bench.latency.floor import cpu_peak, gpu_peak
+from escnet_bench.latency.floor import cpu_peak, gpu_peak, products
 
 
 def put(path: Path, text: str) -> None:
@@ -192,13 +191,11 @@ def test_the_floor_is_operations_or_weights() -> None:
 
 def test_a_cpus_peak_is_that_of_the_fastest_library() -> None:
     """All of them compute the same product, and each is one that may be the fastest."""
-    products = floor._products(64)
-    assert {"NumPy", "torch", "ONNX Runtime", "OpenVINO"} == set(products)
-    expected = np.asarray(products["NumPy"]())
-    for library, product in products.items():
-        got = product()
-        got = got if library in ("NumPy", "torch") else got[0]  # type: ignore[index]
-        np.testing.assert_allclose(np.asarray(got), expected, rtol=1e-4, atol=1e-4)
+    found = products(64)
+    assert set(found) == {"NumPy", "torch", "ONNX Runtime", "OpenVINO"}
+    expected = np.asarray(found["NumPy"]())
+    for product in found.values():
+        np.testing.assert_allclose(np.asarray(product()), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_a_cpus_peak_is_measured() -> None:

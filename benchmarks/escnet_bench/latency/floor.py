@@ -9,7 +9,7 @@ from typing import Final, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["GPU_PEAKS", "GpuPeak", "Peak", "cpu_peak", "gpu_peak"]
+__all__ = ["GPU_PEAKS", "GpuPeak", "Peak", "cpu_peak", "gpu_peak", "products"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,6 +43,7 @@ GPU_PEAKS: Final = {
     "Orin Nano": GpuPeak(fp16=17.0, fp32=2.1, bandwidth=102.0),
 }
 _Matrix: TypeAlias = npt.NDArray[np.float32]
+_Product: TypeAlias = Callable[[], npt.ArrayLike]
 _SIDE: Final = 1536
 _TRIES: Final = 8
 
@@ -80,7 +81,7 @@ def cpu_peak(side: int = _SIDE, tries: int = _TRIES) -> Peak:
     No one of them will do: what is much on an Intel is half on an AMD.
     """
     best, fastest = float("inf"), ""
-    for library, product in _products(side).items():
+    for library, product in products(side).items():
         product()
         for _ in range(tries):
             start = time.perf_counter()
@@ -97,11 +98,11 @@ def cpu_peak(side: int = _SIDE, tries: int = _TRIES) -> Peak:
     )
 
 
-def _products(side: int) -> dict[str, Callable[[], object]]:
-    """Library → a product of two square matrices in it."""
+def products(side: int) -> dict[str, _Product]:
+    """Library → the product of the same two square matrices in it; all libraries that are here."""
     rng = np.random.default_rng(0)
     a, b = (rng.normal(size=(side, side)).astype(np.float32) for _ in range(2))
-    found: dict[str, Callable[[], object]] = {"NumPy": lambda: a @ b}
+    found: dict[str, _Product] = {"NumPy": lambda: a @ b}
     for library, needs, product in (
         ("torch", ("torch",), _torch_product),
         ("ONNX Runtime", ("onnx", "onnxruntime"), _onnxruntime_product),
@@ -112,14 +113,14 @@ def _products(side: int) -> dict[str, Callable[[], object]]:
     return found
 
 
-def _torch_product(a: _Matrix, b: _Matrix) -> Callable[[], object]:
+def _torch_product(a: _Matrix, b: _Matrix) -> _Product:
     import torch  # an extra, as those below
 
     x, y = torch.from_numpy(a), torch.from_numpy(b)
-    return lambda: x @ y
+    return lambda: np.asarray(x @ y)  # no copy
 
 
-def _onnxruntime_product(a: _Matrix, b: _Matrix) -> Callable[[], object]:
+def _onnxruntime_product(a: _Matrix, b: _Matrix) -> _Product:
     import onnxruntime
     from onnx import TensorProto, helper, numpy_helper
 
@@ -137,10 +138,10 @@ def _onnxruntime_product(a: _Matrix, b: _Matrix) -> Callable[[], object]:
     session = onnxruntime.InferenceSession(
         model.SerializeToString(), providers=["CPUExecutionProvider"]
     )
-    return lambda: session.run(None, {"a": a})
+    return lambda: session.run(None, {"a": a})[0]
 
 
-def _openvino_product(a: _Matrix, b: _Matrix) -> Callable[[], object]:
+def _openvino_product(a: _Matrix, b: _Matrix) -> _Product:
     import openvino
     from openvino import opset13 as ops
 
@@ -148,7 +149,7 @@ def _openvino_product(a: _Matrix, b: _Matrix) -> Callable[[], object]:
     model = openvino.Model([ops.matmul(given, ops.constant(b), False, False)], [given])
     compiled = openvino.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     request = compiled.create_infer_request()
-    return lambda: request.infer({0: a}, share_inputs=True, share_outputs=True)
+    return lambda: request.infer({0: a}, share_inputs=True, share_outputs=True)[0]
 
 
 def gpu_peak(name: str) -> Peak | None:
