@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final, cast
 
 import torch
-from open_clip.model import CLIP
+from open_clip.model import CLIP, resize_pos_embed
 from open_clip.transformer import VisionTransformer
 from safetensors.torch import load_file
 
@@ -64,7 +64,7 @@ def make_tiny(folder: Path, *, recipe: Recipe = TINY, console: Console) -> Path:
         Stopped: SIGTERM or Ctrl-C came; run it again to go on.
         InputError: ``folder`` holds something else.
     """
-    config = preset("tiny")
+    config = _sized(preset("tiny"), 128)
     provenance()
     start: Path | None = None
     for phase in recipe.clip:
@@ -84,7 +84,14 @@ def _foundations(model: EscNet, *, clip: Path, sam: Path) -> None:
 
 
 def _continued(model: EscNet, *, checkpoint: Path) -> None:
-    model.load_state_dict(load_file(checkpoint))
+    tensors = load_file(checkpoint)
+    clip = {name: tensors[f"clip.{name}"] for name in model.clip.state_dict()}
+    resize_pos_embed(clip, model.clip)
+    model.load_state_dict({**tensors, **{f"clip.{name}": value for name, value in clip.items()}})
+
+
+def _sized(config: EscNetConfig, size: int) -> EscNetConfig:
+    return dataclasses.replace(config, clip=dataclasses.replace(config.clip, image_size=size))
 
 
 def _clip_stage(
@@ -136,6 +143,7 @@ def _escnet_stage(
     console: Console,
 ) -> Path:
     phase = recipe.escnet[number]
+    config = _sized(config, phase.image_size)
 
     def task() -> Task:
         model = build_model(config, seed=recipe.seed)
@@ -144,8 +152,10 @@ def _escnet_stage(
             model,
             TrainingScenes(
                 first=number * _SCENES_OF_A_PHASE,
-                size=config.clip.image_size,
+                size=phase.image_size,
                 objects=phase.objects,
+                drawn=phase.drawn,
+                augmentation=phase.augmentation,
             ),
             dataset("shapes:train").classes,
             rates=phase.rates,
@@ -204,17 +214,17 @@ def _write(folder: Path, config: EscNetConfig, recipe: Recipe, last: Path) -> Pa
 
 
 def _validate(model: EscNet, check: Callable[[], None]) -> Mapping[str, float]:
-    return validate(model, _validation_images(model, _VALIDATION_SCENES), check=check)
+    return validate(model, _validation_images(_VALIDATION_SCENES), check=check)
 
 
 def _validate_correlation(model: EscNet, check: Callable[[], None]) -> Mapping[str, float]:
-    images = _validation_images(model, _CORRELATION_SCENES)
+    images = _validation_images(_CORRELATION_SCENES)
     return validate(model, images, predict=correlation, check=check)
 
 
-def _validation_images(model: EscNet, count: int) -> ShapesImages:
-    size = model.config.clip.image_size
-    return ShapesImages(scenes=dataset(_VALIDATION, length=count, size=size))
+def _validation_images(count: int) -> ShapesImages:
+    """Scenes as escnet-eval draws them, whatever the size of the model's image."""
+    return ShapesImages(scenes=dataset(_VALIDATION, length=count))
 
 
 def _seeded(seed: int, make: Callable[[], Any]) -> Any:

@@ -7,6 +7,7 @@ There are two sizes of it. :data:`TINY` made the weights that ship, in minutes o
 from dataclasses import dataclass, replace
 from typing import Final
 
+from escnet.train.augment import NO_AUGMENTATION, Augmentation
 from escnet.train.categories import CategorySampling
 from escnet.train.loss import LossWeights
 from escnet.train.segmentation import Rates
@@ -31,11 +32,19 @@ class ClipPhase:
 class EscNetPhase:
     """A part of ESC-Net's training; each goes on from the one before.
 
-    ``objects`` are the fewest and the most objects of a scene.
+    Attributes:
+        image_size: px a side of the model's image. From one phase to the next, CLIP's positions are
+            resized, as between CLIP's own size and ESC-Net's in the paper.
+        objects: fewest and most objects of a scene.
+        drawn: px a side in which scenes are drawn, see :class:`.scenes.TrainingScenes`.
+        augmentation: of those scenes.
     """
 
     name: str
+    image_size: int = 128
     objects: tuple[int, int] = (2, 6)
+    drawn: tuple[int, ...] = ()
+    augmentation: Augmentation = NO_AUGMENTATION
     rates: Rates
     categories: CategorySampling
     loss: LossWeights
@@ -116,6 +125,19 @@ TINY: Final = Recipe(
             categories=CategorySampling(per_image=32, hard=0.6, wide_every=4, wide=256),
             loss=LossWeights(correlation=0.3),
             loop=LoopSettings(steps=500, batch=16, warmup=25, log_every=5, save_every=100),
+        ),
+        EscNetPhase(
+            name="esc-net-192",
+            image_size=192,
+            objects=(2, 10),
+            drawn=(128, 128, 192, 256),
+            augmentation=Augmentation(scale=(1.0, 5 / 3), flip=0.5, colour=0.0),
+            rates=Rates(small=2e-4, large=1e-3, weight_decay=1e-4),
+            categories=CategorySampling(per_image=32, hard=0.6, wide_every=8, wide=160),
+            loss=LossWeights(correlation=0.3),
+            loop=LoopSettings(
+                steps=520, batch=8, warmup=20, precision="bf16", log_every=5, save_every=20
+            ),
         ),
     ),
 )

@@ -1,11 +1,17 @@
 """Scenes of the small world for training, without end."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
+from escnet.train.augment import NO_AUGMENTATION, Augmentation, augmented
 from escnet.train.data import TrainingSample
 from escnet_runtime.world import dataset
 
 __all__ = ["TrainingScenes"]
+
+#: Keeps the choice of a scene's size and its augmentation apart from other random numbers.
+_STREAM = 2
 
 
 class TrainingScenes:
@@ -13,14 +19,32 @@ class TrainingScenes:
 
     Args:
         first: number of the first scene.
-        size: px a side.
+        size: px a side of what is shown.
         objects: fewest and most objects of a scene.
+        drawn: px a side in which scenes are drawn, each as often as it stands there; by default
+            ``size``. Those of another size are resized.
+        augmentation: what is left to chance, after that.
     """
 
-    def __init__(self, first: int, size: int, objects: tuple[int, int] = (2, 6)) -> None:
-        self._first = first
-        self._scenes = dataset("shapes:train", length=1 << 30, size=size, objects=objects)
+    def __init__(
+        self,
+        first: int,
+        size: int,
+        objects: tuple[int, int] = (2, 6),
+        drawn: Sequence[int] = (),
+        augmentation: Augmentation = NO_AUGMENTATION,
+    ) -> None:
+        self._first, self._size, self._augmentation = first, size, augmentation
+        self._scenes = [
+            dataset("shapes:train", length=1 << 30, size=side, objects=objects)
+            for side in drawn or (size,)
+        ]
 
     def __getitem__(self, index: int) -> TrainingSample:
-        image, labels = self._scenes[self._first + index]
-        return TrainingSample(image=image, labels=labels.astype(np.int64))
+        number = self._first + index
+        rng = np.random.Generator(np.random.PCG64((_STREAM, number)))
+        image, labels = self._scenes[int(rng.integers(len(self._scenes)))][number]
+        image, classes = augmented(
+            image, labels, size=self._size, augmentation=self._augmentation, rng=rng
+        )
+        return TrainingSample(image=image, labels=classes)
