@@ -6,6 +6,7 @@ file that turns them into modules. A checkpoint carries its configuration as JSO
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal, TypeAlias, get_args
@@ -18,6 +19,8 @@ __all__ = ["ClipConfig", "DecoderConfig", "EscNetConfig", "FusionConfig", "SamCo
 
 #: What of a category's pseudo prompts goes into SAM; see :class:`SamConfig`.
 SamPrompts: TypeAlias = Literal["points+masks", "points", "masks", "boxes"]
+
+_MOST_TOKENS: Final = 1024  # a prompt generator's kernel has a thread for each
 
 # Fields that a configuration may lack because it is older than they are, and what it meant: the
 # paper's form, which was the only one.
@@ -136,10 +139,11 @@ class EscNetConfig:
                 f"configuration {self.name!r}: the grid of {self.grid}×{self.grid} tokens does not "
                 f"divide into windows of {self.fusion.window}; choose a window that divides it"
             )
-        if self.grid**2 > 1024:
+        if self.grid**2 > _MOST_TOKENS:
             raise InputError(
                 f"configuration {self.name!r}: the grid has {self.grid**2} tokens, expected at "
-                "most 1024 (the prompt generator's limit); lower image_size or raise patch_size"
+                f"most {_MOST_TOKENS} (the prompt generator's limit); lower image_size or raise "
+                "patch_size"
             )
 
     @property
@@ -151,6 +155,32 @@ class EscNetConfig:
     def logits(self) -> int:
         """Logit cells a side: the decoder doubles the grid twice."""
         return 4 * self.grid
+
+    @property
+    def image_sizes(self) -> tuple[int, ...]:
+        """The image sizes of models with these weights, px a side: whole windows of patches."""
+        step = self.clip.patch_size * self.fusion.window
+        most = math.isqrt(_MOST_TOKENS) * self.clip.patch_size
+        return tuple(range(step, most + 1, step))
+
+    def at_size(self, image_size: int) -> "EscNetConfig":
+        """The same for an image of ``image_size`` px a side.
+
+        Its weights have the same shapes, but for CLIP's positions, one for each token
+        (:func:`escnet.weights.resized`).
+
+        Raises:
+            InputError: the size is none of :attr:`image_sizes`.
+        """
+        if image_size not in self.image_sizes:
+            sizes = ", ".join(map(str, self.image_sizes))
+            raise InputError(
+                f"got an image size of {image_size} px for {self.name!r}; expected one of {sizes}: "
+                f"windows of {self.fusion.window}×{self.fusion.window} patches of "
+                f"{self.clip.patch_size} px, and at most {_MOST_TOKENS} patches"
+            )
+        clip = dataclasses.replace(self.clip, image_size=image_size)
+        return dataclasses.replace(self, clip=clip)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dictionaries, lists, numbers and strings, as JSON gives them back."""

@@ -81,6 +81,12 @@ def _parser() -> argparse.ArgumentParser:
         help="sliding: the paper's protocol, five times the work (none)",
     )
     add(
+        "--image-size",
+        metavar="PX",
+        type=int,
+        help="side of the image that a checkpoint's model sees (the checkpoint's own)",
+    )
+    add(
         "--shortlist",
         metavar="K|auto",
         type=parse_shortlist,
@@ -121,7 +127,12 @@ def _eval(arguments: argparse.Namespace, console: Console) -> tuple[int, Mapping
     categories = None if path is None else read_classes_file(path)
     with (
         saving(arguments.output) as save,
-        open_model(arguments.model, arguments.backend, chunk=arguments.chunk) as segmenter,
+        open_model(
+            arguments.model,
+            arguments.backend,
+            chunk=arguments.chunk,
+            image_size=arguments.image_size,
+        ) as segmenter,
     ):
         conditions = _conditions(arguments.model, segmenter)
         total = min(len(dataset), arguments.limit or len(dataset))
@@ -170,6 +181,7 @@ def _document(
         "precision": manifest.precision.value,
         "weights": manifest.model.weights,
         "backend": segmenter.backend,
+        "image_size": manifest.model.image_size,
         "window": arguments.window,
         "correlation": arguments.correlation,
         "shortlist": arguments.shortlist,

@@ -38,7 +38,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
 
 
 def open_model(
-    path: Path, backend: str, *, chunk: int | None = None
+    path: Path, backend: str, *, chunk: int | None = None, image_size: int | None = None
 ) -> AbstractContextManager[Segmenter]:
     """A Segmenter of a bundle, which needs no torch, or of a checkpoint, which torch runs.
 
@@ -46,6 +46,7 @@ def open_model(
         path: the bundle's folder, or a ``.safetensors`` of this project.
         backend: one of the runtime's for a bundle; "torch" for a checkpoint; "auto" for either.
         chunk: categories at a time; the bundle's own value by default.
+        image_size: px a side of the image that a checkpoint's model sees; its own by default.
 
     Raises:
         InputError: there is no such model, or the backend does not run its kind.
@@ -54,6 +55,11 @@ def open_model(
     if path.is_dir():
         if backend == "torch":
             raise InputError(f"{path} is a bundle: torch runs checkpoints ({CHECKPOINT_SUFFIX})")
+        if image_size is not None:
+            raise InputError(
+                f"{path} is a bundle, whose image size is fixed: export another one with "
+                f"escnet-export --image-size {image_size}, or evaluate the checkpoint"
+            )
         return Segmenter(path, backend, chunk=chunk)
     if path.suffix != CHECKPOINT_SUFFIX or not path.is_file():
         raise InputError(
@@ -72,4 +78,4 @@ def open_model(
             f"running a checkpoint needs {error.name}, which is not installed: install "
             "escnet-bench[torch], or take a bundle"
         ) from error
-    return checkpoint_segmenter(path, chunk=chunk)
+    return checkpoint_segmenter(path, chunk=chunk, image_size=image_size)

@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Self
 
@@ -12,7 +12,13 @@ import torch
 from escnet.build import build_model
 from escnet.model import EscNet
 from escnet.presets import preset
-from escnet.weights import SHIPPED, LoadedCheckpoint, load_checkpoint, shipped_checkpoint
+from escnet.weights import (
+    SHIPPED,
+    LoadedCheckpoint,
+    load_checkpoint,
+    resized,
+    shipped_checkpoint,
+)
 from escnet_export.parity import StageError, feeds_of
 from escnet_export.reference import Call, TorchBackend
 from escnet_runtime.backends.base import Array, Backend, Tensor
@@ -46,6 +52,13 @@ class Weights:
         """
         return cls(f"checkpoint {path.name}", load_checkpoint(path), checkpoint_reference(path))
 
+    def like(self, manifest: Manifest) -> Self:
+        """For a bundle's image size, if the model takes it: ``escnet-export --image-size``."""
+        size = manifest.model.image_size
+        if size not in self.loaded.model.config.image_sizes:
+            return self
+        return replace(self, loaded=resized(self.loaded, size))
+
     @classmethod
     def of_preset(cls, name: str, *, trained: bool = True) -> Self:
         """Those that ship, if they are to be trained ones and some ship; else seeded ones.
@@ -68,7 +81,7 @@ def shipped_weights(manifest: Manifest) -> Weights | None:
     model = manifest.model
     if model.name not in SHIPPED or not model.trained:
         return None
-    weights = Weights.of_preset(model.name)
+    weights = Weights.of_preset(model.name).like(manifest)
     return weights if weights.loaded.weights == model.weights else None
 
 
@@ -94,6 +107,7 @@ class TorchReference:
             made.append(_ComparingBackend(model, graphs, bundle.bundle.manifest))
             return made[0]
 
+        weights = weights.like(bundle.bundle.manifest)
         _require_same_form(weights, bundle.bundle.manifest)
         with ExitStack() as stack:
             segmenter = stack.enter_context(

@@ -62,13 +62,17 @@ def known_categories(model: str) -> int:
     return len(open_labelled(KNOWN[model]).names)
 
 
-def load_model(name: str) -> "tuple[EscNet, str, bool]":
-    """A preset in float32: trained weights where they ship, else seeded ones; their description."""
+def load_model(name: str, image_size: int | None = None) -> "tuple[EscNet, str, bool]":
+    """A preset in float32: trained weights where they ship, else seeded ones; their description.
+
+    ``image_size`` in place of the preset's, if it is given.
+    """
     from escnet.build import build_model
     from escnet.presets import preset
-    from escnet.weights import SHIPPED, load_checkpoint, shipped_checkpoint
+    from escnet.weights import SHIPPED, load_checkpoint, resized, shipped_checkpoint
 
+    config = preset(name) if image_size is None else preset(name).at_size(image_size)
     if name in SHIPPED:
-        loaded = load_checkpoint(shipped_checkpoint(name))
+        loaded = resized(load_checkpoint(shipped_checkpoint(name)), config.clip.image_size)
         return loaded.model, loaded.weights, loaded.trained
-    return build_model(preset(name)), "seeded random (seed 0)", False
+    return build_model(config), "seeded random (seed 0)", False

@@ -16,7 +16,7 @@ from escnet.config import EscNetConfig
 from escnet.model import EscNet
 from escnet.precision import whole_float32
 from escnet.tokenizer import write_tokenizer
-from escnet.weights import LoadedCheckpoint, load_checkpoint
+from escnet.weights import LoadedCheckpoint, load_checkpoint, resized
 from escnet_export.reference import TorchBackend
 from escnet_runtime import __version__
 from escnet_runtime.bundle import Bundle, sha256_file
@@ -46,7 +46,9 @@ TorchOf: TypeAlias = Callable[[EscNet], TorchBackend]
 
 
 @contextmanager
-def checkpoint_segmenter(path: Path, *, chunk: int | None = None) -> Iterator[Segmenter]:
+def checkpoint_segmenter(
+    path: Path, *, chunk: int | None = None, image_size: int | None = None
+) -> Iterator[Segmenter]:
     """A Segmenter whose graphs are those of a checkpoint, run by torch.
 
     Runs on CUDA where torch finds it, else on the CPU. Embeddings are not cached: the key of the
@@ -55,11 +57,15 @@ def checkpoint_segmenter(path: Path, *, chunk: int | None = None) -> Iterator[Se
     Args:
         path: a ``.safetensors`` of this project.
         chunk: categories at a time; 16 by default, as in bundles.
+        image_size: px a side of the image that the model sees; the checkpoint's own by default.
 
     Raises:
         WeightsError: the checkpoint cannot be used.
+        InputError: its model takes no image of that size.
     """
     loaded = load_checkpoint(path)
+    if image_size is not None:
+        loaded = resized(loaded, image_size)
     with model_segmenter(loaded, checkpoint_reference(path), chunk=chunk) as segmenter:
         yield segmenter
 

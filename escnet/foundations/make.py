@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final, cast
 
 import torch
-from open_clip.model import CLIP, resize_pos_embed
+from open_clip.model import CLIP
 from open_clip.transformer import VisionTransformer
 from safetensors.torch import load_file
 
@@ -28,7 +28,7 @@ from escnet.train.segmentation import SegmentationTask
 from escnet.train.settings import LoopSettings
 from escnet.train.task import Task
 from escnet.train.validate import correlation, validate
-from escnet.weights import load_clip, load_sam
+from escnet.weights import load_checkpoint, load_clip, load_sam, resized
 from escnet_runtime.atomic import atomic_file
 from escnet_runtime.console import Console
 from escnet_runtime.labelled import ShapesImages
@@ -64,34 +64,32 @@ def make_tiny(folder: Path, *, recipe: Recipe = TINY, console: Console) -> Path:
         Stopped: SIGTERM or Ctrl-C came; run it again to go on.
         InputError: ``folder`` holds something else.
     """
-    config = _sized(preset("tiny"), 128)
+    config = preset("tiny").at_size(recipe.image_size)
     provenance()
     start: Path | None = None
     for phase in recipe.clip:
         start = _clip_stage(folder / phase.name, config, recipe, phase, start, console)
     assert start is not None
     sam = _sam_stage(folder / "sam", config, recipe, console)
-    parts: Callable[[EscNet], None] = functools.partial(_foundations, clip=start, sam=sam)
+    first = functools.partial(_foundations, config, recipe.seed, clip=start, sam=sam)
+    begin: Callable[[int], EscNet] = first
     for number, part in enumerate(recipe.escnet):
-        last = _escnet_stage(folder / part.name, config, recipe, number, parts, console)
-        parts = functools.partial(_continued, checkpoint=last)
+        last = _escnet_stage(folder / part.name, recipe, number, begin, console)
+        begin = functools.partial(_continued, last)
     return _write(folder, config, recipe, last)
 
 
-def _foundations(model: EscNet, *, clip: Path, sam: Path) -> None:
+def _foundations(
+    config: EscNetConfig, seed: int, image_size: int, *, clip: Path, sam: Path
+) -> EscNet:
+    model = build_model(config.at_size(image_size), seed=seed)
     load_clip(model, str(clip))
     load_sam(model, sam)
+    return model
 
 
-def _continued(model: EscNet, *, checkpoint: Path) -> None:
-    tensors = load_file(checkpoint)
-    clip = {name: tensors[f"clip.{name}"] for name in model.clip.state_dict()}
-    resize_pos_embed(clip, model.clip)
-    model.load_state_dict({**tensors, **{f"clip.{name}": value for name, value in clip.items()}})
-
-
-def _sized(config: EscNetConfig, size: int) -> EscNetConfig:
-    return dataclasses.replace(config, clip=dataclasses.replace(config.clip, image_size=size))
+def _continued(checkpoint: Path, image_size: int) -> EscNet:
+    return resized(load_checkpoint(checkpoint), image_size).model
 
 
 def _clip_stage(
@@ -136,18 +134,16 @@ def _sam_stage(folder: Path, config: EscNetConfig, recipe: Recipe, console: Cons
 
 def _escnet_stage(
     folder: Path,
-    config: EscNetConfig,
     recipe: Recipe,
     number: int,
-    load: Callable[[EscNet], None],
+    begin: Callable[[int], EscNet],
     console: Console,
 ) -> Path:
+    """``begin`` makes the model of an image size that the stage starts from."""
     phase = recipe.escnet[number]
-    config = _sized(config, phase.image_size)
 
     def task() -> Task:
-        model = build_model(config, seed=recipe.seed)
-        load(model)
+        model = begin(phase.image_size)
         return SegmentationTask(
             model,
             TrainingScenes(

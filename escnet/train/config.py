@@ -61,6 +61,8 @@ class ModelSection:
         clip: with a preset, CLIP's weights: one of open_clip's tags, or a file.
         sam: with a preset, SAM's weights for the blocks: a file.
         seed: with a preset, of what no file gives (0).
+        image_size: px a side of the image that the model sees, in place of the preset's or the
+            checkpoint's; CLIP's positions are resized.
     """
 
     preset: str | None = None
@@ -68,6 +70,7 @@ class ModelSection:
     clip: str | None = None
     sam: str | None = None
     seed: int | None = None
+    image_size: int | None = None
 
     def __post_init__(self) -> None:
         if (self.preset is None) == (self.checkpoint is None):

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from escnet.build import build_model
+from escnet.config import EscNetConfig
 from escnet.model import EscNet
 from escnet.presets import preset
 from escnet.weights import (
@@ -14,6 +15,7 @@ from escnet.weights import (
     load_checkpoint,
     load_clip,
     load_sam,
+    resized,
     shipped_checkpoint,
 )
 from escnet_runtime.console import Console
@@ -49,6 +51,8 @@ def prepared(config: TrainConfig, *, console: Console) -> Start:
     given = config.model.checkpoint
     start = None if given is None else load_checkpoint(Path(given))
     sizes = preset(config.model.preset or "") if start is None else start.model.config
+    if config.model.image_size is not None:
+        sizes = sizes.at_size(config.model.image_size)
     size = sizes.clip.image_size
     images = open_source(data.train, size=size, limit=data.limit)
     sources = {"data.train": images}
@@ -61,7 +65,7 @@ def prepared(config: TrainConfig, *, console: Console) -> Start:
     check_files(sources.values(), console=console)
     if "data.validation" in sources:
         require_labelled(sources["data.validation"], f"data.validation ({data.validation})")
-    start = start or _of_preset(config.model)
+    start = resized(start, size) if start is not None else _of_preset(config.model, sizes)
     task = SegmentationTask(
         start.model,
         TrainingSamples(images, size=size, augmentation=config.augmentation, seed=seed),
@@ -89,13 +93,14 @@ def _validation(images: LabelledSource) -> Validation:
     return measure
 
 
-def _of_preset(section: ModelSection) -> LoadedCheckpoint:
+def _of_preset(section: ModelSection, sizes: EscNetConfig) -> LoadedCheckpoint:
     """Its trained weights, if some ship and no others are given, or CLIP's and SAM's."""
     own = (section.clip, section.sam, section.seed) != (None, None, None)
     if section.preset in SHIPPED and not own:
-        return load_checkpoint(shipped_checkpoint(section.preset))
+        shipped = load_checkpoint(shipped_checkpoint(section.preset))
+        return resized(shipped, sizes.clip.image_size)
     seed = section.seed or 0
-    model = build_model(preset(section.preset or ""), seed=seed)
+    model = build_model(sizes, seed=seed)
     parts = [f"seeded random (seed {seed})"]
     if section.clip is None:
         _LOG.warning("no model.clip: CLIP starts from random weights, and is mostly frozen")

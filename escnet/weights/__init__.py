@@ -6,6 +6,7 @@ model: after an error the model is what it was before.
 
 from .checkpoint import LoadedCheckpoint, load_checkpoint, save_checkpoint
 from .clip import load_clip
+from .resize import resized
 from .sam import load_sam
 from .shipped import SHIPPED, shipped_checkpoint
 from .state import WeightsError
@@ -17,6 +18,7 @@ __all__ = [
     "load_checkpoint",
     "load_clip",
     "load_sam",
+    "resized",
     "save_checkpoint",
     "shipped_checkpoint",
 ]

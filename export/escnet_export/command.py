@@ -13,9 +13,11 @@ from escnet.model import EscNet
 from escnet.presets import DEFAULT_PRESET, PRESETS, preset
 from escnet.weights import (
     SHIPPED,
+    LoadedCheckpoint,
     load_checkpoint,
     load_clip,
     load_sam,
+    resized,
     shipped_checkpoint,
 )
 from escnet_engines import COMPILERS, BuildError, Library, open_library
@@ -70,6 +72,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--sam", type=Path, metavar="FILE", help="with --preset: a SAM checkpoint for the blocks"
+    )
+    parser.add_argument(
+        "--image-size",
+        type=int,
+        metavar="PX",
+        help="side of the image that the model sees, in place of the checkpoint's or the preset's: "
+        "larger for small objects, smaller for speed; CLIP's positions are resized",
     )
     parser.add_argument(
         "--seed",
@@ -300,18 +309,19 @@ def _check_numbers(arguments: argparse.Namespace) -> None:
 
 def _model(arguments: argparse.Namespace) -> tuple[EscNet, str, bool]:
     """The model, where its weights come from, and whether they are trained."""
+    size: int | None = arguments.image_size
     if arguments.checkpoint is not None:
         if arguments.clip or arguments.sam or arguments.seed is not None:
             raise InputError(
                 "--clip, --sam and --seed go with --preset: a checkpoint has its own weights"
             )
-        loaded = load_checkpoint(arguments.checkpoint)
-        return loaded.model, loaded.weights, loaded.trained
+        return _at_size(load_checkpoint(arguments.checkpoint), size)
     config = preset(arguments.preset or DEFAULT_PRESET)
     own = arguments.clip or arguments.sam or arguments.seed is not None
     if config.name in SHIPPED and not own:
-        loaded = load_checkpoint(shipped_checkpoint(config.name))
-        return loaded.model, loaded.weights, loaded.trained
+        return _at_size(load_checkpoint(shipped_checkpoint(config.name)), size)
+    if size is not None:
+        config = config.at_size(size)
     seed = arguments.seed or 0
     model = build_model(config, seed=seed)
     parts = [f"seeded random (seed {seed})"]
@@ -322,6 +332,11 @@ def _model(arguments: argparse.Namespace) -> tuple[EscNet, str, bool]:
         load_sam(model, arguments.sam)
         parts.append(f"SAM from {arguments.sam.name}")
     return model, ", ".join(parts), False
+
+
+def _at_size(loaded: LoadedCheckpoint, size: int | None) -> tuple[EscNet, str, bool]:
+    loaded = loaded if size is None else resized(loaded, size)
+    return loaded.model, loaded.weights, loaded.trained
 
 
 def _summary(report: ExportReport) -> str:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from escnet.build import build_model
 from escnet.presets import preset
 from escnet.train.validate import correlation, validate
-from escnet.weights import load_checkpoint, save_checkpoint
+from escnet.weights import load_checkpoint, resized, save_checkpoint
 from escnet_bench.clip_alone import correlation_labels
 from escnet_bench.eval_command import main
 from escnet_bench.evaluate import class_keys, evaluate
@@ -105,6 +105,28 @@ def test_the_small_world_is_evaluated_without_torch(
     for key in ("miou", "pixel_accuracy", "images", "pixels", "per_class", "confusions"):
         assert found[key] == read[key]
     assert (read["groups"], read["world"], read["dataset"]) == ({}, None, "heldout")
+
+
+def test_a_checkpoint_is_evaluated_at_another_image_size(
+    checkpoint: Path, dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As the checkpoint that was saved at that size."""
+    code, found = run_json(capsys, checkpoint, dataset, "--image-size", "64")
+    assert (code, found["image_size"]) == (0, 64)
+    assert found["weights"].endswith("positions resized from 128 px")
+    saved = resized(load_checkpoint(checkpoint), 64)
+    save_checkpoint(saved.model, tmp_path / "64.safetensors", trained=False, weights=saved.weights)
+    own = run_json(capsys, tmp_path / "64.safetensors", dataset)[1]
+    assert own["image_size"] == 64
+    assert own["per_class"] == found["per_class"]
+
+
+def test_a_bundle_says_how_to_get_another_image_size(
+    tiny_bundle: Path, dataset: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, found = run_json(capsys, tiny_bundle, dataset, "--image-size", "64")
+    assert code == 2
+    assert "escnet-export --image-size 64" in found["error"]["message"]
 
 
 def test_a_checkpoint_without_torch_names_what_to_install(checkpoint: Path, dataset: Path) -> None:

@@ -11,14 +11,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from escnet import preset
 from escnet_bench.clocks import Clocks, GpuClocks
 from escnet_bench.command import main
-from escnet_bench.latency import choose, command
+from escnet_bench.latency import choose, command, subject
 from escnet_bench.latency.exported import bundle_of, source_key
 from escnet_bench.latency.floor import Peak
 from escnet_bench.latency.plan import IMPLEMENTATIONS
 from escnet_bench.latency.rows import LatencyRow, LeftOut, Ratio
 from escnet_bench.latency.subject import open_subject
+from escnet_bench.subjects import load_model
 from escnet_runtime.bundle import Bundle
 from escnet_runtime.manifest import Precision
 from tests.runtime.hostile import change_description
@@ -305,6 +307,25 @@ def test_bundles_of_older_sources_are_deleted_after_a_day(
     monkeypatch.setattr(exported, "_KEPT_SECONDS", -1.0)
     exported._forget(tmp_path, "tiny-fp32-", kept)
     assert {one.name for one in tmp_path.iterdir()} == {"tiny-fp32-new", "tiny-fp16-old"}
+
+
+def test_pytorch_runs_beside_a_bundle_of_another_image_size(bundle_copy: Path) -> None:
+    bundle = Bundle.open(bundle_copy)
+    other = dataclasses.replace(
+        bundle.manifest.model,
+        trained=True,
+        weights=load_model("tiny", 192)[1],
+        image_size=192,
+        grid=(24, 24),
+        logits=(96, 96),
+    )
+    manifest = dataclasses.replace(bundle.manifest, model=other)
+    found = subject._of_bundle(dataclasses.replace(bundle, manifest=manifest))
+    assert (found.torch_model, found.image_size, found.no_torch) == ("tiny", 192, "")
+    assert found.same_weights
+    assert found.config == preset("tiny").at_size(192)
+    torch_model = load_model("tiny", found.image_size)[0]
+    assert torch_model.config == found.config
 
 
 def test_weights_of_another_training_are_not_taken_for_the_bundles(bundle_copy: Path) -> None:

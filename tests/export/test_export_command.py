@@ -204,6 +204,7 @@ def test_gpus_that_cannot_be_built_for_are_said_before_the_export(
         (["--precision", "int8", "--calibration", "luck"], "luck"),
         (["--clip", "some-tag"], "go with --preset"),
         (["--seed", "1"], "go with --preset"),
+        (["--image-size", "100"], "image size of 100 px for 'mini'; expected one of 32, 64, 96, "),
         (["--preset", "tiny"], "not allowed with"),
         (["--backend", "onnxruntime"], "invalid choice"),
         (["--target", "sm_86"], "--target goes with --backend"),

@@ -15,6 +15,7 @@ from escnet.weights import save_checkpoint
 from escnet_bench.command import main
 from escnet_bench.evaluate import evaluate
 from escnet_export import ExportReport
+from escnet_export.command import main as export_main
 from escnet_runtime.bundle import Bundle
 from escnet_runtime.dataset import Dataset
 from escnet_runtime.manifest import Precision
@@ -115,6 +116,27 @@ def test_differences_are_found(
     assert row["pixel_agreement"] < 0.9
     assert sum(row["prompt_flips"]) > 5
     assert min(stage["relative_l2"] for stage in row["stages"].values()) > 0.05
+
+
+@pytest.mark.slow
+def test_a_bundle_of_another_image_size_has_the_weights_of_its_checkpoint(
+    checkpoint: Path, dataset: Path, tmp_path: Path, capsys: Any
+) -> None:
+    """More tokens; PyTorch of that size is what it is compared with, here and in its export."""
+    bundle = tmp_path / "bundle"
+    words = ["--checkpoint", str(checkpoint), "--image-size", "96", "--precision", "fp32"]
+    photos = ["--images", str(dataset / "images"), "--limit", "1", "--check-categories", "2"]
+    assert export_main([*words, *photos, "--output", str(bundle), "-q"]) == 0
+    model = Bundle.open(bundle).manifest.model
+    assert (model.image_size, model.grid, model.logits) == (96, (12, 12), (48, 48))
+    assert model.weights == "made for a test; positions resized from 64 px"
+    capsys.readouterr()
+    compared = ("--bundle", bundle, "--dataset", dataset, "--limit", "1")
+    code, document = run_json(capsys, *compared, "--checkpoint", checkpoint)
+    assert code == 0
+    (row,) = document["rows"]
+    assert row["pixel_agreement"] > 0.99
+    assert max(stage["relative_l2"] for stage in row["stages"].values()) < 1e-4
 
 
 @pytest.mark.slow

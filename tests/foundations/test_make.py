@@ -13,7 +13,7 @@ import torch
 from escnet.foundations import __main__ as command
 from escnet.foundations import make
 from escnet.foundations.clip import CropPool
-from escnet.foundations.recipe import TINY, Recipe
+from escnet.foundations.recipe import TINY_192, Recipe
 from escnet.train.categories import CategorySampling
 from escnet.train.settings import LoopSettings
 from escnet.weights import load_checkpoint
@@ -26,17 +26,17 @@ def toy(steps: int = 2) -> Recipe:
     """The recipe with all its stages, two steps and a few scenes each."""
     loop = dataclasses.replace(_LOOP, steps=steps)
     return dataclasses.replace(
-        TINY,
+        TINY_192,
         clip=tuple(
             dataclasses.replace(
                 phase, pool=CropPool(side=phase.pool.side, scenes=2, crops=2), loop=_LOOP
             )
-            for phase in TINY.clip
+            for phase in TINY_192.clip
         ),
         sam=_LOOP,
         escnet=tuple(
             dataclasses.replace(phase, loop=loop, categories=CategorySampling(per_image=4))
-            for phase in TINY.escnet
+            for phase in TINY_192.escnet
         ),
     )
 
@@ -56,7 +56,8 @@ def test_all_stages_give_a_checkpoint_with_its_provenance(tmp_path: Path) -> Non
     assert loaded.model.config.name == "tiny"
     document = json.loads((tmp_path / make.PROVENANCE).read_text(encoding="utf-8"))
     stages = ["clip-64", "clip-128", "sam", "esc-net", "esc-net-wide", "esc-net-crowd"]
-    assert list(document["stages"]) == stages
+    assert list(document["stages"]) == [*stages, "esc-net-192"]
+    assert loaded.model.config.clip.image_size == 192
     assert all(stage["figures"] for stage in document["stages"].values())
     # What one stage leaves, the next one starts from.
     clip = loaded.model.clip.state_dict()

@@ -90,6 +90,26 @@ def test_it_trains_on_a_folder(
     assert result["best_miou"] == pytest.approx(best, rel=1e-4)
 
 
+def test_it_trains_at_another_image_size(place: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    words = ["--set", "model.image_size=128", "--set", "training.steps=1"]
+    assert main(["--config", str(place / "config.toml"), *words, "--output", str(run), "-q"]) == 0
+    loaded = load_checkpoint(run / "last.safetensors")
+    assert loaded.model.config.clip.image_size == 128
+    assert "positions resized from 64 px" in loaded.weights
+
+
+def test_an_image_size_that_does_not_divide_is_refused_before_any_work(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    words = ["--config", place / "config.toml", "--output", run, "--set", "model.image_size=72"]
+    code, found = run_json(capsys, *words)
+    assert code == 2
+    assert "expected one of 64, 128, 192, 256" in found["error"]["message"]
+    assert not run.exists()
+
+
 def test_validation_measures_what_escnet_eval_does(
     place: Path, trained: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

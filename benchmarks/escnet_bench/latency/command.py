@@ -245,6 +245,7 @@ def _order(
         image=str(work / "image.npy"),
         texts=str(work / "texts.npz"),
         gpu=gpu,
+        image_size=subject.image_size,
     )
 
 

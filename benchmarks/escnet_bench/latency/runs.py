@@ -42,6 +42,7 @@ class Order:
         image: an ``.npy`` of uint8 [H,W,3].
         texts: an ``.npz`` of vocabularies, from :func:`save_vocabularies`.
         gpu: whether everything runs on the first GPU.
+        image_size: px a side of PyTorch's image, where it is not that of the preset.
         cat_seg: a checkout of CAT-Seg, for the implementation of that name.
     """
 
@@ -51,6 +52,7 @@ class Order:
     texts: str
     gpu: bool
     cat_seg: str | None = None
+    image_size: int | None = None
 
 
 class Run(Protocol):
@@ -188,7 +190,7 @@ class Workbench:
             # Float32 means float32.
             torch.backends.cuda.matmul.allow_tf32 = False
             torch.backends.cudnn.allow_tf32 = False
-            model = _loaded(self.order.model)
+            model = _loaded(self.order.model, self.order.image_size)
             model.clip.transformer = torch.nn.Identity()
             model.clip.token_embedding = torch.nn.Identity()
             kind = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[precision]
@@ -199,7 +201,7 @@ class Workbench:
         return self._models[precision]
 
 
-def _loaded(model: str) -> "EscNet":
+def _loaded(model: str, image_size: int | None) -> "EscNet":
     """A checkpoint's model if there is such a file, else a preset's."""
     if Path(model).is_file():
         from escnet.weights import load_checkpoint
@@ -207,7 +209,7 @@ def _loaded(model: str) -> "EscNet":
         return load_checkpoint(Path(model)).model
     from ..subjects import load_model
 
-    return load_model(model)[0]
+    return load_model(model, image_size)[0]
 
 
 @dataclass(slots=True)

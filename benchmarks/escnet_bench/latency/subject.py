@@ -35,6 +35,7 @@ class Subject:
         no_torch: why it cannot; empty where it can.
         same_weights: whether what PyTorch runs has the weights of the bundle.
         config: of the model in PyTorch.
+        image_size: px a side of its image, where a preset's bundle has another one.
     """
 
     bundle: Bundle
@@ -42,6 +43,7 @@ class Subject:
     no_torch: str
     same_weights: bool
     config: "EscNetConfig | None"
+    image_size: int | None = None
 
     @property
     def weight_bytes(self) -> int:
@@ -111,8 +113,11 @@ def open_subject(
 
 
 def _of_bundle(bundle: Bundle) -> Subject:
-    """What PyTorch can run beside a bundle: the preset of that name, if its sizes are these."""
-    name = bundle.manifest.model.name
+    """What PyTorch can run beside a bundle: the preset of that name, if its sizes are these.
+
+    A preset's image may have another size, as ``escnet-export --image-size`` gives it.
+    """
+    name, size = bundle.manifest.model.name, bundle.manifest.model.image_size
     if importlib.util.find_spec("torch") is None or importlib.util.find_spec("escnet") is None:
         reason = "torch is not installed: install escnet-bench[torch]"
         return Subject(
@@ -121,6 +126,8 @@ def _of_bundle(bundle: Bundle) -> Subject:
     from escnet.presets import PRESETS
 
     config = PRESETS.get(name)
+    if config is not None and size in config.image_sizes:
+        config = config.at_size(size)
     reason = _difference(bundle, config)
     if reason:
         return Subject(
@@ -130,8 +137,9 @@ def _of_bundle(bundle: Bundle) -> Subject:
         bundle=bundle,
         torch_model=name,
         no_torch="",
-        same_weights=_weights(name) == bundle.manifest.model.weights,
+        same_weights=_weights(name, size) == bundle.manifest.model.weights,
         config=config,
+        image_size=size,
     )
 
 
@@ -164,8 +172,8 @@ def _difference(bundle: Bundle, config: "EscNetConfig | None") -> str:
     )
 
 
-def _weights(name: str) -> str:
+def _weights(name: str, image_size: int) -> str:
     """Description of the weights that PyTorch would run a preset with."""
     from ..subjects import load_model
 
-    return load_model(name)[1]
+    return load_model(name, image_size)[1]
