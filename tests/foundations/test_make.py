@@ -98,3 +98,19 @@ def test_sigterm_is_no_failure_and_says_how_to_go_on(
     assert "run the same command again" in captured.err
     assert not (tmp_path / "run" / "stage.json").exists()
     assert (tmp_path / "run" / "state.pt").is_file()
+
+
+def test_weights_of_another_size_are_not_shipped_as_the_preset(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def forbidden(*_: object, **__: object) -> Path:
+        raise AssertionError("training was begun")
+
+    monkeypatch.setattr(command, "make_tiny", forbidden)
+    words = ["--output", str(tmp_path / "run"), "--ship", str(tmp_path), "--recipe", "tiny-192"]
+    monkeypatch.setattr("sys.argv", ["foundations", *words, "--json"])
+    assert command.main() == 2
+    message = json.loads(capsys.readouterr().out)["error"]["message"]
+    assert "makes weights for 192 px" in message
+    assert "leave --ship out" in message
+    assert list(tmp_path.iterdir()) == []

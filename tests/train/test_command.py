@@ -103,8 +103,9 @@ def test_an_image_size_that_does_not_divide_is_refused_before_any_work(
     place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "run"
-    words = ["--config", place / "config.toml", "--output", run, "--set", "model.image_size=72"]
-    code, found = run_json(capsys, *words)
+    config = place / "config.toml"
+    words = ("--output", run, "--set", "model.image_size=72")
+    code, found = run_json(capsys, "--config", config, *words)
     assert code == 2
     assert "expected one of 64, 128, 192, 256" in found["error"]["message"]
     assert not run.exists()
