@@ -1,7 +1,7 @@
 """How ``tiny`` is made, as data: two phases of CLIP, SAM, and ESC-Net on top of them.
 
-There are two sizes of it. :data:`TINY` made the weights that ship, in minutes on a GPU;
-:data:`TWO_CORES` is for machines without one.
+:data:`TINY` made the weights that ship, in minutes on a GPU; :data:`TWO_CORES` is for machines
+without one; :data:`TINY_192` goes on from the former at a larger image, and does not ship.
 """
 
 from dataclasses import dataclass, replace

@@ -1,6 +1,7 @@
 """Scenes of the small world for training, without end."""
 
 from collections.abc import Sequence
+from typing import Final
 
 import numpy as np
 
@@ -11,7 +12,7 @@ from escnet_runtime.world import dataset
 __all__ = ["TrainingScenes"]
 
 #: Keeps the choice of a scene's size and its augmentation apart from other random numbers.
-_STREAM = 2
+_STREAM: Final = 2
 
 
 class TrainingScenes:
