@@ -181,7 +181,7 @@ def _trained(
     # The scenes of seed 0 lie behind those that any phase of tiny shows.
     task = SegmentationTask(
         model,
-        TrainingScenes(first=(1 + seed) * _SCENES_OF_A_SEED, size=size),
+        TrainingScenes(first=(1 + seed) * _SCENES_OF_A_SEED, sizes=(size,)),
         dataset("shapes:train").classes,
         rates=budget.rates,
         categories=budget.categories,

@@ -10,21 +10,17 @@ from typing import Any
 import torch
 from rich.text import Text
 
-from escnet.presets import preset
 from escnet.train.loop import Stopped
 from escnet_runtime.atomic import atomic_file
 from escnet_runtime.console import Console, command_parser, run_command
-from escnet_runtime.errors import InputError
 
 from .make import PROVENANCE, make_tiny
-from .recipe import RECIPES, TINY, TWO_CORES, Recipe
+from .recipe import RECIPES, TINY, TWO_CORES
 
 
 def _make(arguments: argparse.Namespace, console: Console) -> tuple[int, Mapping[str, Any]]:
     try:
         recipe = RECIPES[arguments.recipe or _fitting(console)]
-        if arguments.ship:
-            _require_presets_size(recipe)
         checkpoint = make_tiny(arguments.output, recipe=recipe, console=console)
     except Stopped as stop:
         console.err.print(Text(f"{stop}: run the same command again"), soft_wrap=True)
@@ -36,16 +32,6 @@ def _make(arguments: argparse.Namespace, console: Console) -> tuple[int, Mapping
                 shutil.copyfile(path, temporary)
     console.print(f"{checkpoint} ({checkpoint.stat().st_size / 1e6:.1f} MB)")
     return 0, {"checkpoint": str(checkpoint), "bytes": checkpoint.stat().st_size}
-
-
-def _require_presets_size(recipe: Recipe) -> None:
-    made, expected = recipe.escnet[-1].image_size, preset("tiny").clip.image_size
-    if made != expected:
-        raise InputError(
-            f"recipe {recipe.name} makes weights for {made} px, and what ships is the preset tiny, "
-            f"of {expected} px: leave --ship out (python -m escnet.foundations --output FOLDER "
-            f"--recipe {recipe.name})"
-        )
 
 
 def _fitting(console: Console) -> str:

@@ -24,11 +24,12 @@ from escnet.config import EscNetConfig
 from escnet.model import EscNet
 from escnet.presets import preset
 from escnet.train.loop import LAST, train
+from escnet.train.processes import bf16_is_slow
 from escnet.train.segmentation import SegmentationTask
 from escnet.train.settings import LoopSettings
 from escnet.train.task import Task
 from escnet.train.validate import correlation, validate
-from escnet.weights import load_checkpoint, load_clip, load_sam, resized
+from escnet.weights import load_checkpoint, load_clip, load_sam
 from escnet_runtime.atomic import atomic_file
 from escnet_runtime.console import Console
 from escnet_runtime.labelled import ShapesImages
@@ -64,7 +65,7 @@ def make_tiny(folder: Path, *, recipe: Recipe = TINY, console: Console) -> Path:
         Stopped: SIGTERM or Ctrl-C came; run it again to go on.
         InputError: ``folder`` holds something else.
     """
-    config = preset("tiny").at_size(recipe.image_size)
+    config = preset("tiny")
     provenance()
     start: Path | None = None
     for phase in recipe.clip:
@@ -72,24 +73,22 @@ def make_tiny(folder: Path, *, recipe: Recipe = TINY, console: Console) -> Path:
     assert start is not None
     sam = _sam_stage(folder / "sam", config, recipe, console)
     first = functools.partial(_foundations, config, recipe.seed, clip=start, sam=sam)
-    begin: Callable[[int], EscNet] = first
+    begin: Callable[[], EscNet] = first
     for number, part in enumerate(recipe.escnet):
         last = _escnet_stage(folder / part.name, recipe, number, begin, console)
         begin = functools.partial(_continued, last)
     return _write(folder, config, recipe, last)
 
 
-def _foundations(
-    config: EscNetConfig, seed: int, image_size: int, *, clip: Path, sam: Path
-) -> EscNet:
-    model = build_model(config.at_size(image_size), seed=seed)
+def _foundations(config: EscNetConfig, seed: int, *, clip: Path, sam: Path) -> EscNet:
+    model = build_model(config, seed=seed)
     load_clip(model, str(clip))
     load_sam(model, sam)
     return model
 
 
-def _continued(checkpoint: Path, image_size: int) -> EscNet:
-    return resized(load_checkpoint(checkpoint), image_size).model
+def _continued(checkpoint: Path) -> EscNet:
+    return load_checkpoint(checkpoint).model
 
 
 def _clip_stage(
@@ -136,19 +135,18 @@ def _escnet_stage(
     folder: Path,
     recipe: Recipe,
     number: int,
-    begin: Callable[[int], EscNet],
+    begin: Callable[[], EscNet],
     console: Console,
 ) -> Path:
-    """``begin`` makes the model of an image size that the stage starts from."""
+    """``begin`` makes the model that the stage starts from."""
     phase = recipe.escnet[number]
 
     def task() -> Task:
-        model = begin(phase.image_size)
         return SegmentationTask(
-            model,
+            begin(),
             TrainingScenes(
                 first=number * _SCENES_OF_A_PHASE,
-                size=phase.image_size,
+                sizes=phase.sizes,
                 objects=phase.objects,
                 drawn=phase.drawn,
                 augmentation=phase.augmentation,
@@ -175,7 +173,8 @@ def _stage(folder: Path, task: Callable[[], Task], loop: LoopSettings, console: 
     note = folder / _STAGE
     if not note.is_file():
         begun = provenance()
-        loop = dataclasses.replace(loop, workers=_workers())
+        precision = "no" if loop.precision == "bf16" and bf16_is_slow() else loop.precision
+        loop = dataclasses.replace(loop, workers=_workers(), precision=precision)
         outcome = train(task(), loop, folder, resume=True, console=console)
         entry = {
             **begun,
@@ -219,7 +218,7 @@ def _validate_correlation(model: EscNet, check: Callable[[], None]) -> Mapping[s
 
 
 def _validation_images(count: int) -> ShapesImages:
-    """Scenes as escnet-eval draws them, whatever the size of the model's image."""
+    """Scenes as escnet-eval draws them, at the model's own size."""
     return ShapesImages(scenes=dataset(_VALIDATION, length=count))
 
 

@@ -20,32 +20,35 @@ class TrainingScenes:
 
     Args:
         first: number of the first scene.
-        size: px a side of what is shown.
+        sizes: px a side of what is shown, each as often as it stands there.
         objects: fewest and most objects of a scene.
         drawn: px a side in which scenes are drawn, each as often as it stands there; by default
-            ``size``. Those of another size are resized.
+            what is shown. Those of another size are resized.
         augmentation: what is left to chance, after that.
     """
 
     def __init__(
         self,
         first: int,
-        size: int,
+        sizes: Sequence[int],
         objects: tuple[int, int] = (2, 6),
         drawn: Sequence[int] = (),
         augmentation: Augmentation = NO_AUGMENTATION,
     ) -> None:
-        self._first, self._size, self._augmentation = first, size, augmentation
-        self._scenes = [
-            dataset("shapes:train", length=1 << 30, size=side, objects=objects)
-            for side in drawn or (size,)
-        ]
+        self._first, self._sizes, self._augmentation = first, sizes, augmentation
+        self._drawn = drawn
+        self._scenes = {
+            side: dataset("shapes:train", length=1 << 30, size=side, objects=objects)
+            for side in {*sizes, *drawn}
+        }
 
     def __getitem__(self, index: int) -> TrainingSample:
         number = self._first + index
         rng = np.random.Generator(np.random.PCG64((_STREAM, number)))
-        image, labels = self._scenes[int(rng.integers(len(self._scenes)))][number]
+        drawn = self._drawn[int(rng.integers(len(self._drawn)))] if self._drawn else None
+        size = self._sizes[int(rng.integers(len(self._sizes)))]
+        image, labels = self._scenes[size if drawn is None else drawn][number]
         image, classes = augmented(
-            image, labels, size=self._size, augmentation=self._augmentation, rng=rng
+            image, labels, size=size, augmentation=self._augmentation, rng=rng
         )
         return TrainingSample(image=image, labels=classes)

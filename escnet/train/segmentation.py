@@ -3,9 +3,9 @@
 Where asked for, the correlation maps that make the prompts have a cross-entropy of their own.
 
 The prompt generator's decisions (threshold, k-means, the choice of points) pass no gradient; the
-probabilities of the mask prompts do. Images are encoded as a batch; what follows is written
-for one image, whose categories are a batch of their own, and ``torch.vmap`` makes one pass of those
-images that have equally many: on a GPU a pass is bound by the number of its kernels.
+probabilities of the mask prompts do. Images of one size are encoded as a batch; what follows is
+written for one image, whose categories are a batch of their own, and ``torch.vmap`` makes one pass
+of those images that have equally many: on a GPU a pass is bound by the number of its kernels.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -21,8 +21,9 @@ from torch import Tensor, nn
 from escnet.clip import unit_norm
 from escnet.config import EscNetConfig
 from escnet.model import EscNet, ImageFeatures
+from escnet.precision import product
 from escnet.tokenizer import build_tokenizer
-from escnet.weights import save_checkpoint
+from escnet.weights import save_checkpoint, view_at
 from escnet_runtime.tokenizer import Tokenizer
 from escnet_runtime.vocabulary import TextPlan, plan_texts
 
@@ -55,7 +56,7 @@ class SegmentationTask:
 
     Args:
         model: changed in place.
-        samples: :class:`TrainingSample` by number.
+        samples: :class:`TrainingSample` by number, of any of the model's sizes.
         names: what labels are indices into; synonyms separated by ", ".
         rates: how fast.
         categories: which of the names an image is trained with.
@@ -85,7 +86,11 @@ class SegmentationTask:
         self.model = model
         loss = loss or LossWeights()
         self.module: nn.Module = _Segmentation(
-            model, TextEncoding(model, names), loss, checkpoint=checkpoint_activations
+            model,
+            TextEncoding(model, names),
+            loss,
+            nearest=categories.nearest,
+            checkpoint=checkpoint_activations,
         )
         self.groups: Sequence[ParameterGroup] = parameter_groups(
             model,
@@ -126,6 +131,10 @@ class TextEncoding:
         self._members = [_members(plan, place) for plan in plans]
         self._tokens = torch.from_numpy(tokenizer.encode(list(prompts), cleaned=True))
 
+    def __len__(self) -> int:
+        """The number of classes."""
+        return len(self._members)
+
     def encode(self, model: EscNet, classes: Tensor) -> Tensor:
         """Unit-norm embeddings, float32 [n, D], of classes int64 [n]."""
         members = [self._members[index] for index in classes.tolist()]
@@ -148,28 +157,57 @@ class _Segmented(NamedTuple):
     scores: list[Tensor]
 
 
+class _Part(NamedTuple):
+    """The images of a batch that have one size.
+
+    ``model`` is that of their size, ``images`` are their numbers in the batch, ``encoded`` is in
+    the order of these.
+    """
+
+    model: EscNet
+    images: list[int]
+    encoded: ImageFeatures
+
+
 class _Segmentation(nn.Module):
-    """A batch → its loss and pixel accuracy."""
+    """A batch → its loss and pixel accuracy.
+
+    Args:
+        model: its parameters are the module's; images of another size than its own are seen by a
+            view of it.
+        text: embeds the classes.
+        weights: of the losses.
+        nearest: see :class:`.categories.CategorySampling`.
+        checkpoint: keep no activations.
+    """
 
     def __init__(
-        self, model: EscNet, text: TextEncoding, weights: LossWeights, *, checkpoint: bool
+        self,
+        model: EscNet,
+        text: TextEncoding,
+        weights: LossWeights,
+        *,
+        nearest: int,
+        checkpoint: bool,
     ) -> None:
         super().__init__()
         self.model, self.checkpoint = model, checkpoint
-        self._text, self._weights = text, weights
+        self._text, self._weights, self._nearest = text, weights, nearest
+        self._views: dict[int, EscNet] = {}  # in no nn.Module's sight: their parameters are model's
 
     def forward(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
-        """Means over all labelled pixels of the batch."""
-        model, images, classes = self.model, batch["images"], batch["categories"]
+        """Means over all labelled pixels of the batch, of whatever size its images are."""
+        parts = [self._encoded(batch["images"], some) for some in _equally_large(batch["images"])]
+        classes = self._with_nearest(parts, batch["categories"])
         every = torch.cat(classes).unique()
-        embeddings = self._text.encode(model, every)
-        encoded = model.encode_image(normalised(model.config, images))
+        embeddings = self._text.encode(self.model, every)
         loss, right, count = [], [], []
         correlation: list[Tensor] = []
-        for some in _alike(classes):
+        together = ((one, some) for one in parts for some in _alike(one.images, classes))
+        for part, some in together:
             wanted = torch.stack([classes[index] for index in some])
             labels = torch.stack([batch["labels"][index] for index in some])
-            found = self._segmented(encoded, some, embeddings[torch.searchsorted(every, wanted)])
+            found = self._segmented(part, some, embeddings[torch.searchsorted(every, wanted)])
             logits = F.interpolate(
                 found.logits, size=labels.shape[1:], mode="bilinear", align_corners=False
             )
@@ -186,15 +224,50 @@ class _Segmentation(nn.Module):
             total = total + self._weights.correlation * figures["correlation"]
         return {"loss": total, **figures}
 
-    def _segmented(self, encoded: ImageFeatures, some: Sequence[int], text: Tensor) -> _Segmented:
-        """Those of the images that ``some`` counts, all at once, for embeddings [b, n, D]."""
+    def _encoded(self, images: Sequence[Tensor], some: list[int]) -> _Part:
+        """Those of the images that ``some`` counts, all of one size."""
+        pixels = torch.stack([images[index] for index in some])
+        model = self._at_size(pixels.shape[1])
+        return _Part(model, some, model.encode_image(normalised(model.config, pixels)))
+
+    def _at_size(self, size: int) -> EscNet:
+        if size == self.model.config.clip.image_size:
+            return self.model
+        if size not in self._views:
+            self._views[size] = view_at(self.model, size)
+        return self._views[size]
+
+    @torch.no_grad()
+    def _with_nearest(self, parts: Sequence[_Part], classes: Sequence[Tensor]) -> list[Tensor]:
+        """The classes of each image, and after them those that most of it would be taken for.
+
+        Counted in pixels of the softmax over all classes that the loss of the maps has, so what is
+        near to winning counts in part. Deterministic, so a run resumes.
+        """
+        found = list(classes)
+        if not self._nearest:
+            return found
+        names = torch.arange(len(self._text), device=found[0].device)
+        text = self._text.encode(self.model, names)
+        for part in parts:
+            for place, index in enumerate(part.images):
+                scores = product(text, part.encoded.features[place].flatten(1))
+                taken = torch.softmax(scores / self.model.config.ppg.temperature, dim=0).sum(1)
+                taken[found[index]] = -1.0
+                count = min(self._nearest, len(names) - len(found[index]))
+                found[index] = torch.cat([found[index], taken.topk(count).indices])
+        return found
+
+    def _segmented(self, part: _Part, some: Sequence[int], text: Tensor) -> _Segmented:
+        """Those images of a part that ``some`` counts, all at once, for embeddings [b, n, D]."""
+        places = [part.images.index(index) for index in some]
         # torch.vmap excludes checkpoints, and mixed precision too: it leaves the bias of a
         # convolution in float32 (torch 2.11 and 2.15).
         mixed = torch.is_autocast_enabled(text.device.type)
         if self.checkpoint or mixed or len(some) == 1:
             traces = [
-                self.model.segment(encoded.of(index), one, checkpoint=self.checkpoint)
-                for index, one in zip(some, text, strict=True)
+                part.model.segment(part.encoded.of(place), one, checkpoint=self.checkpoint)
+                for place, one in zip(places, text, strict=True)
             ]
             maps = zip(*(trace.scores for trace in traces), strict=True)
             return _Segmented(
@@ -202,24 +275,32 @@ class _Segmentation(nn.Module):
             )
 
         def single(features: Sequence[Tensor], text: Tensor) -> tuple[Tensor, list[Tensor]]:
-            trace = self.model.segment(ImageFeatures(*(one[None] for one in features)), text)
+            trace = part.model.segment(ImageFeatures(*(one[None] for one in features)), text)
             return trace.logits, trace.scores
 
-        return _Segmented(*torch.vmap(single)([one[list(some)] for one in encoded], text))
+        return _Segmented(*torch.vmap(single)([one[places] for one in part.encoded], text))
 
     def _correlation(self, scores: Sequence[Tensor], labels: Tensor) -> Tensor:
         """The mean loss of maps [b, n, h, w] of images, [b]."""
-        config = self.model.config
-        shares = cell_shares(labels, scores[0].shape[1], config.grid)
-        each = [correlation_loss(one, shares, config.ppg.temperature) for one in scores]
+        shares = cell_shares(labels, scores[0].shape[1], scores[0].shape[2])
+        temperature = self.model.config.ppg.temperature
+        each = [correlation_loss(one, shares, temperature) for one in scores]
         return torch.stack(each).mean(0)
 
 
-def _alike(classes: Sequence[Tensor]) -> list[list[int]]:
-    """The images in groups with equally many categories, which are worked on as one."""
+def _equally_large(images: Sequence[Tensor]) -> list[list[int]]:
+    """The numbers of the images [S, S, 3], those of a size together."""
     groups: dict[int, list[int]] = {}
-    for index, wanted in enumerate(classes):
-        groups.setdefault(len(wanted), []).append(index)
+    for index, image in enumerate(images):
+        groups.setdefault(len(image), []).append(index)
+    return list(groups.values())
+
+
+def _alike(images: Sequence[int], classes: Sequence[Tensor]) -> list[list[int]]:
+    """Those images in groups with equally many categories, which are worked on as one."""
+    groups: dict[int, list[int]] = {}
+    for index in images:
+        groups.setdefault(len(classes[index]), []).append(index)
     return list(groups.values())
 
 
@@ -253,9 +334,9 @@ class _WithCategories:
 
 
 def _collated(samples: list[dict[str, Tensor]]) -> dict[str, Any]:
-    """Samples → a batch; images keep their own numbers of categories."""
+    """Samples → a batch; images keep their own sizes and numbers of categories."""
     return {
-        "images": torch.stack([sample["image"] for sample in samples]),
+        "images": [sample["image"] for sample in samples],
         "labels": [sample["labels"] for sample in samples],
         "categories": [sample["categories"] for sample in samples],
     }

@@ -6,7 +6,7 @@ model: after an error the model is what it was before.
 
 from .checkpoint import LoadedCheckpoint, load_checkpoint, save_checkpoint
 from .clip import load_clip
-from .resize import resized
+from .resize import resized, view_at
 from .sam import load_sam
 from .shipped import SHIPPED, shipped_checkpoint
 from .state import WeightsError
@@ -21,4 +21,5 @@ __all__ = [
     "resized",
     "save_checkpoint",
     "shipped_checkpoint",
+    "view_at",
 ]

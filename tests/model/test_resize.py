@@ -8,7 +8,7 @@ from open_clip.model import resize_pos_embed
 
 from escnet import build_model, preset
 from escnet.build import build_clip
-from escnet.weights import LoadedCheckpoint, load_checkpoint, resized, save_checkpoint
+from escnet.weights import LoadedCheckpoint, load_checkpoint, resized, save_checkpoint, view_at
 from escnet_runtime.errors import InputError
 from tests.model.models import image, randomise, text
 
@@ -86,3 +86,25 @@ def test_each_preset_knows_its_sizes() -> None:
         assert {config.at_size(size).clip.image_size for size in config.image_sizes} == set(
             config.image_sizes
         )
+
+
+@torch.no_grad()
+def test_a_view_is_the_model_itself_at_another_size(loaded: LoadedCheckpoint) -> None:
+    model = loaded.model
+    view, copy = view_at(model, 192), resized(loaded, 192).model
+    pixels, words = image(view.config), text(view.config, 3)
+    assert torch.equal(view(pixels, words), copy(pixels, words))
+    own = {id(parameter) for parameter in model.parameters()}
+    others = [name for name, parameter in view.named_parameters() if id(parameter) not in own]
+    assert others == [POSITIONS]
+    assert not view.get_parameter(POSITIONS).requires_grad
+    parameter = next(model.decoder.parameters())
+    before = parameter.clone()
+    parameter.add_(0.5)
+    assert not torch.equal(view(pixels, words), copy(pixels, words))
+    parameter.copy_(before)
+
+
+def test_a_view_of_a_size_that_does_not_divide_is_refused(loaded: LoadedCheckpoint) -> None:
+    with pytest.raises(InputError, match="100 px for 'tiny'"):
+        view_at(loaded.model, 100)

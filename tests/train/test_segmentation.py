@@ -14,6 +14,7 @@ from escnet.train.categories import CategorySampling
 from escnet.train.data import TrainingSample
 from escnet.train.loss import LossWeights
 from escnet.train.segmentation import Rates, SegmentationTask, TextEncoding, normalised
+from escnet.weights import view_at
 from escnet_runtime.vocabulary import assemble, plan_texts
 from tests.model.models import randomise
 
@@ -53,7 +54,8 @@ def task(net: EscNet, **options: Any) -> SegmentationTask:
         "categories": CategorySampling(per_image=3),
         "weights": "test",
     }
-    return SegmentationTask(net, Halves(), NAMES, **{**settings, **options})
+    samples = options.pop("samples", Halves())
+    return SegmentationTask(net, samples, NAMES, **{**settings, **options})
 
 
 def test_a_sample_depends_on_its_number_alone(net: EscNet) -> None:
@@ -127,7 +129,7 @@ def test_images_at_once_give_what_they_give_one_by_one(
     at_once = gradients()
     assert len(calls) == 2
     monkeypatch.setattr(
-        "escnet.train.segmentation._alike", lambda classes: [[i] for i in range(len(classes))]
+        "escnet.train.segmentation._alike", lambda images, _: [[index] for index in images]
     )
     one_by_one = gradients()
     assert len(calls) == 2
@@ -139,6 +141,97 @@ def test_images_at_once_give_what_they_give_one_by_one(
     assert len(at_once[1]) == len(one_by_one[1]) > 50
     for one, other in zip(at_once[1], one_by_one[1], strict=True):
         torch.testing.assert_close(one, other, rtol=2e-3, atol=1e-5)
+
+
+class Sizes:
+    """Halves in the model's size and in twice of it, in turn."""
+
+    def __getitem__(self, index: int) -> TrainingSample:
+        sample, times = Halves()[index], 1 + index % 2
+        return TrainingSample(
+            image=sample.image.repeat(times, 0).repeat(times, 1),
+            labels=sample.labels.repeat(times, 0).repeat(times, 1),
+        )
+
+
+def test_images_of_several_sizes_train_the_same_weights(net: EscNet) -> None:
+    trained = task(net, samples=Sizes())
+    samples = [trained.samples[i] for i in range(3)]
+    names = trained.module.state_dict().keys()
+    for group in trained.groups:
+        for parameter in group.parameters.values():
+            parameter.requires_grad_(True)
+
+    def gradients(loss: torch.Tensor) -> dict[str, torch.Tensor]:
+        net.zero_grad()
+        loss.backward()
+        return {n: p.grad.clone() for n, p in net.named_parameters() if p.grad is not None}
+
+    loss = trained.module(trained.collate(samples))["loss"]
+    got = gradients(loss)
+    # What a run saves is the model alone.
+    assert trained.module.state_dict().keys() == names
+
+    encoding = TextEncoding(net, NAMES)
+    total, pixels = [], 0
+    for sample in samples:
+        size = len(sample["image"])
+        text = encoding.encode(net, sample["categories"])
+        model = {64: net, 128: view_at(net, 128)}[size]
+        logits = model(normalised(net.config, sample["image"][None]), text)
+        scaled = F.interpolate(logits[None], (size, size), mode="bilinear", align_corners=False)
+        labels = sample["labels"][None]
+        total.append(F.cross_entropy(scaled, labels, ignore_index=-1, reduction="sum"))
+        pixels += int((labels >= 0).sum())
+    assert pixels == (1 + 4 + 1) * 64 * 63
+    want = torch.stack(total).sum() / pixels
+    assert loss.item() == pytest.approx(want.item(), rel=1e-5)
+    expected = gradients(want)
+    assert got.keys() == expected.keys()
+    assert len(got) > 50
+    for name, value in expected.items():
+        torch.testing.assert_close(got[name], value, rtol=2e-3, atol=1e-5)
+
+
+def test_the_nearest_wrong_answers_are_asked_for_too(net: EscNet) -> None:
+    names = [f"{a} {b}" for a in ("red", "blue", "green") for b in ("ring", "star", "ball")]
+
+    class First(Halves):
+        """The first two names alone."""
+
+        def __getitem__(self, index: int) -> TrainingSample:
+            sample = super().__getitem__(index)
+            labels = np.where(sample.labels < 0, -1, sample.labels % 2)
+            return TrainingSample(image=sample.image, labels=labels)
+
+    def loss(nearest: int) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        trained = SegmentationTask(
+            net,
+            First(),
+            names,
+            rates=Rates(small=1e-4, large=1e-3, weight_decay=0.0),
+            categories=CategorySampling(per_image=2, nearest=nearest),
+            weights="test",
+        )
+        batch = trained.collate([trained.samples[i] for i in range(2)])
+        parts = [trained.module._encoded(batch["images"], [0, 1])]  # type: ignore[operator]
+        asked = trained.module._with_nearest(parts, batch["categories"])  # type: ignore[operator]
+        return trained.module(batch)["loss"], asked
+
+    without, asked = loss(0)
+    assert [one.tolist() for one in asked] == [[0, 1], [0, 1]]
+    some, asked = loss(3)
+    assert some > without  # more to be taken for
+    text = TextEncoding(net, names).encode(net, torch.arange(len(names)))
+    for index, classes in enumerate(asked):
+        image = torch.from_numpy(First()[index].image)[None]
+        features = net.encode_image(normalised(net.config, image)).features[0]
+        scores = torch.einsum("nd,dp->np", text, features.flatten(1))
+        taken = torch.softmax(scores / net.config.ppg.temperature, 0).sum(1)
+        others = sorted(range(2, len(names)), key=lambda name: -taken[name].item())
+        assert classes.tolist() == [0, 1, *others[:3]]
+    # There are no more than there are.
+    assert [sorted(one.tolist()) for one in loss(100)[1]] == [list(range(9))] * 2
 
 
 def test_in_mixed_precision_a_batch_is_trained_too(net: EscNet) -> None:
