@@ -10,17 +10,21 @@ from typing import Any
 import torch
 from rich.text import Text
 
+from escnet.presets import preset
 from escnet.train.loop import Stopped
 from escnet_runtime.atomic import atomic_file
 from escnet_runtime.console import Console, command_parser, run_command
+from escnet_runtime.errors import InputError
 
 from .make import PROVENANCE, make_tiny
-from .recipe import RECIPES, TINY, TWO_CORES
+from .recipe import RECIPES, TINY, TWO_CORES, Recipe
 
 
 def _make(arguments: argparse.Namespace, console: Console) -> tuple[int, Mapping[str, Any]]:
     try:
         recipe = RECIPES[arguments.recipe or _fitting(console)]
+        if arguments.ship:
+            _require_presets_size(recipe)
         checkpoint = make_tiny(arguments.output, recipe=recipe, console=console)
     except Stopped as stop:
         console.err.print(Text(f"{stop}: run the same command again"), soft_wrap=True)
@@ -32,6 +36,16 @@ def _make(arguments: argparse.Namespace, console: Console) -> tuple[int, Mapping
                 shutil.copyfile(path, temporary)
     console.print(f"{checkpoint} ({checkpoint.stat().st_size / 1e6:.1f} MB)")
     return 0, {"checkpoint": str(checkpoint), "bytes": checkpoint.stat().st_size}
+
+
+def _require_presets_size(recipe: Recipe) -> None:
+    shown, size = recipe.escnet[-1].sizes, preset("tiny").clip.image_size
+    if size not in shown:
+        raise InputError(
+            f"recipe {recipe.name} ends at {' and '.join(map(str, shown))} px and is the worse at "
+            f"{size} px for it, which what ships is for: leave --ship out (python -m "
+            f"escnet.foundations --output FOLDER --recipe {recipe.name})"
+        )
 
 
 def _fitting(console: Console) -> str:

@@ -1,7 +1,7 @@
 """How ``tiny`` is made, as data: two phases of CLIP, SAM, and ESC-Net on top of them.
 
 :data:`TINY` made the weights that ship, in minutes on a GPU; :data:`TWO_CORES` is for machines
-without one.
+without one; :data:`TINY_192` goes on from the former at a larger image, and does not ship.
 """
 
 from dataclasses import dataclass, replace
@@ -15,7 +15,7 @@ from escnet.train.settings import LoopSettings
 
 from .clip import ClipRates, CropPool
 
-__all__ = ["RECIPES", "TINY", "TWO_CORES", "ClipPhase", "EscNetPhase", "Recipe"]
+__all__ = ["RECIPES", "TINY", "TINY_192", "TWO_CORES", "ClipPhase", "EscNetPhase", "Recipe"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,9 +72,6 @@ class Recipe:
 # and a hundred thousand steps; these suit a small model and few steps. Few categories an image make
 # most of the training cheap; the second phase sees more, because what a mean over the categories
 # looks like depends on how many are absent, and some of them not, so that few words work as well.
-
-#: As much of a scene as a sliding window shows, or all of it.
-_PARTS: Final = Augmentation(scale=(1.0, 5 / 3), flip=0.5, colour=0.0)
 
 #: What made the weights that ship. Its first stage is for a GPU, where a step of so small a model
 #: takes as long as starting its kernels, so that large batches are nearly free.
@@ -134,38 +131,6 @@ TINY: Final = Recipe(
             loss=LossWeights(correlation=0.3),
             loop=LoopSettings(steps=500, batch=16, warmup=25, log_every=5, save_every=100),
         ),
-        # Objects of a crowd are few patches wide at 128 px, and the paper too trains ESC-Net at a
-        # larger image than CLIP's own. Parts of scenes are shown as large as a sliding window does.
-        EscNetPhase(
-            name="esc-net-192",
-            sizes=(192,),
-            objects=(2, 10),
-            drawn=(128, 128, 192, 256),
-            augmentation=_PARTS,
-            rates=Rates(small=2e-4, large=1e-3, weight_decay=1e-4),
-            categories=CategorySampling(per_image=32, hard=0.6, wide_every=8, wide=160),
-            loss=LossWeights(correlation=0.3),
-            loop=LoopSettings(
-                steps=520, batch=8, warmup=20, precision="bf16", log_every=5, save_every=20
-            ),
-        ),
-        # What is wrong by then is nine times in ten the shape alone. The same at both sizes, beside
-        # the names that CLIP itself takes things for.
-        EscNetPhase(
-            name="esc-net-near",
-            sizes=(128, 192),
-            objects=(2, 10),
-            drawn=(128, 128, 192, 256),
-            augmentation=_PARTS,
-            rates=Rates(small=1e-4, large=5e-4, weight_decay=1e-4),
-            categories=CategorySampling(
-                per_image=14, hard=0.6, wide_every=8, wide=144, nearest=12
-            ),
-            loss=LossWeights(correlation=0.3),
-            loop=LoopSettings(
-                steps=320, batch=8, warmup=20, precision="bf16", log_every=5, save_every=20
-            ),
-        ),
     ),
 )
 
@@ -195,4 +160,28 @@ TWO_CORES: Final = replace(
     escnet=TINY.escnet[:2],
 )
 
-RECIPES: Final = {recipe.name: recipe for recipe in (TINY, TWO_CORES)}
+#: After that, at 192 px: objects of a crowd are few patches wide at 128 px, and the paper too
+#: trains ESC-Net at a larger image than CLIP's own. Parts of scenes are shown as large as a sliding
+#: window shows them.
+TINY_192: Final = replace(
+    TINY,
+    name="tiny-192",
+    escnet=(
+        *TINY.escnet,
+        EscNetPhase(
+            name="esc-net-192",
+            sizes=(192,),
+            objects=(2, 10),
+            drawn=(128, 128, 192, 256),
+            augmentation=Augmentation(scale=(1.0, 5 / 3), flip=0.5, colour=0.0),
+            rates=Rates(small=2e-4, large=1e-3, weight_decay=1e-4),
+            categories=CategorySampling(per_image=32, hard=0.6, wide_every=8, wide=160),
+            loss=LossWeights(correlation=0.3),
+            loop=LoopSettings(
+                steps=520, batch=8, warmup=20, precision="bf16", log_every=5, save_every=20
+            ),
+        ),
+    ),
+)
+
+RECIPES: Final = {recipe.name: recipe for recipe in (TINY, TINY_192, TWO_CORES)}

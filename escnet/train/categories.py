@@ -2,8 +2,7 @@
 
 With few classes an image is asked for all of them, as in the paper (171 of COCO-Stuff). With many,
 memory and time allow for some; the wrong answers that teach most are those that share words with a
-right one ("red striped ring" beside "red dotted ring"), and those that the model itself would give:
-these are added to what is drawn here once its features are known (:mod:`.segmentation`).
+right one ("red striped ring" beside "red dotted ring").
 """
 
 import re
@@ -33,15 +32,12 @@ class CategorySampling:
         wide_every: each so many-th image is asked for ``wide`` categories instead; 0: none is.
             A model that never saw many at once does not know what their mean looks like.
         wide: see ``wide_every``.
-        nearest: so many more of an image, those that the CLIP being trained takes most of it for:
-            the wrong answers that it gives, whatever they are called.
     """
 
     per_image: int | None = None
     hard: float = 0.5
     wide_every: int = 0
     wide: int = 0
-    nearest: int = 0
 
     def __post_init__(self) -> None:
         if self.per_image is not None and self.per_image < 2:
@@ -53,8 +49,6 @@ class CategorySampling:
                 f"wide_every is {self.wide_every} and wide {self.wide}; expected 0, or a number of "
                 "images and at least 2 categories"
             )
-        if self.nearest < 0:
-            raise InputError(f"nearest is {self.nearest}; expected 0 or more")
 
 
 class CategorySampler:

@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from escnet.clip import unit_norm
 from escnet.config import EscNetConfig
 from escnet.model import EscNet, ImageFeatures
-from escnet.precision import product
 from escnet.tokenizer import build_tokenizer
 from escnet.weights import save_checkpoint, view_at
 from escnet_runtime.tokenizer import Tokenizer
@@ -89,7 +88,6 @@ class SegmentationTask:
             model,
             TextEncoding(model, names),
             loss,
-            nearest=categories.nearest,
             checkpoint=checkpoint_activations,
         )
         self.groups: Sequence[ParameterGroup] = parameter_groups(
@@ -130,10 +128,6 @@ class TextEncoding:
         place = {prompt: index for index, prompt in enumerate(prompts)}
         self._members = [_members(plan, place) for plan in plans]
         self._tokens = torch.from_numpy(tokenizer.encode(list(prompts), cleaned=True))
-
-    def __len__(self) -> int:
-        """The number of classes."""
-        return len(self._members)
 
     def encode(self, model: EscNet, classes: Tensor) -> Tensor:
         """Unit-norm embeddings, float32 [n, D], of classes int64 [n]."""
@@ -177,8 +171,7 @@ class _Segmentation(nn.Module):
             view of it.
         text: embeds the classes.
         weights: of the losses.
-        nearest: see :class:`.categories.CategorySampling`.
-        checkpoint: keep no activations.
+        checkpoint: see :meth:`EscNet.segment`.
     """
 
     def __init__(
@@ -187,18 +180,17 @@ class _Segmentation(nn.Module):
         text: TextEncoding,
         weights: LossWeights,
         *,
-        nearest: int,
         checkpoint: bool,
     ) -> None:
         super().__init__()
         self.model, self.checkpoint = model, checkpoint
-        self._text, self._weights, self._nearest = text, weights, nearest
+        self._text, self._weights = text, weights
         self._views: dict[int, EscNet] = {}  # in no nn.Module's sight: their parameters are model's
 
     def forward(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """Means over all labelled pixels of the batch, of whatever size its images are."""
         parts = [self._encoded(batch["images"], some) for some in _equally_large(batch["images"])]
-        classes = self._with_nearest(parts, batch["categories"])
+        classes = batch["categories"]
         every = torch.cat(classes).unique()
         embeddings = self._text.encode(self.model, every)
         loss, right, count = [], [], []
@@ -236,27 +228,6 @@ class _Segmentation(nn.Module):
         if size not in self._views:
             self._views[size] = view_at(self.model, size)
         return self._views[size]
-
-    @torch.no_grad()
-    def _with_nearest(self, parts: Sequence[_Part], classes: Sequence[Tensor]) -> list[Tensor]:
-        """The classes of each image, and after them those that most of it would be taken for.
-
-        Counted in pixels of the softmax over all classes that the loss of the maps has, so what is
-        near to winning counts in part. Deterministic, so a run resumes.
-        """
-        found = list(classes)
-        if not self._nearest:
-            return found
-        names = torch.arange(len(self._text), device=found[0].device)
-        text = self._text.encode(self.model, names)
-        for part in parts:
-            for place, index in enumerate(part.images):
-                scores = product(text, part.encoded.features[place].flatten(1))
-                taken = torch.softmax(scores / self.model.config.ppg.temperature, dim=0).sum(1)
-                taken[found[index]] = -1.0
-                count = min(self._nearest, len(names) - len(found[index]))
-                found[index] = torch.cat([found[index], taken.topk(count).indices])
-        return found
 
     def _segmented(self, part: _Part, some: Sequence[int], text: Tensor) -> _Segmented:
         """Those images of a part that ``some`` counts, all at once, for embeddings [b, n, D]."""

@@ -13,7 +13,7 @@ import torch
 from escnet.foundations import __main__ as command
 from escnet.foundations import make
 from escnet.foundations.clip import CropPool
-from escnet.foundations.recipe import TINY, Recipe
+from escnet.foundations.recipe import TINY_192, Recipe
 from escnet.presets import preset
 from escnet.train.categories import CategorySampling
 from escnet.train.settings import LoopSettings
@@ -27,17 +27,17 @@ def toy(steps: int = 2) -> Recipe:
     """The recipe with all its stages, two steps and a few scenes each."""
     loop = dataclasses.replace(_LOOP, steps=steps)
     return dataclasses.replace(
-        TINY,
+        TINY_192,
         clip=tuple(
             dataclasses.replace(
                 phase, pool=CropPool(side=phase.pool.side, scenes=2, crops=2), loop=_LOOP
             )
-            for phase in TINY.clip
+            for phase in TINY_192.clip
         ),
         sam=_LOOP,
         escnet=tuple(
             dataclasses.replace(phase, loop=loop, categories=CategorySampling(per_image=4))
-            for phase in TINY.escnet
+            for phase in TINY_192.escnet
         ),
     )
 
@@ -57,7 +57,7 @@ def test_all_stages_give_a_checkpoint_with_its_provenance(tmp_path: Path) -> Non
     assert loaded.model.config.name == "tiny"
     document = json.loads((tmp_path / make.PROVENANCE).read_text(encoding="utf-8"))
     stages = ["clip-64", "clip-128", "sam", "esc-net", "esc-net-wide", "esc-net-crowd"]
-    assert list(document["stages"]) == [*stages, "esc-net-192", "esc-net-near"]
+    assert list(document["stages"]) == [*stages, "esc-net-192"]
     assert loaded.model.config == preset("tiny")
     assert all(stage["figures"] for stage in document["stages"].values())
     # What one stage leaves, the next one starts from.
@@ -99,6 +99,22 @@ def test_sigterm_is_no_failure_and_says_how_to_go_on(
     assert "run the same command again" in captured.err
     assert not (tmp_path / "run" / "stage.json").exists()
     assert (tmp_path / "run" / "state.pt").is_file()
+
+
+def test_weights_for_another_size_are_not_shipped_as_the_preset(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def forbidden(*_: object, **__: object) -> Path:
+        raise AssertionError("training was begun")
+
+    monkeypatch.setattr(command, "make_tiny", forbidden)
+    words = ["--output", str(tmp_path / "run"), "--ship", str(tmp_path), "--recipe", "tiny-192"]
+    monkeypatch.setattr("sys.argv", ["foundations", *words, "--json"])
+    assert command.main() == 2
+    message = json.loads(capsys.readouterr().out)["error"]["message"]
+    assert "ends at 192 px" in message
+    assert "leave --ship out" in message
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_processor_without_bf16_trains_in_float32(

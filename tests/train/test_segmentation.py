@@ -193,47 +193,6 @@ def test_images_of_several_sizes_train_the_same_weights(net: EscNet) -> None:
         torch.testing.assert_close(got[name], value, rtol=2e-3, atol=1e-5)
 
 
-def test_the_nearest_wrong_answers_are_asked_for_too(net: EscNet) -> None:
-    names = [f"{a} {b}" for a in ("red", "blue", "green") for b in ("ring", "star", "ball")]
-
-    class First(Halves):
-        """The first two names alone."""
-
-        def __getitem__(self, index: int) -> TrainingSample:
-            sample = super().__getitem__(index)
-            labels = np.where(sample.labels < 0, -1, sample.labels % 2)
-            return TrainingSample(image=sample.image, labels=labels)
-
-    def loss(nearest: int) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        trained = SegmentationTask(
-            net,
-            First(),
-            names,
-            rates=Rates(small=1e-4, large=1e-3, weight_decay=0.0),
-            categories=CategorySampling(per_image=2, nearest=nearest),
-            weights="test",
-        )
-        batch = trained.collate([trained.samples[i] for i in range(2)])
-        parts = [trained.module._encoded(batch["images"], [0, 1])]  # type: ignore[operator]
-        asked = trained.module._with_nearest(parts, batch["categories"])  # type: ignore[operator]
-        return trained.module(batch)["loss"], asked
-
-    without, asked = loss(0)
-    assert [one.tolist() for one in asked] == [[0, 1], [0, 1]]
-    some, asked = loss(3)
-    assert some > without  # more to be taken for
-    text = TextEncoding(net, names).encode(net, torch.arange(len(names)))
-    for index, classes in enumerate(asked):
-        image = torch.from_numpy(First()[index].image)[None]
-        features = net.encode_image(normalised(net.config, image)).features[0]
-        scores = torch.einsum("nd,dp->np", text, features.flatten(1))
-        taken = torch.softmax(scores / net.config.ppg.temperature, 0).sum(1)
-        others = sorted(range(2, len(names)), key=lambda name: -taken[name].item())
-        assert classes.tolist() == [0, 1, *others[:3]]
-    # There are no more than there are.
-    assert [sorted(one.tolist()) for one in loss(100)[1]] == [list(range(9))] * 2
-
-
 def test_in_mixed_precision_a_batch_is_trained_too(net: EscNet) -> None:
     trained = task(net)
     batch = trained.collate([trained.samples[i] for i in range(3)])
