@@ -1,5 +1,6 @@
 """Runs in processes of their own: killed at any moment, and several at once."""
 
+import dataclasses
 import json
 import signal
 import time
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from escnet.train.loop import train
+from escnet.train.processes import accelerator_of, bf16_is_slow
 from escnet_runtime.errors import InputError
 from tests.train.toys import ToyTask, metrics, printed, settings, start_toy, start_toys, weights
 
@@ -181,3 +183,29 @@ def test_two_processes_share_a_refusal(tmp_path: Path) -> None:
     codes = [exit_code(process) for process in start_toys(tmp_path / "run", 2)]
     assert codes == [2, 2]
     assert "resume it with --resume" in printed(tmp_path / "run", 1)
+
+
+@pytest.mark.parametrize(
+    ("machine", "capability", "slow"),
+    [
+        ("x86_64", "AVX2", True),
+        ("AMD64", "DEFAULT", True),
+        ("x86_64", "AVX512", False),
+        ("aarch64", "DEFAULT", False),
+    ],
+)
+def test_bf16_where_there_are_no_instructions_for_it_is_said(
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    machine: str,
+    capability: str,
+    slow: bool,
+) -> None:
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    monkeypatch.setattr("platform.machine", lambda: machine)
+    assert bf16_is_slow() is slow
+    for precision in ("bf16", "no"):
+        caplog.clear()
+        with accelerator_of(dataclasses.replace(settings(), precision=precision)):
+            assert ("precision is bf16" in caplog.text) is (slow and precision == "bf16")
