@@ -29,7 +29,7 @@ from escnet.train.segmentation import SegmentationTask
 from escnet.train.settings import LoopSettings
 from escnet.train.task import Task
 from escnet.train.validate import correlation, validate
-from escnet.weights import load_checkpoint, load_clip, load_sam
+from escnet.weights import load_checkpoint, load_clip, load_sam, view_at
 from escnet_runtime.atomic import atomic_file
 from escnet_runtime.console import Console
 from escnet_runtime.labelled import ShapesImages
@@ -156,7 +156,7 @@ def _escnet_stage(
             categories=phase.categories,
             loss=phase.loss,
             seed=recipe.seed,
-            validation=_validate,
+            validation=functools.partial(_validate, size=max(phase.sizes)),
             weights=_WEIGHTS.format(seed=recipe.seed),
         )
 
@@ -208,8 +208,9 @@ def _write(folder: Path, config: EscNetConfig, recipe: Recipe, last: Path) -> Pa
     return folder / CHECKPOINT
 
 
-def _validate(model: EscNet, check: Callable[[], None]) -> Mapping[str, float]:
-    return validate(model, _validation_images(_VALIDATION_SCENES), check=check)
+def _validate(model: EscNet, check: Callable[[], None], *, size: int) -> Mapping[str, float]:
+    """At the size, px a side, that the phase is for, which need not be the model's own."""
+    return validate(view_at(model, size), _validation_images(_VALIDATION_SCENES), check=check)
 
 
 def _validate_correlation(model: EscNet, check: Callable[[], None]) -> Mapping[str, float]:
@@ -218,7 +219,7 @@ def _validate_correlation(model: EscNet, check: Callable[[], None]) -> Mapping[s
 
 
 def _validation_images(count: int) -> ShapesImages:
-    """Scenes as escnet-eval draws them, at the model's own size."""
+    """Scenes as escnet-eval draws them, whatever the size of the model's image."""
     return ShapesImages(scenes=dataset(_VALIDATION, length=count))
 
 

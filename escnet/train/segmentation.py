@@ -85,10 +85,7 @@ class SegmentationTask:
         self.model = model
         loss = loss or LossWeights()
         self.module: nn.Module = _Segmentation(
-            model,
-            TextEncoding(model, names),
-            loss,
-            checkpoint=checkpoint_activations,
+            model, TextEncoding(model, names), loss, checkpoint=checkpoint_activations
         )
         self.groups: Sequence[ParameterGroup] = parameter_groups(
             model,
@@ -175,12 +172,7 @@ class _Segmentation(nn.Module):
     """
 
     def __init__(
-        self,
-        model: EscNet,
-        text: TextEncoding,
-        weights: LossWeights,
-        *,
-        checkpoint: bool,
+        self, model: EscNet, text: TextEncoding, weights: LossWeights, *, checkpoint: bool
     ) -> None:
         super().__init__()
         self.model, self.checkpoint = model, checkpoint

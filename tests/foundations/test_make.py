@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from escnet import EscNet, build_model
 from escnet.foundations import __main__ as command
 from escnet.foundations import make
 from escnet.foundations.clip import CropPool
@@ -115,6 +116,25 @@ def test_weights_for_another_size_are_not_shipped_as_the_preset(
     assert "ends at 192 px" in message
     assert "leave --ship out" in message
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("size", [128, 192])
+def test_a_phase_is_validated_at_the_size_that_it_is_for(
+    monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    seen: list[EscNet] = []
+
+    def validate(model: EscNet, images: object, *, check: object) -> dict[str, float]:
+        seen.append(model)
+        return {"miou": 0.5}
+
+    monkeypatch.setattr(make, "validate", validate)
+    model = build_model(preset("tiny"), seed=0)
+    assert make._validate(model, lambda: None, size=size) == {"miou": 0.5}
+    (view,) = seen
+    assert view.config == preset("tiny").at_size(size)
+    assert next(view.decoder.parameters()) is next(model.decoder.parameters())
+    assert not view.training
 
 
 def test_a_processor_without_bf16_trains_in_float32(
