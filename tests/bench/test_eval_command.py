@@ -333,9 +333,10 @@ def test_what_is_taken_for_another_category_is_missed_by_its_class(
             for index in range(3):
                 truths[index] += int((sample.labels == index).sum())
     assert 0 < extra < total  # else this shows nothing
-    assert found.scores.pixel_accuracy == 1 - extra / total
+    assert found.scores.pixel_accuracy == (total - extra) / total
     expected = [
-        1 - missed / there if there else None for missed, there in zip(lost, truths, strict=True)
+        (there - missed) / there if there else None
+        for missed, there in zip(lost, truths, strict=True)
     ]
     assert found.scores.iou == pytest.approx(tuple(expected))
     assert found.extra == ("horse", "a blue ring", "SKY")
