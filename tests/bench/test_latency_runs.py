@@ -1,5 +1,6 @@
 """Implementations themselves: the same labels from all, and the process that runs them."""
 
+import dataclasses
 import functools
 import io
 import json
@@ -13,13 +14,14 @@ import numpy as np
 import pytest
 import torch
 
+from escnet import EscNet, build_model, preset
 from escnet.ppg import pseudo_prompts
 from escnet_bench.latency import process, runs, served, torch_runs
 from escnet_bench.latency.naive_ppg import naive_prompts
 from escnet_bench.latency.plan import Variant
 from escnet_bench.latency.process import ProcessEnded, Refused, ServedProcess, TooSlow
 from escnet_bench.latency.runs import Order, Workbench, save_vocabularies
-from escnet_bench.latency.torch_runs import TorchRun
+from escnet_bench.latency.torch_runs import Compiled, TorchRun
 from escnet_bench.subjects import category_names, load_model, made_up_images, pictures
 from escnet_export import export_bundle
 from escnet_runtime import BackendError, Segmenter
@@ -35,6 +37,12 @@ NAMES = (
     "torch-compile-dynamic",
     "torch-shared-compile-static",
 )
+
+
+def small_model() -> EscNet:
+    """`tiny` with two of its blocks, untrained."""
+    config = dataclasses.replace(preset("tiny"), blocks=2)
+    return build_model(config, seed=1).eval().requires_grad_(False)
 
 
 def variant(name: str) -> Variant:
@@ -92,7 +100,8 @@ def compiles(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[bool | None]]:
 
     torch.compiler.reset()
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
-    yield captured
+    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=False):  # restored at the end
+        yield captured
     torch.compiler.reset()
 
 
@@ -145,6 +154,62 @@ def test_compiled_runs_do_not_answer_one_another(compiles: list[bool | None]) ->
     assert min(static, static_again, dynamic) > 0  # each number of categories anew, and no loan
     # Any number: what is new is a way through the prompts' loop that the first did not take.
     assert dynamic_again < static_again / 2
+
+
+def test_a_torch_that_cannot_isolate_compiles_a_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An older one keeps what it compiled by code alone, and has its limit in its settings."""
+    compiled: list[Any] = []
+
+    def old(model: Any, *, dynamic: bool | None = None) -> Any:
+        compiled.append(model)
+        return model
+
+    monkeypatch.setattr("torch.compile", old)
+    net = small_model()
+    [image] = made_up_images((24, 32), 1)
+    text = np.eye(5, net.config.clip.embed_dim, dtype=np.float32)
+    expected = TorchRun(net, form="shared")(image, text)
+    kinds: tuple[Compiled, ...] = ("static", "dynamic", "static")
+    # Settings are of the process: they are restored at the end.
+    with torch._dynamo.config.patch(recompile_limit=8, fail_on_recompile_limit_hit=False):
+        for kind in kinds:
+            labels = TorchRun(net, form="shared", compiled=kind)(image, text)
+            np.testing.assert_array_equal(labels, expected)
+        assert torch._dynamo.config.recompile_limit > 8
+    assert len({id(one.__code__) for one in compiled}) == len(compiled) == 3
+
+
+@pytest.mark.slow
+def test_a_compiled_run_is_compiled_at_every_number_of_categories(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """torch gives up silently beyond so many compilations of a function, and runs it as it is."""
+    ran = 0
+
+    def backend(module: torch.fx.GraphModule, inputs: Any) -> Any:
+        def run(*args: Any) -> Any:
+            nonlocal ran
+            ran += len(module.graph.nodes)
+            return module.forward(*args)
+
+        return run
+
+    torch.compiler.reset()
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
+    net = small_model()
+    [image] = made_up_images((24, 32), 1)
+    counts = []
+    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=False):  # restored at the end
+        compiled = TorchRun(net, form="shared", compiled="static")
+        for categories in (5, 9, 12):
+            text = np.eye(categories, net.config.clip.embed_dim, dtype=np.float32)
+            compiled(image, text)
+            ran = 0
+            compiled(image, text)
+            counts.append(ran)
+    torch.compiler.reset()
+    assert counts[0] > 0
+    assert len(set(counts)) == 1
 
 
 def test_a_watched_model_is_left_as_it_was() -> None:

@@ -1,10 +1,12 @@
 """The model as one would run it in PyTorch: pixels in, labels out, on the CPU or on CUDA."""
 
 import functools
+import inspect
 import time
+import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +24,8 @@ __all__ = ["Compiled", "Form", "TorchRun", "labels_on_host"]
 Form: TypeAlias = Literal["plain", "shared"]
 #: How torch.compile is asked: for the shapes it sees, or for any.
 Compiled: TypeAlias = Literal["static", "dynamic"]
+#: Times a piece of the model may be compiled: a few for each number of categories.
+_RECOMPILATIONS: Final = 256
 _Labels = npt.NDArray[np.uint8 | np.uint16]
 _Floats = npt.NDArray[np.float32]
 
@@ -128,10 +132,16 @@ def _image(run: TorchRun, pixels: Tensor, text: Tensor) -> Tensor:
 
 def _compiled(kind: Compiled) -> Callable[..., Tensor]:
     # Compiled code is kept by code object: without isolation, what one run compiled would answer
-    # the other's calls. The overloads that torch 2.15 declares have forgotten that argument.
-    made: Callable[..., Tensor] = torch.compile(  # type: ignore[call-overload]
-        _image, dynamic=kind == "dynamic", isolate_recompiles=True
-    )
+    # the other's calls. An older torch has no such argument; a copy has a code of its own.
+    own = types.FunctionType(_image.__code__.replace(co_name=f"_image_{kind}"), globals())
+    known = inspect.signature(torch.compile).parameters
+    wanted: dict[str, Any] = {"isolate_recompiles": True, "recompile_limit": _RECOMPILATIONS}
+    more = {name: value for name, value in wanted.items() if name in known}
+    if "recompile_limit" not in known:
+        torch._dynamo.config.recompile_limit = _RECOMPILATIONS
+    # Beyond the limit the rest would run eagerly, under this name.
+    torch._dynamo.config.fail_on_recompile_limit_hit = True
+    made: Callable[..., Tensor] = torch.compile(own, dynamic=kind == "dynamic", **more)
     return made
 
 
