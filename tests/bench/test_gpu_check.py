@@ -1,17 +1,20 @@
 """The script of a GPU's checks: its parts, its files, and what a failure or a limit leaves."""
 
+import dataclasses
 import json
 import os
 import subprocess
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from escnet_bench.gpu_check import __main__ as command
 from escnet_bench.gpu_check import parts
 from escnet_bench.gpu_check.plan import METHODS, PARTS, CheckPlan, Report
 from escnet_bench.subjects import known_categories
+from escnet_runtime.postprocess import resize_bilinear
 
 
 @pytest.fixture
@@ -90,6 +93,53 @@ def test_implementations_take_turns(
     assert not found["errors"]
     assert [row["implementation"] for row in found["rows"]] == ["escnet", "torch eager fp32"]
     assert all(row["p99_ms"] >= row["p50_ms"] > 0 for row in found["rows"])
+
+
+def test_several_chunks_are_timed_where_they_differ(
+    plan: CheckPlan, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path(plan.bundles).mkdir()
+    plan.bundle("tiny", "fp16").symlink_to(tiny_bundle)
+    monkeypatch.setattr(parts, "_WARM_UP", 0)
+    monkeypatch.setattr(parts, "_in_torch", lambda *_, **__: {})
+    plan = dataclasses.replace(plan, chunks=(16, 32, 64), categories=(5, 19))
+    parts.RUN["latency"](plan, Report.begin("latency", plan))
+    found = [(row["categories"], row["implementation"]) for row in written(plan, "latency")["rows"]]
+    assert found == [
+        (5, "escnet, chunks of 16"),
+        (19, "escnet, chunks of 16"),
+        (19, "escnet, chunks of 32"),
+    ]
+
+
+def test_what_compilers_take_costs_no_row_of_the_others(
+    plan: CheckPlan, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path(plan.bundles).mkdir()
+    plan.bundle("tiny", "fp16").symlink_to(tiny_bundle)
+    monkeypatch.setattr(parts, "_WARM_UP", 0)
+
+    def in_torch(*_: object, compiled: bool) -> dict[str, parts.Call]:
+        if compiled:
+            raise RuntimeError("made up")
+        return {"torch eager": lambda image: None}
+
+    monkeypatch.setattr(parts, "_in_torch", in_torch)
+    plan = dataclasses.replace(plan, compile=True, categories=(3, 5))
+    report = Report.begin("latency", plan)
+    parts.RUN["latency"](plan, report)
+    rows = [(row["categories"], row["implementation"]) for row in report.rows]
+    assert rows == [(n, name) for n in (3, 5) for name in ("escnet", "torch eager")]
+    assert len(report.errors) == 2
+
+
+@pytest.mark.parametrize("categories", [1, 2, 31, 70])
+def test_a_clear_label_leads_by_more_than_rounding(categories: int) -> None:
+    logits = np.random.default_rng(0).normal(size=(categories, 6, 5)).astype(np.float32)
+    full = np.sort(resize_bilinear(logits, 13, 9), axis=0)
+    second = full[-2] if categories > 1 else np.float32(-np.inf)
+    clear = full[-1] - second > 0.01 * logits.std()
+    np.testing.assert_array_equal(parts._decided(logits, (13, 9)), clear)
 
 
 def test_a_missing_bundle_is_an_error_of_its_part(plan: CheckPlan) -> None:

@@ -159,5 +159,6 @@ def test_one_that_nobody_closes_does_not_take_the_process_with_it(
 def test_the_profile_adds_up(segmenter: Segmenter, picture: ImageArray) -> None:
     assert segmenter.device_pipeline is not None
     spent = segmenter.device_pipeline.profile(picture, segmenter.vocabulary(NAMES).embeddings)
-    assert spent["image_encoder"] > 0
-    assert 0 < spent["prompts"] < sum(spent.values())
+    assert spent.device["image_encoder"] > 0
+    assert 0 < spent.device["prompts"] < sum(spent.device.values())
+    assert sum(spent.host.values()) > 0

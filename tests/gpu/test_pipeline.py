@@ -402,8 +402,10 @@ def test_what_cannot_be_captured_runs_one_by_one_and_says_so_once(
 def test_a_profile_has_the_time_of_every_stage(rig: Rig, image: ImageArray, text: Floats) -> None:
     spent = rig.pipeline.profile(image, text[:9])
     graphs = {name for name in rig.manifest.stages if name != "text_encoder"}
-    assert spent.keys() == graphs | {"weights", "preprocess", "prompts", "sums", "upsample_argmax"}
-    assert all(value >= 0 for value in spent.values())
+    stages = graphs | {"weights", "preprocess", "prompts", "sums", "upsample_argmax"}
+    assert spent.device.keys() == spent.host.keys() == stages
+    assert all(value >= 0 for value in spent.device.values())
+    assert all(value > 0 for value in spent.host.values())
 
 
 def test_what_a_backend_keeps_of_runs_is_freed_now_and_then(

@@ -68,6 +68,14 @@ def _parser() -> argparse.ArgumentParser:
     add("--size", type=int, nargs=2, default=list(_DEFAULT.size), metavar=("H", "W"))
     add("--images", type=int, default=_DEFAULT.images, metavar="N", help="images of the soak")
     add("--repeats", type=int, default=_DEFAULT.repeats, metavar="N", help="rounds of timing")
+    add(
+        "--chunks",
+        type=int,
+        nargs="+",
+        default=list(_DEFAULT.chunks),
+        metavar="N",
+        help="categories at a time, timed side by side by the part 'latency' (the runtime's own)",
+    )
     add("--limit", type=float, metavar="S", help="seconds a part may take; what it has stays")
     add("--no-compile", action="store_true", help="leave torch.compile out: it takes minutes")
     add("--device", choices=("cuda", "cpu"), default="cuda", help="cpu tries the script out")
@@ -79,7 +87,8 @@ def _listed(parts: Sequence[str]) -> str:
 
 
 def _plan(arguments: argparse.Namespace) -> CheckPlan:
-    numbers = [*arguments.categories, *arguments.size, arguments.images, arguments.repeats]
+    numbers = [*arguments.categories, *arguments.size, *arguments.chunks]
+    numbers += [arguments.images, arguments.repeats]
     if min(numbers) < 1:
         sys.exit(f"gpu-check: got {min(numbers)}, expected numbers of at least 1")
     return CheckPlan(
@@ -92,6 +101,7 @@ def _plan(arguments: argparse.Namespace) -> CheckPlan:
         size=(arguments.size[0], arguments.size[1]),
         images=arguments.images,
         repeats=arguments.repeats,
+        chunks=tuple(sorted(set(arguments.chunks))),
         compile=not arguments.no_compile,
         device=arguments.device,
     )

@@ -5,13 +5,16 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
+from escnet_runtime.gpu.layout import bucket_of
 from escnet_runtime.images import ImageArray
 from escnet_runtime.postprocess import resize_bilinear
 from escnet_runtime.segmenter import Segmenter
@@ -150,12 +153,12 @@ def _logits(segmenter: Segmenter, image: ImageArray, vocabulary: Vocabulary) -> 
 
 def _decided(logits: _Floats, size: tuple[int, ...]) -> npt.NDArray[np.bool_]:
     """Pixels whose best category leads by more than rounding."""
-    best = np.full((2, *size), -np.inf, np.float32)
+    best, second = np.full((2, *size), -np.inf, np.float32)
     for start in range(0, len(logits), 32):  # all categories at image size would be gigabytes
-        full = resize_bilinear(logits[start : start + 32], size[0], size[1])
-        both = np.concatenate([best, full])
-        best = np.partition(both, len(both) - 2, axis=0)[-2:]
-    clear: npt.NDArray[np.bool_] = best[1] - best[0] > _CLEAR * logits.std()
+        for row in resize_bilinear(logits[start : start + 32], size[0], size[1]):
+            np.maximum(second, np.minimum(best, row), out=second)
+            np.maximum(best, row, out=best)
+    clear: npt.NDArray[np.bool_] = best - second > _CLEAR * logits.std()
     return clear
 
 
@@ -194,11 +197,21 @@ def _memory(plan: CheckPlan, report: Report) -> None:
 def _latency(plan: CheckPlan, report: Report) -> None:
     image = made_up_images(plan.size, 1)[0]
     for model, precision, bundle in _each_bundle(plan, report):
-        with open_segmenter(bundle, plan) as segmenter:
-            for categories in plan.categories:
-                with report.attempt(f"{model} {precision}, {categories} categories"):
-                    vocabulary = words(segmenter, categories)
-                    runs = _implementations(model, segmenter, vocabulary, plan, report)
+        with ExitStack() as owned:
+            ours = [
+                owned.enter_context(open_segmenter(bundle, plan, chunk=chunk))
+                for chunk in plan.chunks or (None,)
+            ]
+            # Compilers take minutes: what needs none is measured and written before they begin.
+            for compiled, categories in itertools.product(
+                (False, True) if plan.compile else (False,), plan.categories
+            ):
+                what = f"{model} {precision}, {categories} categories"
+                with report.attempt(what + (", compiled" if compiled else "")):
+                    vocabulary = words(ours[0], categories)
+                    runs = _ours(ours, vocabulary) | _in_torch(
+                        model, vocabulary, plan, compiled=compiled
+                    )
                     for row in _taking_turns(runs, image, plan.repeats):
                         report.add(model=model, precision=precision, categories=categories, **row)
 
@@ -206,31 +219,38 @@ def _latency(plan: CheckPlan, report: Report) -> None:
 Call = Callable[[ImageArray], object]
 
 
-def _implementations(
-    model: str, segmenter: Segmenter, vocabulary: Vocabulary, plan: CheckPlan, report: Report
-) -> dict[str, Call]:
-    """What is timed, each made ready; one that cannot be is an error and the others remain."""
-    found: dict[str, Call] = {"escnet": lambda image: segmenter(image, vocabulary)}
-    half = plan.device == "cuda"
-    kinds = {"torch eager": False} | ({"torch.compile": True} if plan.compile else {})
-    for name, compiled in kinds.items():
-        what = f"{name}, {model}, {len(vocabulary.names)} categories"
-        with report.attempt(what):
-            import torch
-
-            from ..latency.torch_runs import TorchRun
-
-            torch.compiler.reset()
-            moved = (
-                load_model(model)[0]
-                .eval()
-                .requires_grad_(False)
-                .to(device=plan.device, dtype=torch.float16 if half else torch.float32)
-            )
-            call = TorchRun(moved, form="shared", compiled="static" if compiled else None)
-            call(made_up_images(plan.size, 1)[0], vocabulary.embeddings)
-            found[f"{name} {'fp16' if half else 'fp32'}"] = _bound(call, vocabulary)
+def _ours(segmenters: Sequence[Segmenter], vocabulary: Vocabulary) -> dict[str, Call]:
+    """One call for each chunk; several chunks that all categories fit in are the same."""
+    found: dict[str, Call] = {}
+    for segmenter in segmenters:
+        several = len(segmenters) > 1
+        found[f"escnet, chunks of {segmenter.chunk}" if several else "escnet"] = partial(
+            segmenter, vocabulary=vocabulary
+        )
+        if segmenter.chunk >= bucket_of(len(vocabulary.names)):
+            break
     return found
+
+
+def _in_torch(
+    model: str, vocabulary: Vocabulary, plan: CheckPlan, *, compiled: bool
+) -> dict[str, Call]:
+    import torch
+
+    from ..latency.torch_runs import TorchRun
+
+    half = plan.device == "cuda"
+    moved = (
+        load_model(model)[0]
+        .eval()
+        .requires_grad_(False)
+        .to(device=plan.device, dtype=torch.float16 if half else torch.float32)
+    )
+    torch.compiler.reset()
+    call = TorchRun(moved, form="shared", compiled="static" if compiled else None)
+    call(made_up_images(plan.size, 1)[0], vocabulary.embeddings)
+    name = "torch.compile" if compiled else "torch eager"
+    return {f"{name} {'fp16' if half else 'fp32'}": _bound(call, vocabulary)}
 
 
 def _bound(call: Callable[[ImageArray, _Floats], object], vocabulary: Vocabulary) -> Call:
@@ -272,9 +292,8 @@ def _stages(plan: CheckPlan, report: Report) -> None:
                     text = words(segmenter, categories).embeddings
                     profiles = [pipeline.profile(image, text) for _ in range(_WARM_UP + 10)]
                     kept = profiles[_WARM_UP:]
-                    stages = {
-                        name: float(np.median([one[name] for one in kept])) for name in kept[0]
-                    }
+                    stages = _medians([one.device for one in kept])
+                    host = _medians([one.host for one in kept])
                     total = sum(stages.values())
                     report.add(
                         model=model,
@@ -283,7 +302,13 @@ def _stages(plan: CheckPlan, report: Report) -> None:
                         total_ms=total,
                         prompt_share=stages["prompts"] / total,
                         stages=by_kind(stages),
+                        host_ms=sum(host.values()),
+                        host_stages=by_kind(host),
                     )
+
+
+def _medians(profiles: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    return {name: float(np.median([one[name] for one in profiles])) for name in profiles[0]}
 
 
 def _soak(plan: CheckPlan, report: Report) -> None:

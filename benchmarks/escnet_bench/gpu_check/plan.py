@@ -36,7 +36,10 @@ METHODS: Final = {
         "calls that wait for their result; implementations take turns, image by image, after "
         "warm-up calls of each; percentiles over the rounds"
     ),
-    "stages": "milliseconds of each stage by CUDA events, one image, launched one by one; medians",
+    "stages": (
+        "milliseconds of each stage by CUDA events, in which the device may wait for the host, and "
+        "what enqueueing it takes the host; one image, launched one by one; medians"
+    ),
     "soak": (
         "images through Segmenter.stream in three sizes, one after the other; memory of the GPU "
         "and of the process as it goes"
@@ -59,6 +62,8 @@ class CheckPlan:
         size: height and width of the images.
         images: images of the soak.
         repeats: rounds of timing, and images compared.
+        chunks: categories at a time that are timed side by side, ascending; none: what the runtime
+            takes by itself.
         compile: whether torch.compile is timed; it takes minutes for each number of categories.
         device: "cuda"; "cpu" tries the script out where there is no GPU, and means nothing else.
     """
@@ -72,6 +77,7 @@ class CheckPlan:
     size: tuple[int, int] = (480, 640)
     images: int = 10_000
     repeats: int = 30
+    chunks: tuple[int, ...] = ()
     compile: bool = True
     device: str = "cuda"
 
@@ -79,7 +85,7 @@ class CheckPlan:
     def from_json(cls, text: str) -> "CheckPlan":
         """What :meth:`to_json` wrote."""
         data: dict[str, Any] = json.loads(text)
-        lists = ("models", "precisions", "categories", "size")
+        lists = ("models", "precisions", "categories", "size", "chunks")
         made: dict[str, Any] = {n: tuple(v) if n in lists else v for n, v in data.items()}
         return cls(**made)
 

@@ -32,9 +32,12 @@ def export(plan: CheckPlan, name: str, precision: str) -> Path:
     return folder
 
 
-def open_segmenter(bundle: Path, plan: CheckPlan, backend: str | None = None) -> Segmenter:
+def open_segmenter(
+    bundle: Path, plan: CheckPlan, backend: str | None = None, *, chunk: int | None = None
+) -> Segmenter:
     """On the plan's backend, or another."""
-    return Segmenter(bundle, backend or plan.backend, cache=Path(plan.bundles, "embeddings"))
+    cache = Path(plan.bundles, "embeddings")
+    return Segmenter(bundle, backend or plan.backend, cache=cache, chunk=chunk)
 
 
 def words(segmenter: Segmenter, categories: int) -> Vocabulary:

@@ -254,7 +254,7 @@ class _InRuntime:
         if self._last is None:
             return None
         pixels, vocabulary = self._last  # one more image, stage by stage
-        return by_kind(device.profile(pixels, vocabulary.embeddings))
+        return by_kind(device.profile(pixels, vocabulary.embeddings).device)
 
     def threads(self) -> dict[str, int]:
         if self.openvino is not None:

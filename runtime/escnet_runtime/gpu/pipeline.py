@@ -2,6 +2,7 @@
 
 import itertools
 import logging
+import time
 from collections import OrderedDict
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -25,7 +26,7 @@ from .pixels import Pixels, pixels_of, taken_pixels
 from .program import Program, Scaling
 from .slots import Slot, SlotPlan, SlotPool
 
-__all__ = ["IN_FLIGHT", "DevicePipeline", "InFlight", "Picture"]
+__all__ = ["IN_FLIGHT", "DevicePipeline", "InFlight", "Picture", "StageTimes"]
 
 _LOG = logging.getLogger("escnet_runtime")
 _PROGRAMS: Final = 8  # buckets and sizes of image that are kept ready
@@ -47,6 +48,21 @@ class Picture:
     labels: npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
     confidence: npt.NDArray[np.float16]
     image: ImageArray | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StageTimes:
+    """Milliseconds of each stage of one image.
+
+    Attributes:
+        device: between the ends of the stage and of the one before, by the device's clock. Where
+            the device waits for the host to enqueue the next kernel, that is in it.
+        host: what enqueueing the stage took the host. A stage with as much here as on the device
+            is held up by the host.
+    """
+
+    device: dict[str, float]
+    host: dict[str, float]
 
 
 @dataclass(slots=True, eq=False)
@@ -252,14 +268,14 @@ class DevicePipeline:
         )
         self.chunk = smaller
 
-    def profile(self, pixels: ImageArray, text: _Floats) -> dict[str, float]:
-        """Milliseconds that each stage of one image takes on the device, by its own clock.
+    def profile(self, pixels: ImageArray, text: _Floats) -> StageTimes:
+        """What each stage of one image takes, on the device and the host.
 
-        Run step by step, without a CUDA graph; what each stage costs the host is not in it.
+        Run step by step, without a CUDA graph, and waited for once at the end.
         """
         self.finish(self.submit(pixels, text))  # all is loaded, and the image is there
         program = self._prepared(len(text), (pixels.shape[0], pixels.shape[1])).program
-        spent: dict[str, float] = {}
+        spent = StageTimes(device={}, host={})
         with ExitStack() as owned:
             events = [
                 owned.enter_context(self._device.event(timing=True))
@@ -267,13 +283,15 @@ class DevicePipeline:
             ]
             self._device.record(events[0], self._stream)
             for operation, event in zip(program.operations, events[1:], strict=True):
+                start = time.perf_counter()
                 operation.enqueue()
+                _added(spent.host, operation.stage, 1e3 * (time.perf_counter() - start))
                 self._device.record(event, self._stream)
             self._stream.synchronize()
             for operation, (before, after) in zip(
                 program.operations, itertools.pairwise(events), strict=True
             ):
-                spent[operation.stage] = spent.get(operation.stage, 0.0) + after.since(before)
+                _added(spent.device, operation.stage, after.since(before))
         return spent
 
     def close(self) -> None:
@@ -575,3 +593,7 @@ def _picture(content: npt.NDArray[np.uint8], layout: Layout) -> Picture:
         labels = narrow.view(np.uint16)
     confidence = content[labels_end:end].copy().view(np.float16)
     return Picture(labels.reshape(height, width), confidence.reshape(height, width))
+
+
+def _added(spent: dict[str, float], stage: str, milliseconds: float) -> None:
+    spent[stage] = spent.get(stage, 0.0) + milliseconds
