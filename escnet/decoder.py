@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .precision import composed
+
 __all__ = ["Decoder", "SkipProjection", "UpStage"]
 
 
@@ -47,7 +49,17 @@ class SkipProjection(nn.Module):
         factor = self.up.kernel_size[0]
         bias = self.up.bias[:, None].expand(-1, factor**2).flatten()
         patches = tokens.to(bias.dtype) @ self.up.weight.flatten(1) + bias
-        return F.pixel_shuffle(patches.transpose(1, 2).unflatten(2, self.grid), factor)
+        return _pixel_shuffle(patches.transpose(1, 2).unflatten(2, self.grid), factor)
+
+
+def _pixel_shuffle(maps: Tensor, factor: int) -> Tensor:
+    """[n, c · f², h, w] → [n, c, f · h, f · w]."""
+    if maps.dtype != torch.bfloat16:
+        return F.pixel_shuffle(maps, factor)
+    # The same as its parts: ONNX Runtime's CUDA provider has no DepthToSpace for bfloat16.
+    apart = maps.unflatten(1, (-1, factor, factor)).permute(0, 1, 4, 2, 5, 3)
+    shuffled: Tensor = apart.flatten(4, 5).flatten(2, 3)
+    return shuffled
 
 
 def _phase_table() -> list[list[list[list[float]]]]:
@@ -104,19 +116,19 @@ class UpStage(nn.Module):
         table = torch.tensor(_phase_table(), dtype=torch.float32, device=x.device)
         # The weights are composed in float32, whatever the model's type: they are constants.
         # k: output channel, a/b: phases, c: input channel, r/s: taps, o: raised channel.
-        weight = torch.einsum(
+        weight = composed(
             "artp,bsuq,kotu,copq->kabcrs",
             table,
             table,
-            self.first.weight[:, :raised].float(),
-            self.up.weight.float(),
+            self.first.weight[:, :raised],
+            self.up.weight,
         )
         # Row j of h + 1 holds what becomes output row 2j - 1 in phase 1 and row 2j in phase 0. With
         # the phases in that order a pixel shuffle interleaves them as they are to lie, and what is
         # too much is the border.
         weight = weight.flip(1, 2).flatten(0, 2)
         phases = F.conv2d(x, weight.to(x.dtype), padding=1)
-        return F.pixel_shuffle(phases, 2)[:, :, 1:-1, 1:-1]
+        return _pixel_shuffle(phases, 2)[:, :, 1:-1, 1:-1]
 
     def _shared(self, skip: Tensor) -> Tensor:
         """What no category changes: the skip's part and both biases, mind the border."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from .config import SamPrompts
 from .groups import by_group, weighted_sums
-from .precision import product
+from .precision import composed, product
 from .two_way import DenseKeys, LowRankKeys, two_way
 
 __all__ = ["SamBlock", "bounding_boxes"]
@@ -234,7 +234,7 @@ class SamBlock(nn.Module):
         assert first.kernel_size == first.stride == (2, 2)
         kernel, scale = first.weight[:, 0].float(), self.mask_logit_scale
         taps = torch.tensor(_TAPS, device=kernel.device)
-        shares = torch.einsum("pkt,qlu,ckl->pqctu", taps, taps, kernel).reshape(-1, 9)
+        shares = composed("pkt,qlu,ckl->pqctu", taps, taps, kernel).reshape(-1, 9)
         bias = first.bias.float() - scale * kernel.sum((1, 2))
         return 2.0 * scale * shares, bias.repeat(4)
 

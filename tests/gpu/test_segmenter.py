@@ -3,6 +3,7 @@
 import logging
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import onnxruntime
 import pytest
 
 from escnet_runtime import EscNetError, ImageError, InputError, Nv12Frame, Segmenter, Vocabulary
+from escnet_runtime.backends import GraphFile
 from escnet_runtime.bundle import Bundle
 from escnet_runtime.device.base import Stream
 from escnet_runtime.errors import (
@@ -22,6 +24,7 @@ from escnet_runtime.errors import (
 )
 from escnet_runtime.gpu import choose
 from escnet_runtime.images import ImageArray
+from escnet_runtime.manifest import Precision
 from escnet_runtime.segmenter import ImageSource
 from tests.device.host_device import HostDevice
 from tests.gpu.conftest import NAMES, Lend, frames, opener_of
@@ -547,6 +550,55 @@ def test_a_provider_that_cannot_start_is_found_out_before_the_first_image(
     assert "not onnxruntime-cuda: ONNX Runtime" in record.getMessage()
     with pytest.raises(BackendError, match="has the CUDA provider and cannot start it"):
         Segmenter(tiny_bundle, "onnxruntime-cuda", device=device, cache=None)
+    assert not device.open
+
+
+class WithoutBfloat16(WithoutLibraries):
+    """ONNX Runtime, whose CUDA provider starts, and lacks bfloat16 for an operator of one graph."""
+
+    def InferenceSession(self, path: str, *_: Any, **options: Any) -> Any:
+        if Path(path).stem == "decoder":
+            raise RuntimeError("Could not find an implementation for DepthToSpace(13)")
+        return WithTheProvider(super().InferenceSession(path))
+
+
+class WithTheProvider:
+    """A session that says that it runs on CUDA."""
+
+    def __init__(self, session: Any) -> None:
+        self._session = session
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._session, name)
+
+    def get_providers(self) -> list[str]:
+        return ["CUDAExecutionProvider", "CPUExecutionProvider"]
+
+
+def test_an_operator_without_bfloat16_is_found_out_before_the_first_image(
+    tiny_bundle: Path,
+    host: HostMachine,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    device = HostDevice(host)
+    monkeypatch.setattr("escnet_runtime.gpu.onnxruntime.ort", WithoutBfloat16())
+    files_of = choose._files
+
+    def as_bf16(bundle: Bundle) -> dict[str, GraphFile]:
+        return {n: replace(f, precision=Precision.BF16) for n, f in files_of(bundle).items()}
+
+    monkeypatch.setattr(choose, "_files", as_bf16)
+    opened = Bundle.open(tiny_bundle)
+    with caplog.at_level(logging.INFO):
+        chosen = choose.choose_backend(opened, "auto", device=device)
+    chosen.close()
+    assert chosen.device is None
+    [record] = [record for record in caplog.records if "'auto' chose" in record.getMessage()]
+    assert "cannot load graph 'decoder'" in record.getMessage()
+    assert "Could not find an implementation for DepthToSpace" in record.getMessage()
+    with pytest.raises(BackendError, match="graph 'decoder'"):
+        choose.choose_backend(opened, "onnxruntime-cuda", device=device)
     assert not device.open
 
 

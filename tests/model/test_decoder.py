@@ -4,9 +4,10 @@ import copy
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
-from escnet.decoder import SkipProjection, UpStage, _group_norm
+from escnet.decoder import SkipProjection, UpStage, _group_norm, _pixel_shuffle
 from tests.model.models import model, randomise, relative_l2
 
 
@@ -32,6 +33,39 @@ def test_a_stage_equals_its_plain_form_up_to_the_border(size: tuple[int, int], c
     assert got.shape == (count, 8, 2 * height, 2 * width)
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
     assert relative_l2(got, expected) <= 1e-5
+
+
+@pytest.mark.parametrize("factor", [2, 4])
+def test_a_pixel_shuffle_in_bfloat16_is_torchs(factor: int) -> None:
+    """It is written out there, for a library that has none in that type."""
+    maps = torch.randn(3, 5 * factor**2, 2, 7).to(torch.bfloat16)
+    expected = F.pixel_shuffle(maps, factor)
+    torch.testing.assert_close(_pixel_shuffle(maps, factor), expected, rtol=0, atol=0)
+
+
+def test_weights_are_composed_in_float32_under_autocast_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stage, sam = make_stage(6, 2, 4), model().esc_blocks[0].sam
+    seen: list[torch.Tensor] = []
+    convolve = F.conv2d
+
+    def watched(x: torch.Tensor, weight: torch.Tensor, *, padding: int) -> torch.Tensor:
+        seen.append(weight)
+        return convolve(x, weight, padding=padding)
+
+    def weights() -> list[torch.Tensor]:
+        seen.clear()
+        stage._own(torch.randn(2, 6, 3, 3))
+        return [*seen, *sam._first_mask_product()]
+
+    monkeypatch.setattr(F, "conv2d", watched)
+    expected = weights()
+    with torch.autocast("cpu", torch.bfloat16):
+        got = weights()
+    assert len(got) == len(expected) == 3
+    for one, other in zip(got, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
 
 
 def test_the_composed_weights_follow_both_convolutions() -> None:

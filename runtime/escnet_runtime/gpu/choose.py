@@ -198,10 +198,13 @@ def _onnxruntime() -> Opener:
     require_provider("cuda")  # before a GPU is opened for it
 
     def make(bundle: Bundle, device: Device, stream: Stream, chunk: int | None) -> DeviceBackend:
-        graphs = OrtGraphs(_files(bundle), device, stream)
+        files = _files(bundle)
+        graphs = OrtGraphs(files, device, stream)
         try:
-            # A provider that is compiled in may lack its libraries: only a session shows it.
-            graphs.load(_smallest(bundle))
+            # A provider that is compiled in may lack its libraries: only a session shows it. And it
+            # may lack bfloat16 for an operator, which only the session of that graph shows.
+            bf16 = any(file.precision is Precision.BF16 for file in files.values())
+            graphs.load(*(files if bf16 else [_smallest(bundle)]))
         except BaseException:
             graphs.close()
             raise
