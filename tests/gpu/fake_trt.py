@@ -12,7 +12,7 @@ from escnet_runtime.manifest import Manifest
 from tests.device.host_device import HostDevice
 from tests.gpu.made_up import MadeUpGraphs
 
-__all__ = ["FakeTrt", "made_up_record"]
+__all__ = ["FakeTrt", "FakeTrtRtx", "made_up_record"]
 
 SCRATCH = 5000
 
@@ -61,6 +61,7 @@ class FakeTrt:
         contexts: (graph, shapes of its inputs, profile) of every context that has run.
         broken: graphs whose execution returns False, with what is logged.
         freed_elsewhere: what was freed while the device was not current.
+        specialized: how contexts of TensorRT-RTX are to compile kernels for a shape.
     """
 
     __version__ = "11.4.0"
@@ -73,6 +74,7 @@ class FakeTrt:
         self.manifest, self.device = manifest, device
         self.broken: dict[str, str] = {}
         self.freed_elsewhere: list[str] = []
+        self.specialized: set[str] = set()
         self.ran: list[tuple[str, tuple[tuple[str, tuple[int, ...]], ...], int]] = []
         self.logger: Any = None
         self.graphs: MadeUpGraphs | None = None
@@ -89,6 +91,14 @@ class FakeTrt:
     def say(self, message: str) -> None:
         """Log an error."""
         self.logger.log(_Severity.ERROR, message)
+
+
+class FakeTrtRtx(FakeTrt):
+    """Stands for TensorRT-RTX, which compiles kernels for a shape when it sees it."""
+
+    DynamicShapesKernelSpecializationStrategy = enum.Enum(
+        "DynamicShapesKernelSpecializationStrategy", ["LAZY", "EAGER", "NONE"]
+    )
 
 
 class _Runtime:
@@ -110,10 +120,30 @@ class _Engine:
     def __init__(self, trt: FakeTrt, graph: str) -> None:
         self.trt, self.graph = trt, graph
 
-    def create_execution_context(self, strategy: enum.Enum) -> "_Context":
+    def create_runtime_config(self) -> "_RuntimeConfig":
+        assert isinstance(self.trt, FakeTrtRtx), "TensorRT has none"
+        return _RuntimeConfig()
+
+    def create_execution_context(self, strategy: "enum.Enum | _RuntimeConfig") -> "_Context":
         self.trt.require_current()
+        if isinstance(strategy, _RuntimeConfig):
+            specialization = strategy.dynamic_shapes_kernel_specialization_strategy
+            assert specialization is not None
+            self.trt.specialized.add(specialization.name)
+            assert strategy.allocation is not None
+            strategy = strategy.allocation
         assert strategy.name == "USER_MANAGED"
         return _Context(self)
+
+
+class _RuntimeConfig:
+    dynamic_shapes_kernel_specialization_strategy: enum.Enum | None = None
+
+    def __init__(self) -> None:
+        self.allocation: enum.Enum | None = None
+
+    def set_execution_context_allocation_strategy(self, strategy: enum.Enum) -> None:
+        self.allocation = strategy
 
 
 class _Context:
@@ -187,4 +217,9 @@ class _Context:
         return self._trt.graphs.bind(self._engine.graph, inputs, outputs)
 
 
-CLASSES = SimpleNamespace(Runtime=_Runtime, ICudaEngine=_Engine, IExecutionContext=_Context)
+CLASSES = SimpleNamespace(
+    Runtime=_Runtime,
+    ICudaEngine=_Engine,
+    IRuntimeConfig=_RuntimeConfig,
+    IExecutionContext=_Context,
+)

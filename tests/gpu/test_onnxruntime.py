@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper
 
@@ -96,6 +97,33 @@ def test_unknown_graphs_and_closed_backends_say_so(graphs: OrtGraphs) -> None:
     graphs.close()
     with pytest.raises(BackendError, match="closed"):
         graphs.load("double")
+
+
+def test_a_session_on_cuda_has_no_threads_of_its_own(
+    tmp_path: Path, host: HostMachine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Twenty pools as wide as the machine would wait for work that is on the GPU."""
+    made: list[Any] = []
+
+    class Recording:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(ort, name)
+
+        def get_available_providers(self) -> list[str]:
+            return ["CUDAExecutionProvider"]
+
+        def InferenceSession(self, path: str, options: Any, **_: Any) -> Any:
+            made.append(options.intra_op_num_threads)
+            return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+    file = GraphFile.of(tmp_path / "double.onnx", write_graph(tmp_path / "double.onnx"))
+    device = HostDevice(host)
+    monkeypatch.setattr(module, "ort", Recording())
+    with device.stream() as stream:
+        graphs = OrtGraphs({"double": file}, device, stream)
+        with pytest.raises(BackendError, match="cannot start it"):
+            graphs.load("double")
+    assert made == [1]
 
 
 def test_a_file_that_is_another_graph_is_refused(tmp_path: Path, host: HostMachine) -> None:

@@ -25,7 +25,7 @@ from escnet_runtime.manifest import Manifest
 from tests.device.host_device import HostDevice
 from tests.engines.surface import takes
 from tests.gpu.conftest import Rig
-from tests.gpu.fake_trt import CLASSES, SCRATCH, FakeTrt, made_up_record
+from tests.gpu.fake_trt import CLASSES, SCRATCH, FakeTrt, FakeTrtRtx, made_up_record
 from tests.gpu.made_up import MadeUpGraphs, OnHost
 from tests.gpu.test_pipeline import assert_same
 from tests.kernels.machines import HostMachine
@@ -37,10 +37,15 @@ class Engines:
     """A pipeline over the made-up library."""
 
     def __init__(
-        self, manifest: Manifest, host: HostMachine, folder: Path, chunks: tuple[int, ...] = (8,)
+        self,
+        manifest: Manifest,
+        host: HostMachine,
+        folder: Path,
+        chunks: tuple[int, ...] = (8,),
+        library: type[FakeTrt] = FakeTrt,
     ) -> None:
         self.device = HostDevice(host)
-        self.trt = FakeTrt(manifest, self.device)
+        self.trt = library(manifest, self.device)
         stream = self.device.stream()
         self.trt.graphs = MadeUpGraphs(manifest, stream, self.device)
         files = {name: folder / f"{name}.engine" for name in manifest.stages}
@@ -71,6 +76,16 @@ def test_pictures_are_those_of_the_pipeline_on_the_cpu(
         assert_same(engines.rig.picture(pixels, words), engines.rig.expected(pixels, words))
     assert engines.device.calls("capture")
     assert engines.backend.description == "TensorRT 11.4.0"
+
+
+def test_a_captured_image_has_the_kernels_of_its_shapes(
+    made_up: Manifest, host: HostMachine, tmp_path: Path, image: ImageArray, text: Floats
+) -> None:
+    """TensorRT-RTX compiles them in the background if it may: too late for a capture."""
+    engines = Engines(made_up, host, tmp_path, library=FakeTrtRtx)
+    assert_same(engines.rig.picture(image, text[:5]), engines.rig.expected(image, text[:5]))
+    assert engines.device.calls("capture")
+    assert engines.trt.specialized == {"EAGER"}
 
 
 def test_an_image_is_one_upload_one_graph_and_one_download(
@@ -291,9 +306,10 @@ def test_the_made_up_library_has_the_calls_of_the_real_one() -> None:
                 lines = _signatures(getattr(theirs, member))
                 assert takes(lines, count), f"{name}.{member} with {count}: {lines}"
                 checked += 1
-    assert checked == 7
+    assert checked == 9
     assert takes(_signatures(real.Runtime.__init__), 1)
     assert "USER_MANAGED" in real.ExecutionContextAllocationStrategy.__members__
+    assert "EAGER" in real.DynamicShapesKernelSpecializationStrategy.__members__
     assert {"ERROR", "INTERNAL_ERROR", "WARNING"} <= real.ILogger.Severity.__members__.keys()
 
 

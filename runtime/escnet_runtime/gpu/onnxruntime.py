@@ -222,6 +222,9 @@ class OrtGraphs:
         file = self._graphs[graph]
         options = ort.SessionOptions()
         options.log_severity_level = _QUIET
+        if self._provider == "cuda":
+            # Twenty sessions would have a pool of threads each, for nodes that all run elsewhere.
+            options.intra_op_num_threads = 1
         try:
             with self._device.current():
                 session = ort.InferenceSession(

@@ -201,8 +201,7 @@ class EngineGraphs:
 
     def _made_here(self, graph: str, shapes: _Shapes) -> Any:
         self._said.clear()
-        managed = self._trt.ExecutionContextAllocationStrategy.USER_MANAGED
-        context = self._engines[graph].create_execution_context(managed)
+        context = self._context(self._engines[graph])
         what = f"{self.description} cannot run graph {graph!r} at {dict(shapes)}"
         if context is None:
             raise self._failure(what)
@@ -212,6 +211,19 @@ class EngineGraphs:
         if not all(context.set_input_shape(name, shape) for name, shape in shapes):
             raise self._failure(what)
         return context
+
+    def _context(self, engine: Any) -> Any:
+        """A context whose scratch is ours; None where the library refuses."""
+        managed = self._trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        strategies = getattr(self._trt, "DynamicShapesKernelSpecializationStrategy", None)
+        if strategies is None:
+            return engine.create_execution_context(managed)
+        # TensorRT-RTX compiles kernels for a shape in the background and runs slower ones until
+        # they are there: an image that is captured meanwhile would launch those for ever.
+        config = engine.create_runtime_config()
+        config.set_execution_context_allocation_strategy(managed)
+        config.dynamic_shapes_kernel_specialization_strategy = strategies.EAGER
+        return engine.create_execution_context(config)
 
     def _profile(self, graph: str, shapes: _Shapes) -> int:
         """The profile that is tuned for the fewest categories among those that take the shapes."""
