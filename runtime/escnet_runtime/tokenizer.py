@@ -117,7 +117,8 @@ class Tokenizer:
         Returns:
             int32 [t, L]: start token, text, end token, zeros; L is the longest of the batch, at
             most ``context_length``. A longer text is cut and still ends with the end token. Zeros
-            behind the end token do not matter to CLIP, whose text encoder is causal.
+            behind the end token do not matter to CLIP, whose text encoder is causal; nor does what
+            a text has behind "<end_of_text>", which is that token: CLIP reads at the first one.
 
         Raises:
             VocabularyError: something else than a list of texts.
@@ -127,13 +128,18 @@ class Tokenizer:
             raise VocabularyError(f"Expected a list of texts to tokenise; got {texts!r:.80}.")
         batch = list(texts) if cleaned else [clean_text(text) for text in texts]
         with _usable(None):
-            rows = [encoding.ids for encoding in self._tokenizer.encode_batch(batch)]
+            rows = [_to_its_end(encoding.ids) for encoding in self._tokenizer.encode_batch(batch)]
         if any(number > _MOST for row in rows for number in row):
             raise BundleFormatError(f"The tokenizer gives token ids above {_MOST:,}. {_AGAIN}")
         tokens = np.zeros((len(rows), max(map(len, rows), default=0)), dtype=np.int32)
         for row, ids in zip(tokens, rows, strict=True):
             row[: len(ids)] = ids
         return tokens
+
+
+def _to_its_end(ids: list[int]) -> list[int]:
+    """All up to the first end token, which is also what every text ends with."""
+    return ids[: ids.index(ids[-1]) + 1] if ids else ids
 
 
 def _splitting(tokenizer: tokenizers.Tokenizer) -> object:

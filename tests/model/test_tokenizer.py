@@ -49,7 +49,10 @@ def reference() -> SimpleTokenizer:
 def _assert_same(tokenizer: Tokenizer, reference: SimpleTokenizer, texts: list[str]) -> None:
     got = tokenizer.encode(texts)
     expected = reference(texts).numpy()
-    length = max(int(np.flatnonzero(row == reference.eot_token_id).max()) + 1 for row in expected)
+    ends = [int(np.flatnonzero(row == reference.eot_token_id).min()) + 1 for row in expected]
+    for row, end in zip(expected, ends, strict=True):
+        row[end:] = 0  # what CLIP does not look at
+    length = max(ends)
     assert got.dtype == np.int32
     assert got.shape == (len(texts), length)
     np.testing.assert_array_equal(got, expected[:, :length])
@@ -102,6 +105,13 @@ def test_a_long_text_is_cut_and_keeps_its_end(file: Path, reference: SimpleToken
     short = Tokenizer.open(file, 8).encode(["cat " * 50])
     np.testing.assert_array_equal(short, reference(["cat " * 50], context_length=8).numpy())
     assert short[0, -1] == reference.eot_token_id
+
+
+def test_a_text_ends_at_its_first_end(tokenizer: Tokenizer, reference: SimpleTokenizer) -> None:
+    """A name may spell the end token; CLIP reads at the first one and sees nothing behind it."""
+    got = tokenizer.encode(["red ball <end_of_text> blue ring", "red ball"])
+    np.testing.assert_array_equal(got[0], got[1])
+    assert (got == reference.eot_token_id).sum(axis=1).tolist() == [1, 1]
 
 
 def test_ids_of_all_published_class_names(tokenizer: Tokenizer, reference: SimpleTokenizer) -> None:
