@@ -19,6 +19,7 @@ from escnet_runtime.vocabulary import read_classes_file
 from escnet_runtime.world import WORLD_VERSION
 
 from .conditions import Conditions, device_of
+from .eval_work import WorkFile, identity_of
 from .evaluate import Evaluation, class_keys, evaluate
 from .models import CHECKPOINT_SUFFIX, add_model_options, open_model
 from .results import SCHEMA_VERSION, saving
@@ -113,6 +114,12 @@ def _parser() -> argparse.ArgumentParser:
         help="objects of a scene of shapes:... (2 6); more of them hide more of each other",
     )
     add("--output", metavar="FILE", type=Path, help="also write the JSON object to this file")
+    add(
+        "--work",
+        metavar="FILE",
+        type=Path,
+        help="keep the counts there; the same command goes on where it was interrupted",
+    )
     return parser
 
 
@@ -146,6 +153,7 @@ def _eval(arguments: argparse.Namespace, console: Console) -> tuple[int, Mapping
                 shortlist=arguments.shortlist,
                 correlation=arguments.correlation,
                 limit=arguments.limit,
+                work=_work(arguments, segmenter, dataset, categories),
                 progress=advance,
             )
         document = {
@@ -155,6 +163,28 @@ def _eval(arguments: argparse.Namespace, console: Console) -> tuple[int, Mapping
         save(document)
     console.print(*_report(document, found))
     return 0, document
+
+
+def _work(
+    arguments: argparse.Namespace,
+    segmenter: Segmenter,
+    dataset: LabelledImages,
+    categories: Sequence[str] | None,
+) -> WorkFile | None:
+    if arguments.work is None:
+        return None
+    identity = identity_of(
+        arguments.model,
+        dataset,
+        dataset.names if categories is None else categories,
+        merge_extra=arguments.merge_extra,
+        window=arguments.window,
+        shortlist=arguments.shortlist,
+        correlation=arguments.correlation,
+        image_size=segmenter.bundle.manifest.model.image_size,
+        backend=segmenter.backend,
+    )
+    return WorkFile(arguments.work, identity)
 
 
 def _conditions(model: Path, segmenter: Segmenter) -> Conditions:
@@ -201,6 +231,7 @@ def _document(
             for one in confusions
         ],
         "seconds": round(found.seconds, 3),
+        "runs": found.runs,
         "definition": DEFINITION,
         "note": segmenter.note,
         "schema_version": SCHEMA_VERSION,

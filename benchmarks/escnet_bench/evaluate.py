@@ -1,9 +1,7 @@
 """Segmenting a dataset and comparing the label maps with its labels."""
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 
 import numpy as np
 
@@ -15,6 +13,7 @@ from escnet_runtime.shortlist import Keep, Shortlist
 
 from .class_names import positions
 from .clip_alone import correlation_labels
+from .eval_work import WorkFile, counting
 
 __all__ = ["Evaluation", "check_categories", "class_keys", "evaluate"]
 
@@ -25,7 +24,8 @@ class Evaluation:
 
     ``groups`` are the figures of the dataset's groups of classes, by their names.
     ``confusions`` are the commonest mistakes, None for very many classes; ``seconds`` is the wall
-    clock of reading, segmenting and counting all images, without encoding the categories.
+    clock of reading, segmenting and counting all images, without encoding the categories, in so
+    many ``runs``.
     ``kept_mean`` and ``kept_max`` are how many distinct categories the model was given an image.
     ``extra`` are the categories beyond the classes that count as wrong; in ``confusions`` their
     indices follow those of the classes.
@@ -38,6 +38,7 @@ class Evaluation:
     extra: tuple[str, ...]
     images: int
     seconds: float
+    runs: int
     kept_mean: float
     kept_max: int
     confusions: tuple[Confusion, ...] | None
@@ -53,6 +54,7 @@ def evaluate(
     shortlist: Keep | Shortlist | None = None,
     correlation: bool = False,
     limit: int | None = None,
+    work: WorkFile | None = None,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Evaluation:
     """Segment the images of ``dataset`` and count. One that cannot be read is an error.
@@ -72,7 +74,9 @@ def evaluate(
         correlation: measure the correlation of the model's CLIP in place of the model: what its ESC
             blocks have to be better than.
         limit: the first so many images, in the dataset's order.
-        progress: called after each image with the name of it.
+        work: where counts are kept, every few seconds and however this ends; what was counted there
+            before counts, and is not segmented again.
+        progress: called after each image with the name of it, also of those counted before.
 
     Raises:
         InputError: the categories do not fit the classes, a shortlist is asked of the correlation,
@@ -89,25 +93,28 @@ def evaluate(
     extra = () if merge_extra else asked[len(names) :]
     vocabulary = segmenter.vocabulary(asked)
     counter = ConfusionCounter(len(names), extra=len(extra))
-    kept: list[int] = []
-    start = time.perf_counter()
-    for sample in islice(iter(dataset), limit):
-        labels: Labels
-        if correlation:
-            labels = correlation_labels(segmenter, sample.image, vocabulary, window=window)
-            kept.append(0)
-        else:
-            result = segmenter(sample.image, vocabulary, window=window, shortlist=shortlist)
-            assert result.kept is not None
-            labels = result.labels
-            kept.append(result.kept)
-        if merge_extra:
-            labels = np.minimum(labels, labels.dtype.type(len(names) - 1))
-        try:
-            counter.add(labels, sample.labels)
-        except InputError as error:
-            raise InputError(f"{sample.name}: {error}") from error
-        progress(sample.name)
+    total = len(dataset) if limit is None else min(limit, len(dataset))
+    with counting(counter, total, work) as counted:
+        totals = counted.totals
+        for _ in range(totals.images):
+            progress("counted before")
+        for index in range(totals.images, total):
+            sample = dataset[index]
+            labels: Labels
+            kept = 0
+            if correlation:
+                labels = correlation_labels(segmenter, sample.image, vocabulary, window=window)
+            else:
+                result = segmenter(sample.image, vocabulary, window=window, shortlist=shortlist)
+                assert result.kept is not None
+                labels, kept = result.labels, result.kept
+            if merge_extra:
+                labels = np.minimum(labels, labels.dtype.type(len(names) - 1))
+            try:
+                counted.add(labels, sample.labels, kept)
+            except InputError as error:
+                raise InputError(f"{sample.name}: {error}") from error
+            progress(sample.name)
     worst = counter.worst()
     return Evaluation(
         scores=counter.scores(),
@@ -115,10 +122,11 @@ def evaluate(
         names=names,
         categories=len(asked),
         extra=tuple(extra),
-        images=len(kept),
-        seconds=time.perf_counter() - start,
-        kept_mean=sum(kept) / len(kept) if kept else 0.0,
-        kept_max=max(kept, default=0),
+        images=totals.images,
+        seconds=totals.seconds,
+        runs=totals.runs,
+        kept_mean=totals.kept_sum / totals.images if totals.images else 0.0,
+        kept_max=totals.kept_max,
         confusions=None if worst is None else tuple(worst),
     )
 

@@ -7,7 +7,7 @@ not labelled count neither for nor against anything. A model may be asked for mo
 there are classes: a pixel taken for one of these is missed by its class, and they have no IoU.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -115,6 +115,32 @@ class ConfusionCounter:
         if self._whole:
             pairs = np.bincount(actual * self.categories + guess, minlength=self._matrix.size)
             self._matrix += pairs.reshape(self._matrix.shape)
+
+    def counts(self) -> dict[str, NDArray[np.int64]]:
+        """All that was counted, for :meth:`restore`; copies."""
+        return {name: array.copy() for name, array in self._arrays().items()}
+
+    def restore(self, counts: Mapping[str, NDArray[np.int64]]) -> None:
+        """Take what :meth:`counts` of another counter gave, in place of what was counted here.
+
+        Raises:
+            InputError: it is of other numbers of classes or categories.
+        """
+        mine = self._arrays()
+        shapes = {name: array.shape for name, array in mine.items()}
+        given = {name: array.shape for name, array in counts.items()}
+        if shapes != given or any(array.dtype != np.int64 for array in counts.values()):
+            raise InputError(f"got counts of {given}; expected int64 of {shapes}")
+        for name, array in mine.items():
+            array[...] = counts[name]
+
+    def _arrays(self) -> dict[str, NDArray[np.int64]]:
+        return {
+            "matrix": self._matrix,
+            "right": self._right,
+            "truth": self._truth,
+            "predicted": self._predicted,
+        }
 
     def scores(self, classes: Sequence[int] | None = None) -> Scores:
         """The figures so far; see the definition above.

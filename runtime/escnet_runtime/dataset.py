@@ -72,6 +72,8 @@ class LabelledImages(Protocol):
 
     def __iter__(self) -> Iterator[Sample]: ...
 
+    def __getitem__(self, index: int) -> Sample: ...
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Dataset:

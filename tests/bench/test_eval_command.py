@@ -1,11 +1,13 @@
 """``escnet-eval``: the figures of bundles and checkpoints, options and exit codes."""
 
 import json
+import pickle
 import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from unittest.mock import ANY
 
 import numpy as np
 import pytest
@@ -105,6 +107,107 @@ def test_the_small_world_is_evaluated_without_torch(
     for key in ("miou", "pixel_accuracy", "images", "pixels", "per_class", "confusions"):
         assert found[key] == read[key]
     assert (read["groups"], read["world"], read["dataset"]) == ({}, None, "heldout")
+
+
+def test_an_evaluation_that_is_interrupted_goes_on(
+    tiny_bundle: Path,
+    dataset: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    words = (tiny_bundle, dataset, "--work", tmp_path / "counts")
+    expected = run_json(capsys, tiny_bundle, dataset)[1]
+    asked: list[int] = []
+    read = Dataset.__getitem__
+
+    def interrupted(self: Dataset, index: int) -> Any:
+        asked.append(index)
+        if asked == [0, 1]:
+            raise KeyboardInterrupt
+        return read(self, index)
+
+    monkeypatch.setattr(Dataset, "__getitem__", interrupted)
+    assert run_json(capsys, *words)[0] == 130
+    assert {path.name for path in tmp_path.iterdir()} == {"data", "counts"}
+    code, found = run_json(capsys, *words)
+    assert (code, asked) == (0, [0, 1, 1])
+    assert (found["runs"], expected["runs"]) == (2, 1)
+    assert found["seconds"] > 0
+    for key in expected.keys() - {"runs", "seconds", "conditions"}:
+        assert found[key] == expected[key], key
+    again = run_json(capsys, *words)[1]  # all is counted
+    assert asked == [0, 1, 1]
+    assert (again["miou"], again["runs"]) == (found["miou"], 2)
+
+
+def test_counts_of_a_few_images_are_a_beginning(
+    tiny_bundle: Path, dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = (tiny_bundle, dataset, "--work", tmp_path / "counts")
+    assert run_json(capsys, *words, "--limit", "1")[1]["images"] == 1
+    assert run_json(capsys, *words)[1] == {
+        **run_json(capsys, *words)[1],
+        "conditions": ANY,
+        "images": 2,
+        "runs": 2,
+    }
+    code, found = run_json(capsys, *words, "--limit", "1")
+    assert code == 2
+    assert "counts of 2 images" in found["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (("--window", "sliding"), "window"),
+        (("--shortlist", "2"), "shortlist"),
+        (("--correlation",), "correlation"),
+    ],
+)
+def test_counts_of_another_evaluation_are_refused(
+    change: tuple[str, ...],
+    named: str,
+    tiny_bundle: Path,
+    dataset: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words = (tiny_bundle, dataset, "--work", tmp_path / "counts")
+    assert run_json(capsys, *words)[0] == 0
+    before = (tmp_path / "counts").read_bytes()
+    code, found = run_json(capsys, *words, *change)
+    assert code == 2
+    assert f"another evaluation, with another {named}:" in found["error"]["message"]
+    assert (tmp_path / "counts").read_bytes() == before
+
+
+def test_counts_of_other_images_are_refused(
+    tiny_bundle: Path, dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = (tiny_bundle, dataset, "--work", tmp_path / "counts")
+    assert run_json(capsys, *words)[0] == 0
+    next((dataset / "images").iterdir()).rename(dataset / "images" / "zebra.png")
+    next((dataset / "labels").iterdir()).rename(dataset / "labels" / "zebra.png")
+    code, found = run_json(capsys, *words)
+    assert code == 2
+    assert "with another dataset:" in found["error"]["message"]
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut", b"[1, 2]", pickle.dumps({"a": 1})])
+def test_a_file_that_holds_no_counts_is_left_as_it_is(
+    content: bytes,
+    tiny_bundle: Path,
+    dataset: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    work = tmp_path / "notes"
+    work.write_bytes(content)
+    code, found = run_json(capsys, tiny_bundle, dataset, "--work", work)
+    assert code == 2
+    assert "holds no counts of an evaluation" in found["error"]["message"]
+    assert work.read_bytes() == content
 
 
 def test_a_checkpoint_is_evaluated_at_another_image_size(

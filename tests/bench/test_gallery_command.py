@@ -205,10 +205,12 @@ class Endless:
         return self.count
 
     def __iter__(self) -> Iterator[Sample]:
-        for index in range(self.count):
-            self.made += 1
-            pixels = np.zeros((2, 2, 3), np.uint8)
-            yield Sample(name=f"scene{index}", image=pixels, labels=pixels[:, :, 0])
+        return (self[index] for index in range(self.count))
+
+    def __getitem__(self, index: int) -> Sample:
+        self.made += 1
+        pixels = np.zeros((2, 2, 3), np.uint8)
+        return Sample(name=f"scene{index}", image=pixels, labels=pixels[:, :, 0])
 
 
 def test_images_are_chosen_by_name_or_number(dataset: Path) -> None:

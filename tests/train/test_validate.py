@@ -26,8 +26,11 @@ class _Images:
         return len(self._labels)
 
     def __iter__(self) -> Iterator[Sample]:
-        for index, labels in enumerate(self._labels):
-            yield Sample(name=f"noise{index}", image=noise(index, *labels.shape), labels=labels)
+        return (self[index] for index in range(len(self)))
+
+    def __getitem__(self, index: int) -> Sample:
+        labels = self._labels[index]
+        return Sample(name=f"noise{index}", image=noise(index, *labels.shape), labels=labels)
 
 
 def noise(seed: int, height: int, width: int) -> np.ndarray:
