@@ -2,6 +2,8 @@
 
 import argparse
 import contextlib
+import dataclasses
+import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -59,7 +61,12 @@ def _parser() -> argparse.ArgumentParser:
         help=f"a TOML file, or one that comes along: {', '.join(shipped_configs())}",
     )
     add("--resume", action="store_true", help="go on with the run in the output folder")
-    add("--output", type=Path, metavar="DIR", help="folder of the run (the configuration's)")
+    add(
+        "--output",
+        type=Path,
+        metavar="DIR",
+        help="folder of the run (the one that keeps the configuration, or else its output)",
+    )
     add(
         "--set",
         action="append",
@@ -71,10 +78,12 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _train(arguments: argparse.Namespace, console: Console) -> tuple[int, Mapping[str, Any]]:
-    config = read_config(find_config(arguments.config), arguments.set)
+    path = find_config(arguments.config)
+    config = read_config(path, [*_kept_in(path), *arguments.set])
     output = arguments.output or (config.output and Path(config.output))
     if not output:
         raise InputError("where should the run be kept? give --output DIR, or output in the file")
+    config = dataclasses.replace(config, output=str(output))
     try:
         from .folder import RunFolder
         from .listing import parameter_list
@@ -127,6 +136,16 @@ def _train(arguments: argparse.Namespace, console: Console) -> tuple[int, Mappin
     }
     console.print(_summary(result))
     return 0, result
+
+
+def _kept_in(path: Path) -> list[str]:
+    """As an override: the folder of the run that keeps this file, wherever it has been moved to."""
+    from .folder import RunFolder
+
+    folder = RunFolder(path.parent)
+    if path.name != folder.config.name or not folder.lock.is_file():
+        return []
+    return [f"output={json.dumps(str(folder.path), ensure_ascii=False)}"]
 
 
 def _require_same(before: TrainConfig, now: TrainConfig, path: Path) -> None:

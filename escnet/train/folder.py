@@ -66,6 +66,7 @@ class RunFolder:
         self.state, self.last, self.best = (path / name for name in ("state.pt", LAST, BEST))
         self.config, self.groups = path / "config.toml", path / "groups.tsv"
         self.metrics, self.curves = path / "metrics.jsonl", path / "tensorboard"
+        self.lock = path / "run.lock"
 
     def require_free(self, *, resume: bool) -> None:
         """Raise InputError if there is a run here that is not to be resumed."""
@@ -81,12 +82,11 @@ class RunFolder:
         Raises:
             InputError: another process trains here, or the place is not writable.
         """
-        lock = self.path / "run.lock"
         with contextlib.ExitStack() as stack:
             try:
                 self.path.mkdir(parents=True, exist_ok=True)
-                lock.touch()
-                stack.enter_context(exclusive(lock))
+                self.lock.touch()
+                stack.enter_context(exclusive(self.lock))
             except BlockingIOError:
                 raise InputError(
                     f"another process is training in {self.path}: wait for it, or name another "

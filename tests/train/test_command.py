@@ -1,8 +1,10 @@
 """escnet-train: what it prints, writes and refuses."""
 
+import dataclasses
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -186,7 +188,32 @@ def test_a_run_from_before_gets_its_list_when_it_resumes(place: Path, trained: P
 
 
 def test_the_run_keeps_the_whole_configuration(place: Path, trained: Path) -> None:
-    assert read_config(trained / "config.toml") == read_config(place / "config.toml")
+    given = read_config(place / "config.toml")
+    kept = read_config(trained / "config.toml")
+    assert kept == dataclasses.replace(given, output=str(trained))
+
+
+def test_a_run_resumes_by_its_own_configuration_wherever_it_is(
+    place: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    moved = shutil.copytree(trained, tmp_path / "moved")
+    config = tmp_path / "config.toml"  # of no run
+    text = (place / "config.toml").read_text(encoding="utf-8")
+    config.write_text(f'output = "{tmp_path / "other"}"\n{text}', encoding="utf-8")
+    for words, expected in (
+        (("--config", trained / "config.toml"), trained),
+        (("--config", moved / "config.toml"), moved),
+        (("--config", trained / "config.toml", "--output", moved), moved),
+        (("--config", trained / "config.toml", "--set", f"output={moved}"), moved),
+        (("--config", config, "--output", moved), moved),
+    ):
+        code, result = run_json(capsys, *words, "--resume")
+        assert code == 0
+        assert result["output"] == str(expected)
+    code, result = run_json(capsys, "--config", moved / "config.toml")
+    assert code == 2
+    assert f"{moved} holds a run already" in result["error"]["message"]
+    assert not (tmp_path / "other").exists()
 
 
 def test_a_finished_run_is_not_repeated(
