@@ -18,7 +18,6 @@ from typing import Any, Final
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from escnet.build import build_model
@@ -31,7 +30,7 @@ from escnet.train.loss import cell_shares
 from escnet.train.segmentation import normalised
 from escnet.train.task import ParameterGroup, Samples
 from escnet.train.validate import Validation, unchecked
-from escnet_runtime.atomic import atomic_file
+from escnet.weights import write_tensors
 from escnet_runtime.console import Console
 from escnet_runtime.tokenizer import Tokenizer
 from escnet_runtime.world import CaptionedCrop, Wording, caption_crops, vocabulary
@@ -212,9 +211,7 @@ def _mirrored(crop: CaptionedCrop, size: int) -> CaptionedCrop:
 
 def save_clip(clip: nn.Module, path: Path, *, step: int) -> None:
     """open_clip's state dict, as :func:`escnet.weights.load_clip` reads it."""
-    state = {name: one.detach().cpu().contiguous() for name, one in clip.state_dict().items()}
-    with atomic_file(path) as temporary:
-        save_file(state, temporary, metadata={"step": str(step)})
+    write_tensors(clip.state_dict(), path, {"step": str(step)})
 
 
 class _Contrast(nn.Module):

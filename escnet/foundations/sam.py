@@ -15,7 +15,6 @@ from typing import Final
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
 from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam
 from segment_anything.modeling.transformer import TwoWayTransformer
 from torch import Tensor, nn
@@ -24,7 +23,7 @@ from escnet.config import EscNetConfig
 from escnet.train.groups import by_dimension
 from escnet.train.task import ParameterGroup
 from escnet.train.validate import unchecked
-from escnet_runtime.atomic import atomic_file
+from escnet.weights import write_tensors
 from escnet_runtime.world import prompt_sample
 
 __all__ = ["SamTask", "build_sam"]
@@ -147,11 +146,7 @@ class SamTask:
 
     def save(self, path: Path, *, step: int) -> None:
         """SAM's state dict, as :func:`escnet.weights.load_sam` reads it."""
-        state = {
-            name: one.detach().cpu().contiguous() for name, one in self._sam.state_dict().items()
-        }
-        with atomic_file(path) as temporary:
-            save_file(state, temporary, metadata={"step": str(step)})
+        write_tensors(self._sam.state_dict(), path, {"step": str(step)})
 
 
 class _Scenes:

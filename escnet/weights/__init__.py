@@ -6,6 +6,7 @@ model: after an error the model is what it was before.
 
 from .checkpoint import LoadedCheckpoint, load_checkpoint, save_checkpoint
 from .clip import load_clip
+from .files import write_tensors
 from .resize import resized, view_at
 from .sam import load_sam
 from .shipped import SHIPPED, shipped_checkpoint
@@ -22,4 +23,5 @@ __all__ = [
     "save_checkpoint",
     "shipped_checkpoint",
     "view_at",
+    "write_tensors",
 ]

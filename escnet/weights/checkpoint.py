@@ -7,17 +7,15 @@ from typing import Any, Final
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from escnet.build import build_model
 from escnet.config import EscNetConfig
 from escnet.model import EscNet
-from escnet_runtime.atomic import atomic_file
 from escnet_runtime.errors import InputError
 from escnet_runtime.strict_json import parse_object
 
-from .files import require_file
+from .files import require_file, write_tensors
 from .state import WeightsError, copy_into, fitted
 
 __all__ = ["LoadedCheckpoint", "load_checkpoint", "save_checkpoint"]
@@ -64,9 +62,7 @@ def save_checkpoint(model: EscNet, path: Path, *, trained: bool, weights: str) -
         "trained": trained,
         "weights": weights,
     }
-    tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
-    with atomic_file(path) as temporary:
-        save_file(tensors, temporary, metadata={_KEY: json.dumps(header, ensure_ascii=False)})
+    write_tensors(state, path, {_KEY: json.dumps(header, ensure_ascii=False)})
 
 
 def load_checkpoint(path: Path) -> LoadedCheckpoint:

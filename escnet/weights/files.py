@@ -1,4 +1,4 @@
-"""Files of named tensors. Reading one never runs what it contains.
+"""Files of named tensors. Reading one never runs what it contains; writing one leaves no half.
 
 Python pickles are programs. PyTorch's ``weights_only=True`` reads the few instructions that plain
 tensors need and refuses the rest; there is no switch here that turns this off.
@@ -7,16 +7,19 @@ tensors need and refuses the rest; there is no switch here that turns this off.
 import pickle
 import warnings
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save
 from torch import Tensor
+
+from escnet_runtime.atomic import atomic_file
 
 from .state import WeightsError, listed
 
-__all__ = ["SUFFIXES", "read_tensors", "require_file"]
+__all__ = ["SUFFIXES", "read_tensors", "require_file", "write_tensors"]
 
 _PICKLED = (".pt", ".pth", ".bin")
 SUFFIXES = (".safetensors", *_PICKLED)
@@ -43,6 +46,26 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     if path.suffix in _PICKLED:
         return _tensors_of(_unpickled(path), path)
     raise WeightsError(f"{path} has the suffix {path.suffix!r}, expected {', '.join(SUFFIXES)}.")
+
+
+def write_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str]) -> None:
+    """Write safetensors, whole or not at all; needs as much memory again as the tensors.
+
+    Args:
+        tensors: on any device.
+        path: replaced if it exists.
+        metadata: of the file.
+
+    Raises:
+        InputError: the place is not writable.
+        OSError: the disk is full, or a similar failure while writing.
+    """
+    plain = {name: one.detach().cpu().contiguous() for name, one in tensors.items()}
+    # Not save_file: it writes under a name of its own, which no later save would remove after a
+    # kill, and gives the file to its owner alone, whatever the umask.
+    content = save(plain, metadata=dict(metadata))
+    with atomic_file(path) as temporary:
+        temporary.write_bytes(content)
 
 
 def require_file(path: Path) -> None:

@@ -5,6 +5,8 @@ import dataclasses
 import json
 import os
 import pickle
+import resource
+import signal
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -30,6 +32,7 @@ from escnet.weights import (
     load_clip,
     load_sam,
     save_checkpoint,
+    write_tensors,
 )
 from escnet_runtime.errors import InputError
 from tests.model.models import image, relative_l2, text, tokens
@@ -449,15 +452,48 @@ def test_a_checkpoint_is_replaced_whole_or_not_at_all(
     save_checkpoint(net, path, trained=False, weights="first")
     content = path.read_bytes()
 
-    def full(tensors: object, name: Path, **_: object) -> None:
-        name.write_bytes(b"half of it")
+    def full(name: Path, content: bytes) -> int:
+        with name.open("wb") as file:
+            file.write(content[: len(content) // 2])
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("escnet.weights.checkpoint.save_file", full)
-    with pytest.raises(OSError, match="No space left"):
-        save_checkpoint(net, path, trained=False, weights="second")
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", full)
+        with pytest.raises(OSError, match="No space left"):
+            save_checkpoint(net, path, trained=False, weights="second")
     assert path.read_bytes() == content
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_a_killed_save_leaves_is_removed_by_the_next(tmp_path: Path) -> None:
+    path, tensors = tmp_path / "c.safetensors", {"a": torch.arange(100_000)}
+    child = os.fork()
+    if child == 0:
+        # Ended by the system in the middle of the file.
+        signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
+        write_tensors(tensors, path, {})
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGXFSZ
+    assert not path.exists()
+    assert len(list(tmp_path.iterdir())) >= 1
+    write_tensors(tensors, path, {"step": "1"})
+    assert list(tmp_path.iterdir()) == [path]
+    with safetensors.safe_open(path, "pt") as file:
+        assert file.metadata() == {"step": "1"}
+        assert torch.equal(file.get_tensor("a"), tensors["a"])
+
+
+def test_others_may_read_a_checkpoint_as_the_umask_allows(net: EscNet, tmp_path: Path) -> None:
+    path, plain = tmp_path / "c.safetensors", tmp_path / "plain"
+    before = os.umask(0o027)
+    try:
+        save_checkpoint(net, path, trained=False, weights="random")
+        plain.touch()
+    finally:
+        os.umask(before)
+    assert path.stat().st_mode == plain.stat().st_mode
 
 
 def test_a_diverged_model_is_not_saved(net: EscNet, tmp_path: Path) -> None:
