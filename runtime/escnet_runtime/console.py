@@ -244,11 +244,33 @@ def _logging_to(console: rich.console.Console, level: int) -> Iterator[None]:
         logger.addHandler(handler)
         logger.setLevel(level)
     try:
-        yield
+        with _root_handled(console):
+            yield
     finally:
         for logger, before in zip(loggers, levels, strict=True):
             logger.removeHandler(handler)
             logger.setLevel(before)
+
+
+@contextlib.contextmanager
+def _root_handled(console: rich.console.Console) -> Iterator[None]:
+    """Warnings of other libraries to ``console``, unless somebody handles them.
+
+    ``logging.info`` of a library gives a root logger without a handler one that stays, and from
+    there on every line of ours would be shown twice.
+    """
+    root = logging.getLogger()
+    if root.handlers:
+        yield
+        return
+    handler = _LogHandler(console)
+    handler.setLevel(logging.WARNING)
+    handler.addFilter(lambda record: record.name.partition(".")[0] not in _LOGGERS)
+    root.addHandler(handler)
+    try:
+        yield
+    finally:
+        root.removeHandler(handler)
 
 
 class _Interrupted(KeyboardInterrupt):

@@ -126,6 +126,23 @@ def test_how_much_is_logged(words: list[str], shown: str, capsys: Captured) -> N
     assert logging.getLogger("escnet_runtime").handlers == before
 
 
+def test_a_library_that_logs_by_the_root_doubles_no_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: Captured
+) -> None:
+    def command(arguments: argparse.Namespace, console: Console) -> tuple[int, Mapping[str, Any]]:
+        logging.info("a detail of a library")
+        logging.getLogger("some.library").info("another")
+        LOG.info("ours")
+        LOG.warning("ours as well")
+        logging.getLogger("some.library").warning("theirs")
+        return 0, {}
+
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])  # pytest's own
+    run(command)
+    assert capsys.readouterr().err == "ours\nwarning: ours as well\nwarning: theirs\n"
+    assert logging.getLogger().handlers == []
+
+
 def test_numbers_and_paths_become_plain_json(capsys: Captured) -> None:
     document = {
         "path": Path("a") / "b",
