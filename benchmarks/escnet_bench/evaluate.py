@@ -1,5 +1,6 @@
 """Segmenting a dataset and comparing the label maps with its labels."""
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -8,6 +9,7 @@ import numpy as np
 from escnet_runtime.confusion import Confusion, ConfusionCounter, Labels, Scores
 from escnet_runtime.dataset import LabelledImages, require_distinct
 from escnet_runtime.errors import InputError
+from escnet_runtime.labelled import absent_warning
 from escnet_runtime.segmenter import Segmenter, Window
 from escnet_runtime.shortlist import Keep, Shortlist
 
@@ -16,6 +18,8 @@ from .clip_alone import correlation_labels
 from .eval_work import WorkFile, counting
 
 __all__ = ["Evaluation", "check_categories", "class_keys", "evaluate"]
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -115,6 +119,9 @@ def evaluate(
             except InputError as error:
                 raise InputError(f"{sample.name}: {error}") from error
             progress(sample.name)
+    warning = absent_warning(dataset, counter)
+    if warning is not None and categories is None and limit is None:
+        _log.warning("%s", warning)
     worst = counter.worst()
     return Evaluation(
         scores=counter.scores(),

@@ -18,11 +18,12 @@ from PIL import ExifTags, Image
 
 from escnet_runtime.confusion import ignore_index
 from escnet_runtime.console import Advance, Console
+from escnet_runtime.dataset import CLASSES
 from escnet_runtime.errors import EscNetError, InputError
 
 from .data import LabelledSource, file_pairs
 
-__all__ = ["check_files", "require_labelled"]
+__all__ = ["check_files", "require_classes", "require_labelled"]
 
 _LISTED: Final = 10
 _THREADS: Final = (
@@ -71,10 +72,24 @@ def check_files(sources: Iterable[LabelledSource], *, console: Console) -> None:
         )
 
 
-def require_labelled(source: LabelledSource, name: str) -> None:
-    """Raise InputError if no pixel of a folder is labelled: nothing could be measured on it.
+def require_classes(source: LabelledSource, name: str) -> None:
+    """Raise InputError if there is one class: whatever a model says of it is right, nothing learns.
 
-    Reads images up to the first with a label, mostly one. ``name`` is for the message.
+    ``name`` is for the message.
+    """
+    if len(source.names) == 1:
+        raise InputError(
+            f"{name} has one class, {source.names[0]!r}; expected two or more, or there is nothing "
+            f"to tell it from: add one to {CLASSES}, such as background, and label all other "
+            "pixels 1"
+        )
+
+
+def require_labelled(source: LabelledSource, name: str, hint: str) -> None:
+    """Raise InputError if no pixel of a folder is labelled: nothing could be learned or measured.
+
+    Reads images up to the first with a label, mostly one. ``name`` and what to do, ``hint``, are
+    for the message.
     """
     if file_pairs(source) is None:
         return  # all pixels of built-in scenes are
@@ -82,8 +97,8 @@ def require_labelled(source: LabelledSource, name: str) -> None:
         if (sample.labels != ignore_index(sample.labels)).any():
             return
     raise InputError(
-        f"no pixel of {name} is labelled ({len(source):,} images): label some, or leave "
-        "data.validation out"
+        f"no pixel of {name} is labelled ({len(source):,} images), 255 (in 16 bits 65535) means "
+        f'"not labelled": {hint}'
     )
 
 

@@ -18,10 +18,11 @@ from escnet.weights import (
     resized,
     shipped_checkpoint,
 )
+from escnet_runtime.confusion import ConfusionCounter
 from escnet_runtime.console import Console
-from escnet_runtime.labelled import dataset_name
+from escnet_runtime.labelled import absent_warning, dataset_name
 
-from .check import check_files, require_labelled
+from .check import check_files, require_classes, require_labelled
 from .config import ModelSection, TrainConfig
 from .data import LabelledSource, TrainingSamples, open_source
 from .fingerprint import DataFingerprint
@@ -55,6 +56,7 @@ def prepared(config: TrainConfig, *, console: Console) -> Start:
         sizes = sizes.at_size(config.model.image_size)
     size = sizes.clip.image_size
     images = open_source(data.train, size=size, limit=data.limit)
+    require_classes(images, f"data.train ({data.train})")
     sources = {"data.train": images}
     validation: Validation | None = None
     if data.validation is not None:
@@ -63,8 +65,13 @@ def prepared(config: TrainConfig, *, console: Console) -> Start:
         validation = _validation(held_out)
     # A mistake in the data should not wait for gigabytes of weights, nor for the epoch's end.
     check_files(sources.values(), console=console)
+    require_labelled(images, f"data.train ({data.train})", "label some")
     if "data.validation" in sources:
-        require_labelled(sources["data.validation"], f"data.validation ({data.validation})")
+        require_labelled(
+            sources["data.validation"],
+            f"data.validation ({data.validation})",
+            "label some, or leave data.validation out",
+        )
     start = resized(start, size) if start is not None else _of_preset(config.model, sizes)
     task = SegmentationTask(
         start.model,
@@ -87,8 +94,16 @@ def prepared(config: TrainConfig, *, console: Console) -> Start:
 
 
 def _validation(images: LabelledSource) -> Validation:
+    said: set[str] = set()
+
+    def warn(counter: ConfusionCounter) -> None:
+        warning = absent_warning(images, counter)
+        if warning is not None and warning not in said:  # once a run, not once a validation
+            said.add(warning)
+            _LOG.warning("%s", warning)
+
     def measure(model: EscNet, check: Callable[[], None]) -> Mapping[str, float]:
-        return validate(model, images, check=check)
+        return validate(model, images, check=check, counted=warn)
 
     return measure
 

@@ -58,6 +58,7 @@ def validate(
     predict: Predict = logits_in_chunks,
     check: Callable[[], None] = unchecked,
     progress: Callable[[str], None] = lambda _: None,
+    counted: Callable[[ConfusionCounter], None] = lambda _: None,
 ) -> Mapping[str, float]:
     """Segment images for all classes of their data set and compare.
 
@@ -67,6 +68,7 @@ def validate(
         predict: what scores the categories; the model's logits by default.
         check: called before each image; what it raises ends the validation.
         progress: called after each image with its name.
+        counted: called with the counts of all images.
 
     Returns:
         "miou" and "pixel_accuracy", fractions, and "miou_GROUP" of each group of classes that the
@@ -84,6 +86,7 @@ def validate(
     scores = counter.scores()
     if scores.miou is None or scores.pixel_accuracy is None:
         raise InputError("no pixel of the images for validation is labelled")
+    counted(counter)
     groups = images.groups.items()
     return {
         "miou": scores.miou,

@@ -77,6 +77,7 @@ class ConfusionCounter:
                 f"got {extra} categories beside {classes} classes; expected 0 to {65_535 - classes}"
             )
         self.classes = classes
+        self.unlabelled = 0  # pixels
         self.categories = classes + extra
         shape = (classes, self.categories)
         self._whole = classes * self.categories <= MATRIX_LIMIT**2
@@ -109,6 +110,7 @@ class ConfusionCounter:
         actual = self._checked(truth[kept], "label", self.classes)
         ignore_index(prediction)  # its type is checked
         guess = self._checked(prediction[kept], "predicted class", self.categories)
+        self.unlabelled += truth.size - actual.size
         self._truth += np.bincount(actual, minlength=self.classes)
         self._predicted += np.bincount(guess, minlength=self.categories)
         self._right += np.bincount(actual[actual == guess], minlength=self.classes)

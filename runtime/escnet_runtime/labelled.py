@@ -5,14 +5,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from .dataset import Dataset, LabelledImages, Sample
+from .confusion import ConfusionCounter
+from .dataset import Dataset, LabelledImages, Sample, listed
 from .errors import InputError
 from .world import ShapesDataset, class_groups, dataset
 
-__all__ = ["SHAPES", "ShapesImages", "dataset_name", "open_labelled"]
+__all__ = [
+    "PREPARED",
+    "SHAPES",
+    "ShapesImages",
+    "absent_warning",
+    "dataset_name",
+    "open_labelled",
+]
 
 #: How the names of the built-in sets begin; a folder of such a name is reached as ``./shapes:...``.
 SHAPES: Final = "shapes:"
+#: Says that escnet-prepare made the folder.
+PREPARED: Final = "prepared.json"
+_FEW: Final = 20  # classes: of more, it is common that some do not occur
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,3 +83,29 @@ def open_labelled(
 def dataset_name(where: str) -> str:
     """What to call the dataset in what is published: a folder goes without the folders above it."""
     return where if where.startswith(SHAPES) else Path(where).resolve().name
+
+
+def absent_warning(images: LabelledImages, counter: ConfusionCounter) -> str | None:
+    """A sentence if a folder of few classes has no pixel of some, and pixels that are not labelled.
+
+    Masks of 0 and 255 look so, and are measured on one class. Folders of escnet-prepare are right
+    in this, and may well be a part of a dataset.
+
+    Args:
+        images: all of a dataset: of a part of one, that classes are missing says nothing.
+        counter: of all of them.
+    """
+    names = images.names
+    if not isinstance(images, Dataset) or (images.root / PREPARED).is_file():
+        return None
+    if len(names) > _FEW or not counter.unlabelled:
+        return None
+    pairs = zip(names, counter.scores().iou, strict=True)
+    absent = [repr(name) for name, iou in pairs if iou is None]
+    if not absent or len(absent) == len(names):
+        return None
+    return (
+        f"no pixel of {images.root} is labelled as {listed(absent)}, which the mean IoU is "
+        'without: 255 (in 16 bits 65535) means "not labelled" and is no class; label the first '
+        "class 0, the second 1"
+    )

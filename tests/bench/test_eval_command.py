@@ -79,6 +79,22 @@ def test_a_bundle_is_evaluated_without_torch(tiny_bundle: Path, dataset: Path) -
     assert found["conditions"]["bundle"]["model"] == "tiny"
 
 
+def test_masks_of_0_and_255_are_warned_of(
+    tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = made_dataset(tmp_path / "data", ["background", "crack"], images=1)
+    labels = np.full((24, 40), 255, np.uint8)
+    labels[:10] = 0
+    save_labels(data / "labels" / "photo0.png", labels)
+    words = (str(tiny_bundle), str(data), "--json", "--quiet")
+    assert main(words) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out)["classes_in_ground_truth"] == 1
+    assert f"warning: no pixel of {data} is labelled as 'crack'" in err
+    assert main([*words, "--limit", "1"]) == 0
+    assert "labelled as" not in capsys.readouterr().err
+
+
 def test_the_small_world_is_evaluated_without_torch(
     tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

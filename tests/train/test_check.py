@@ -141,7 +141,7 @@ def test_a_very_large_picture_is_no_mistake(folder: Path) -> None:
 
 def test_drawn_sets_have_no_files() -> None:
     check_files([open_source("shapes:train", limit=3)], console=QUIET)
-    require_labelled(open_source("shapes:heldout", limit=3), "it")
+    require_labelled(open_source("shapes:heldout", limit=3), "it", "label some")
 
 
 def test_some_label_is_enough(folder: Path) -> None:
@@ -149,6 +149,6 @@ def test_some_label_is_enough(folder: Path) -> None:
         save_labels(
             folder / "labels" / f"photo{index}.png", np.full((24 + 8 * index, 40), 255, np.uint8)
         )
-    require_labelled(open_source(str(folder)), "it")
-    with pytest.raises(InputError, match=r"no pixel of it is labelled \(2 images\)"):
-        require_labelled(open_source(str(folder), limit=2), "it")
+    require_labelled(open_source(str(folder)), "it", "label some")
+    with pytest.raises(InputError, match=r"no pixel of it is labelled \(2 images\).*: label some"):
+        require_labelled(open_source(str(folder), limit=2), "it", "label some")

@@ -315,18 +315,51 @@ def test_files_that_cannot_be_used_are_refused_before_it_starts(
     assert not run.exists()
 
 
-def test_validation_without_a_labelled_pixel_is_refused_before_it_starts(
-    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("key", ["data.train", "data.validation"])
+def test_data_without_a_labelled_pixel_is_refused_before_it_starts(
+    key: str, place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    held_out = made_dataset(tmp_path / "val", images=3)
-    for path in (held_out / "labels").iterdir():
+    data = made_dataset(tmp_path / "data", images=3)
+    for path in (data / "labels").iterdir():
         labels = np.asarray(Image.open(path))
         save_labels(path, np.full_like(labels, 255))
     words = ("--config", place / "config.toml", "--output", tmp_path / "run")
-    code, result = run_json(capsys, *words, "--set", f"data.validation={held_out}")
+    code, result = run_json(capsys, *words, "--set", f"{key}={data}")
     assert code == 2
-    assert "no pixel of data.validation" in result["error"]["message"]
+    message = result["error"]["message"]
+    assert f"no pixel of {key} ({data}) is labelled" in message
+    assert ("leave data.validation out" in message) == (key == "data.validation")
     assert not (tmp_path / "run").exists()
+
+
+def test_one_class_is_refused_before_it_starts(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = made_dataset(tmp_path / "data", ["thing"])
+    words = ("--config", place / "config.toml", "--output", tmp_path / "run")
+    code, result = run_json(capsys, *words, "--set", f"data.train={data}")
+    assert code == 2
+    assert "has one class, 'thing'; expected two or more" in result["error"]["message"]
+    assert not (tmp_path / "run").exists()
+
+
+def test_masks_of_0_and_255_are_warned_of_once(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of two classes, the second has no pixel."""
+    data = made_dataset(tmp_path / "data", ["background", "crack"])
+    for path in (data / "labels").iterdir():
+        labels = np.asarray(Image.open(path))
+        save_labels(path, np.where(labels == 1, 255, labels).astype(np.uint8))
+    words = ["--config", str(place / "config.toml"), "--output", str(tmp_path / "run"), "--quiet"]
+    for key in ("data.train", "data.validation"):
+        words += ["--set", f"{key}={data}"]
+    assert main([*words, "--set", "training.evaluate_every=1"]) == 0
+    # Its validation is limited to 2 images, all that there are.
+    lines = [line for line in capsys.readouterr().err.splitlines() if "labelled as" in line]
+    assert len(lines) == 1
+    assert f"warning: no pixel of {data} is labelled as 'crack'" in lines[0]
+    assert '255 (in 16 bits 65535) means "not labelled"' in lines[0]
 
 
 def test_other_data_is_not_resumed(

@@ -18,13 +18,14 @@ from escnet_runtime.atomic import atomic_directory, require_replaceable
 from escnet_runtime.confusion import ignore_index
 from escnet_runtime.dataset import CLASSES, IMAGES, LABELS, LabelledImages, Sample, require_distinct
 from escnet_runtime.errors import InputError
+from escnet_runtime.labelled import PREPARED
 
 from .plan import UNLABELLED, LabelMap, Pair, Plan
 
 __all__ = ["MARKER", "Written", "require_free", "write_dataset", "write_samples"]
 
-#: Says that escnet-prepare made the folder; one without it is never replaced.
-MARKER: Final = "prepared.json"
+#: A folder without it is never replaced.
+MARKER: Final = PREPARED
 _KIND: Final = "prepared dataset"
 
 
