@@ -34,7 +34,8 @@ pascal-context-59,  VOCdevkit/VOC2010: JPEGImages, trainval/*.mat, labels.txt, f
 pascal-context-459  59_labels.txt or their names with --classes-file; pascalcontext_val.txt, or
                     the list of VOC 2010
 pascal-voc-20,      VOCdevkit/VOC2012: JPEGImages, SegmentationClass, ImageSets; in 20 the
-pascal-voc-20b      background is not labelled, in 20b it is the last class
+pascal-voc-20b      background is not labelled, in 20b it is the last class; for training also
+                    SegmentationClassAug with trainaug.txt, which go first
 
 shapes has no SOURCE: it is drawn. What its scenes hold: docs/world.md
 """

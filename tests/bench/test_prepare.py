@@ -76,6 +76,20 @@ def test_coco_stuff_has_171_classes_in_detectron2s_order(
     assert labels == [[[0, 10, 11, 255]], [[255, 80, 170, 79]], [[255] * 4]]
 
 
+def test_what_mmsegmentation_made_of_coco_stuff_is_left_out(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    source = coco_tree(tmp_path / "coco")
+    maps = sorted((source / "annotations" / "val2017").iterdir())
+    for path in maps:
+        shutil.copy(path, path.with_name(f"{path.stem}_labelTrainIds.png"))
+    assert len(prepared(capsys, "coco-stuff", source)) == 3
+    shutil.rmtree(tmp_path / "prepared")
+    for path in maps:
+        path.unlink()
+    assert "expected those as released, NAME.png" in refused(capsys, "coco-stuff", source)
+
+
 @pytest.mark.parametrize(
     ("annotations", "images"), [("stuffthingmaps", "images"), (".", "images"), (".", ".")]
 )
@@ -196,6 +210,32 @@ def test_voc_20_and_20b_differ_in_the_background(
     dataset = prepared(capsys, "pascal-voc-20b", source / "VOCdevkit" / "VOC2012")
     assert dataset.names[19:] == ("tthing", "background")
     assert next(iter(dataset)).labels.tolist() == [[20, 0, 19, 255]]
+
+
+def test_voc_is_trained_on_the_extended_images_where_they_are_there(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    source = voc_tree(tmp_path / "data")
+    folder = source / "VOCdevkit" / "VOC2012"
+    lists = folder / "ImageSets" / "Segmentation"
+    words = ("pascal-voc-20", source, "--split", "train", "--output", tmp_path / "prepared")
+    write_text(lists / "train.txt", "2007_000033\n")
+    assert prepare(capsys, *words)[1]["images"] == 1
+    write_text(lists / "trainaug.txt", "2007_000033\n2007_000039\n")
+    document = prepare(capsys, *words)[1]
+    assert document["images"] == 1
+    assert document["warnings"][0].endswith("there is only trainaug.txt")
+    save_labels(folder / "SegmentationClassAug" / "2007_000033.png", row(2, 2, 2, 2))
+    document = prepare(capsys, *words)[1]
+    assert document["images"] == 1
+    assert document["warnings"][0].endswith("1 of 2 label maps are missing: 2007_000039")
+    save_labels(folder / "SegmentationClassAug" / "2007_000039.png", row(2, 2, 2, 2))
+    document = prepare(capsys, *words)[1]
+    assert document["images"] == 2
+    assert "trainaug.txt, SegmentationClassAug" in document["origin"]
+    samples = list(Dataset.open(tmp_path / "prepared"))
+    assert [sample.labels.tolist() for sample in samples] == [[[1] * 4]] * 2
+    assert prepare(capsys, *words[:2], *words[4:])[1]["images"] == 1  # val is as released
 
 
 def test_voc_that_is_something_else(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

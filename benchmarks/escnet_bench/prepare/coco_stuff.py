@@ -3,6 +3,7 @@
 Layout: ``images/val2017/*.jpg`` (or ``val2017/*.jpg``) and the maps of
 stuffthingmaps_trainval2017.zip under ``annotations/``, ``stuffthingmaps/`` or beside the images,
 ``val2017/*.png``. Pixels hold the COCO-Stuff id less one (0 to 181), 255 where nothing is labelled.
+``NAME_labelTrainIds.png`` beside them are mmsegmentation's, made of these, and are left out.
 Names: ``labels.txt`` of COCO-Stuff ("1: person"), in the source folder, or ``--classes-file`` (its
 order: see ``class_names.py``).
 """
@@ -22,6 +23,7 @@ from .releases import count_warnings, unlabelled_warnings
 __all__ = ["plan_coco_stuff"]
 
 _IDS: Final = 182
+_CONVERTED: Final = "_labelTrainIds"  # behind the names of mmsegmentation's maps
 #: Of the 91 ids of things, eleven were never annotated; 80 things and 91 kinds of stuff remain.
 _UNUSED: Final = frozenset({12, 26, 29, 30, 45, 66, 68, 69, 71, 83, 91})
 _USED: Final = tuple(number for number in range(1, _IDS + 1) if number not in _UNUSED)
@@ -46,7 +48,13 @@ def plan_coco_stuff(source: Path, split: str, classes_file: Path | None) -> Plan
     def read(path: Path) -> LabelMap:
         return remap(read_label_png(path)[0], table, path)
 
-    stems = sorted(path.stem for path in labels.glob("*.png") if not path.name.startswith("."))
+    every = [path.stem for path in labels.glob("*.png") if not path.name.startswith(".")]
+    stems = sorted(stem for stem in every if not stem.endswith(_CONVERTED))
+    if not stems:
+        raise InputError(
+            f"{labels} has no label maps but NAME{_CONVERTED}.png, which mmsegmentation's "
+            "converter wrote; expected those as released, NAME.png"
+        )
     return Plan(
         dataset="coco-stuff",
         split=split,

@@ -1,9 +1,10 @@
 """PASCAL VOC 2012 segmentation: 20 classes, with the background not labelled or as class 21.
 
 Layout: ``VOCdevkit/VOC2012`` with ``JPEGImages``, ``SegmentationClass`` (palette PNG: 0 background,
-1 to 20 classes, 255 void) and ``ImageSets/Segmentation/val.txt``. Names: those of the lists
-``ImageSets/Main/NAME_val.txt``, whose alphabetical order is that of the numbers, or
-``--classes-file`` (its order: see ``class_names.py``).
+1 to 20 classes, 255 void) and ``ImageSets/Segmentation/val.txt``. For training the often extended
+set is taken if it is there: ``SegmentationClassAug`` and ``ImageSets/Segmentation/trainaug.txt``.
+Names: those of the lists ``ImageSets/Main/NAME_val.txt``, whose alphabetical order is that of the
+numbers, or ``--classes-file`` (its order: see ``class_names.py``).
 """
 
 import re
@@ -23,6 +24,7 @@ __all__ = ["plan_voc_20", "plan_voc_20b", "voc_root"]
 
 _CLASSES: Final = 20
 _BACKGROUND: Final = "background"
+_EXTENDED_LIST, _EXTENDED_LABELS = "trainaug.txt", "SegmentationClassAug"
 _YEAR: Final = re.compile(r"VOC\d{4}")
 
 
@@ -52,12 +54,8 @@ def voc_root(source: Path, year: str) -> Path:
 
 def _plan(source: Path, split: str, classes_file: Path | None, *, background: bool) -> Plan:
     root = voc_root(source, "2012")
-    list_file = find_file(
-        [root / "ImageSets" / "Segmentation" / f"{split}.txt"], "images of the split"
-    )
-    labels = find_folder(
-        [root / "SegmentationClass"], "label maps of PASCAL VOC 2012", holding="*.png"
-    )
+    extended, warnings = _extended(root) if split == "train" else (None, ())
+    list_file, labels = extended or _released(root, split)
     names = class_names(_CLASSES, classes_file, partial(_own_names, root))
     table = lookup(
         {0: _CLASSES if background else UNLABELLED}
@@ -76,9 +74,37 @@ def _plan(source: Path, split: str, classes_file: Path | None, *, background: bo
         names=(*names.names, _BACKGROUND) if background else names.names,
         pairs=pair_up(stems, root / "JPEGImages", labels),
         read=read,
-        origin=f"ImageSets/Segmentation/{list_file.name}, {names.origin}",
-        warnings=(*names.warnings, *count_warnings(dataset, split, len(stems))),
+        origin=f"ImageSets/Segmentation/{list_file.name}, {labels.name}, {names.origin}",
+        warnings=(*names.warnings, *warnings, *count_warnings(dataset, split, len(stems))),
     )
+
+
+def _released(root: Path, split: str) -> tuple[Path, Path]:
+    """The list of a split and the folder of its label maps."""
+    lists = root / "ImageSets" / "Segmentation"
+    list_file = find_file([lists / f"{split}.txt"], "images of the split")
+    labels = find_folder(
+        [root / "SegmentationClass"], "label maps of PASCAL VOC 2012", holding="*.png"
+    )
+    return list_file, labels
+
+
+def _extended(root: Path) -> tuple[tuple[Path, Path] | None, tuple[str, ...]]:
+    """List and folder of the extended training images, if all is there; a warning if some is."""
+    list_file = root / "ImageSets" / "Segmentation" / _EXTENDED_LIST
+    labels = root / _EXTENDED_LABELS
+    there = [path.name for path in (list_file, labels) if path.exists()]
+    if not there:
+        return None, ()
+    if len(there) == 2:
+        stems = read_list(list_file)
+        lacking = [stem for stem in stems if not (labels / f"{stem}.png").is_file()]
+        if not lacking:
+            return (list_file, labels), ()
+        why = f"{len(lacking):,} of {len(stems):,} label maps are missing: {listed(lacking)}"
+    else:
+        why = f"of {_EXTENDED_LIST} and {_EXTENDED_LABELS} there is only {there[0]}"
+    return None, (f"the extended training images are left out: {why}",)
 
 
 def _own_names(root: Path) -> tuple[str, tuple[str, ...]]:
