@@ -29,7 +29,8 @@ coco-stuff          images/val2017/*.jpg; annotations/val2017/*.png or stuffthin
 ade20k-150          ADEChallengeData2016: images/validation, annotations/validation,
                     objectInfo150.txt
 ade20k-847          ADE20K_2021_17_01: images/ADE/validation/**/*_seg.png with .jpg and .json;
-                    the 847 names with --classes-file
+                    the 847 names with --classes-file; published figures are of
+                    --shorter-side 512
 pascal-context-59,  VOCdevkit/VOC2010: JPEGImages, trainval/*.mat, labels.txt, for 59 also
 pascal-context-459  59_labels.txt or their names with --classes-file; pascalcontext_val.txt, or
                     the list of VOC 2010
@@ -85,6 +86,13 @@ def _add_distributed(parser: argparse.ArgumentParser) -> None:
     )
     add("--copy", action="store_true", help="copy the images (default: hard links)")
     add("--limit", metavar="N", type=int, help="the first N images alone, in order of their names")
+    add(
+        "--shorter-side",
+        metavar="PX",
+        type=int,
+        help="shrink images and label maps whose shorter side is longer, as published figures of "
+        "ADE20K-847 do to 512 (default: their own sizes)",
+    )
 
 
 def _add_shapes(parser: argparse.ArgumentParser) -> None:
@@ -121,9 +129,12 @@ def _prepare(
     limit = arguments.limit
     if limit is not None and limit < 1:
         raise InputError(f"--limit is {limit}, expected at least 1")
+    side = arguments.shorter_side
+    if side is not None and side < 1:
+        raise InputError(f"--shorter-side is {side}, expected at least 1")
     require_free(arguments.output)
     plan = PREPARATIONS[arguments.kind](arguments.source, arguments.split, arguments.classes_file)
-    plan = plan.first(limit)
+    plan = plan.first(limit).shrunk(side)
     with console.progress(f"prepare {plan.dataset}", len(plan.pairs)) as advance:
         written = write_dataset(plan, arguments.output, copy=arguments.copy, progress=advance)
     for warning in written.warnings:

@@ -417,6 +417,7 @@ def test_people_are_told_what_is_there(capsys: pytest.CaptureFixture[str], tmp_p
         (["imagenet", ".", "--output", "x"], "invalid choice: 'imagenet'"),
         (["coco-stuff", "."], "--output"),
         (["coco-stuff", ".", "--output", "x", "--limit", "0"], "--limit is 0"),
+        (["coco-stuff", ".", "--output", "x", "--shorter-side", "0"], "--shorter-side is 0"),
         (["coco-stuff", ".", "--output", "x", "--split", "test"], "invalid choice: 'test'"),
         (["coco-stuff", ".", "--output", "x", "--count", "2"], "unrecognized arguments: --count"),
         (["shapes", "--output", "x", "--split", "val"], "invalid choice: 'val'"),

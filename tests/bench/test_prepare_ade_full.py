@@ -7,8 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from escnet_bench.class_names import match_synonyms
+from escnet_bench.prepare.shrink import shrunk_size
+from escnet_runtime.dataset import Dataset
 from tests.bench.distributed import full_ade_tree, prepare, prepared, refused
 
 _OTHERS = [f"class {index}" for index in range(845)]
@@ -78,6 +81,65 @@ def test_a_number_without_a_name_is_not_labelled_and_said(
     assert document["labelled"] == 0.25
     marker = json.loads((output / "prepared.json").read_text(encoding="utf-8"))
     assert marker["warnings"] == document["warnings"]
+
+
+def test_shorter_sides_are_shrunk_as_in_published_figures(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    source = full_ade_tree(tmp_path / "ade")
+    names, output = names_file(tmp_path, ["building, edifice", "wall"]), tmp_path / "prepared"
+    words = ("ade20k-847", source, "--classes-file", names, "--output", output)
+    (image,) = source.rglob("*.jpg")
+    seg = image.with_name(f"{image.stem}_seg.png")
+    pixels = np.zeros((600, 1200, 3), np.uint8)
+    Image.fromarray(pixels + 100).save(image)
+    pixels[:, :, 0], pixels[:, :, 1] = 2978 // 256 * 10, 2978 % 256  # wall
+    pixels[:, 600:, 0], pixels[:, 600:, 1] = 312 // 256 * 10, 312 % 256  # building
+    Image.fromarray(pixels).save(seg)
+    document = prepare(capsys, *words)[1]
+    assert "1 images are larger than in published figures" in document["warnings"][-1]
+    assert "--shorter-side 512" in document["warnings"][-1]
+    assert next(iter(Dataset.open(output))).labels.shape == (600, 1200)
+
+    document = prepare(capsys, *words, "--shorter-side", "512")[1]
+    assert not any("published" in warning for warning in document["warnings"])
+    assert document["origin"].endswith(", shorter sides shrunk to 512 px")
+    assert json.loads((output / "prepared.json").read_text(encoding="utf-8"))["shorter_side"] == 512
+    (sample,) = Dataset.open(output)
+    assert sample.image.shape == (512, 1024, 3)
+    assert (sample.image == 100).all()
+    assert (sample.labels[:, :512] == 846).all()
+    assert (sample.labels[:, 512:] == 845).all()
+
+    prepare(capsys, *words, "--shorter-side", "600")  # nothing is larger, nothing enlarged
+    assert (output / "images" / image.name).samefile(image)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned; the labels are of the stored pixels
+    Image.fromarray(pixels).save(image, exif=exif)
+    prepare(capsys, *words, "--shorter-side", "512")
+    (sample,) = Dataset.open(output)
+    assert sample.image.shape == (1024, 512, 3)
+    assert sample.labels.shape == (1024, 512)
+
+    image.write_bytes(image.read_bytes()[:1000])
+    code, document = prepare(capsys, *words, "--shorter-side", "512")
+    assert code == 2
+    assert "cannot read the image" in document["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [
+        ((600, 1200), (512, 1024)),
+        ((683, 513), (682, 512)),
+        ((512, 2000), (512, 2000)),
+        ((4, 1), (4, 1)),
+    ],
+)
+def test_sizes_are_those_of_the_published_preparation(
+    size: tuple[int, int], expected: tuple[int, int]
+) -> None:
+    assert shrunk_size(*size, 512) == expected
 
 
 def test_what_is_something_else_is_refused(

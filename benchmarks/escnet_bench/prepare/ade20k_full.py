@@ -36,6 +36,7 @@ _log = logging.getLogger(__name__)
 
 _CLASSES: Final = 847
 _SUFFIX: Final = "_seg.png"
+_PUBLISHED: Final = 512  # px of the shorter side, see shrink.py
 
 
 def plan_ade20k_847(source: Path, split: str, classes_file: Path | None) -> Plan:
@@ -72,6 +73,7 @@ def plan_ade20k_847(source: Path, split: str, classes_file: Path | None) -> Plan
         ),
         details={"names_not_found": absent},
         noticed=unnamed.warnings,
+        published_side=_PUBLISHED,
     )
 
 

@@ -38,6 +38,10 @@ class Plan:
     labels as indices into ``names``; ``warnings`` is what may be wrong with it, in sentences, and
     ``noticed`` gives what else reading the labels has shown so far. ``details`` is more for the
     marker file.
+
+    Attributes:
+        shorter_side: px to which images and labels with a longer one are shrunk; None: none are.
+        published_side: the same of published figures, where they are of shrunk images.
     """
 
     dataset: str
@@ -49,6 +53,8 @@ class Plan:
     warnings: tuple[str, ...] = ()
     details: Mapping[str, object] = field(default_factory=dict)
     noticed: Callable[[], Iterable[str]] = tuple
+    shorter_side: int | None = None
+    published_side: int | None = None
 
     def first(self, count: int | None) -> "Plan":
         """The first so many pairs alone, which ``origin`` then says; None: all."""
@@ -57,6 +63,13 @@ class Plan:
             return self
         origin = f"the first {count} of {there} images: {self.origin}"
         return replace(self, pairs=self.pairs[:count], origin=origin)
+
+    def shrunk(self, side: int | None) -> "Plan":
+        """With a shorter side of at most so many px, which ``origin`` then says; None: as it is."""
+        if side is None:
+            return self
+        origin = f"{self.origin}, shorter sides shrunk to {side} px"
+        return replace(self, shorter_side=side, origin=origin)
 
 
 def lookup(classes: Mapping[int, int], unlabelled: Iterable[int]) -> NDArray[np.int32]:

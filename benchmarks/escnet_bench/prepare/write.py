@@ -21,6 +21,7 @@ from escnet_runtime.errors import InputError
 from escnet_runtime.labelled import PREPARED
 
 from .plan import UNLABELLED, LabelMap, Pair, Plan
+from .shrink import put_shrunk, shrunk_labels
 
 __all__ = ["MARKER", "Written", "require_free", "write_dataset", "write_samples"]
 
@@ -63,13 +64,20 @@ def write_dataset(
     Raises:
         InputError: ``output`` cannot be written, images cannot be linked, a label is wrong, or two
             classes have one name.
-        ImageError: a file of labels cannot be read.
+        ImageError: a file of labels, or an image that is shrunk, cannot be read.
     """
+    side, larger = plan.shorter_side, 0
 
     def put(pair: Pair, images: Path) -> LabelMap:
+        nonlocal larger
         labels = plan.read(pair.labels)
-        target = images / f"{pair.stem}{pair.image.suffix}"
-        _place(pair.image.resolve(), target, copy=copy)
+        if side is not None:
+            labels = shrunk_labels(labels, side)
+        if plan.published_side is not None:
+            larger += min(labels.shape) > plan.published_side
+        if side is None or not put_shrunk(pair, images, side):
+            target = images / f"{pair.stem}{pair.image.suffix}"
+            _place(pair.image.resolve(), target, copy=copy)
         return labels
 
     about = {
@@ -77,11 +85,20 @@ def write_dataset(
         "split": plan.split,
         "origin": plan.origin,
         **plan.details,
+        **({} if side is None else {"shorter_side": side}),
     }
     items = ((pair.stem, partial(put, pair)) for pair in plan.pairs)
 
     def warnings() -> tuple[str, ...]:
-        return (*plan.warnings, *plan.noticed())
+        said = (*plan.warnings, *plan.noticed())
+        if not larger:
+            return said
+        return (
+            *said,
+            f"{larger:,} images are larger than in published figures, which are of shorter sides "
+            f"of at most {plan.published_side} px: other figures (--shorter-side "
+            f"{plan.published_side})",
+        )
 
     return _write(items, output, plan.names, about, progress, warnings)
 
