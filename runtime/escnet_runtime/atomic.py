@@ -21,12 +21,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from .errors import InputError
+from .errors import BundleFormatError, InputError
 from .locks import exclusive
+from .strict_json import parse_object
 
 __all__ = ["atomic_directory", "atomic_file", "require_replaceable"]
 
 _MARKER = "bundle.json"
+#: Others call a file so too. These keys stand in that of every bundle, since format 1.0.
+_KEYS: Final = frozenset(["schema_version", "digest", "model", "stages"])
+#: All that a bundle holds, see docs/bundle.md.
+_OF_A_BUNDLE: Final = frozenset(
+    [_MARKER, "graphs", "golden", "engines", "tokenizer.json", "parity.json", "parity.html"]
+)
+_NAMED = 5  # entries of a folder in a message
 _AT_FDCWD = -100  # linux/fcntl.h: paths are relative to the working directory
 _RENAME_EXCHANGE = 2  # linux/fs.h: swap the two names in one step
 _NO_EXCHANGE = {errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EPERM}
@@ -42,10 +50,10 @@ def atomic_directory(
 ) -> Iterator[Path]:
     """Yield an empty temporary folder that becomes ``target`` when the block ends without error.
 
-    An existing target is replaced in one step if it is empty, holds the file ``marker``, or lost it
-    and holds nothing but ``remains``. Whatever the block raises, the temporary folder is removed
-    and the target is left as it was. Of several processes that write the same target at once, the
-    last to finish wins, whole.
+    An existing target is replaced in one step if it is empty, holds the file ``marker`` (and, if it
+    is a bundle's, nothing that no bundle has), or lost it and holds nothing but ``remains``.
+    Whatever the block raises, the temporary folder is removed and the target is left as it was. Of
+    several processes that write the same target at once, the last to finish wins, whole.
 
     Args:
         target: the folder.
@@ -139,11 +147,40 @@ def require_replaceable(
             "one step. Name a folder inside it."
         )
     if (target / marker).is_file():
+        if marker == _MARKER:
+            _require_bundle(target)
         return
     if not all(_is_one_of(entry, remains) for entry in target.iterdir()):
         raise InputError(
             f"Will not replace {target}: it is neither empty nor a {kind} (no {marker} in it). "
             "Name another folder, or remove this one yourself."
+        )
+
+
+def _require_bundle(target: Path) -> None:
+    """Refuse a folder that has a ``bundle.json`` and is not a bundle, or holds more than one."""
+    advice = "Name another folder, or remove this one yourself."
+    try:
+        found = parse_object((target / _MARKER).read_text(encoding="utf-8"), _MARKER)
+    except FileNotFoundError:
+        return  # another writer has just moved it
+    except (OSError, ValueError, BundleFormatError) as error:
+        raise InputError(
+            f"Will not replace {target}: its {_MARKER} cannot be read as a bundle's "
+            f"({str(error).rstrip('.')}). {advice}"
+        ) from error
+    if missing := sorted(_KEYS - found.keys()):
+        raise InputError(
+            f"Will not replace {target}: its {_MARKER} is not a bundle's, it has no "
+            f"{', '.join(missing)}. {advice}"
+        )
+    strange = sorted(entry.name for entry in target.iterdir() if entry.name not in _OF_A_BUNDLE)
+    if strange:
+        more = len(strange) - _NAMED
+        named = ", ".join(strange[:_NAMED]) + (f" and {more} more" if more > 0 else "")
+        raise InputError(
+            f"Will not replace {target}: beside a bundle it holds {named}. Move that away, or name "
+            "another folder."
         )
 
 

@@ -26,6 +26,8 @@ from escnet_runtime.verify import verify_bundle
 from escnet_runtime.world.words import HELD_OUT
 from tests.export.conftest import Export, GraphFiles
 
+#: As far as it tells a bundle from other folders.
+OLD = b'{"schema_version": "1.0", "digest": "", "model": {}, "stages": {}}'
 IMPOSSIBLE = Budget(pixel_agreement=1.0, stage_l2=0.0)
 TYPES = {
     "float32": TensorProto.FLOAT,
@@ -61,7 +63,7 @@ def old(tmp_path: Path) -> Path:
     """A folder with a bundle that another export left."""
     folder = tmp_path / "place" / "bundle"
     folder.mkdir(parents=True)
-    (folder / "bundle.json").write_text("the old one")
+    (folder / "bundle.json").write_bytes(OLD)
     return folder
 
 
@@ -132,7 +134,7 @@ def test_a_missed_budget_keeps_the_old_bundle(export: Export, old: Path) -> None
     with pytest.raises(ParityError, match="stages are the gate: worst relative L2"):
         export(old, budget=IMPOSSIBLE)
     assert names(old.parent) == ["bundle"]
-    assert contents(old) == {"bundle.json": b"the old one"}
+    assert contents(old) == {"bundle.json": OLD}
 
 
 def test_a_failure_that_is_allowed_is_written_and_said(export: Export, old: Path) -> None:
@@ -164,7 +166,7 @@ def test_a_graph_that_gives_nan_is_refused_or_said_in_json(
     monkeypatch.setattr(OnnxRuntimeBackend, "run", broken)
     with pytest.raises(ParityError, match="'esc1_fuse' gives numbers that are not finite"):
         export(old)
-    assert contents(old) == {"bundle.json": b"the old one"}
+    assert contents(old) == {"bundle.json": OLD}
     export(old, allow_parity_failure=True)
     data = parse_object((old / "parity.json").read_text(), "parity.json")
     assert data["stages"]["esc1_fuse"] == {"relative_l2": None, "cosine": -1.0}
@@ -188,7 +190,7 @@ def test_a_wrong_graph_is_refused_by_name(
     with pytest.raises(ExportError, match="graph 'esc1_sam' at 2 categories differs"):
         export(old)
     assert names(old.parent) == ["bundle"]
-    assert contents(old) == {"bundle.json": b"the old one"}
+    assert contents(old) == {"bundle.json": OLD}
 
 
 @pytest.mark.parametrize("where", ["write_tokenizer", "parity_page", "_manifest"])
@@ -203,7 +205,7 @@ def test_a_full_disk_leaves_the_old_bundle(
         export(old)
     assert caught.value.errno == errno.ENOSPC
     assert names(old.parent) == ["bundle"]
-    assert contents(old) == {"bundle.json": b"the old one"}
+    assert contents(old) == {"bundle.json": OLD}
 
 
 def test_ctrl_c_in_the_middle_leaves_the_old_bundle(
@@ -221,7 +223,7 @@ def test_ctrl_c_in_the_middle_leaves_the_old_bundle(
     with pytest.raises(KeyboardInterrupt):
         export(old)
     assert names(old.parent) == ["bundle"]
-    assert contents(old) == {"bundle.json": b"the old one"}
+    assert contents(old) == {"bundle.json": OLD}
 
 
 def test_two_exports_to_one_place_leave_one_whole_bundle(export: Export, old: Path) -> None:

@@ -23,18 +23,20 @@ from escnet_runtime.errors import InputError
 
 _OLD = "old"
 _NEW = "new"
+#: A bundle.json as far as it tells a bundle from other folders, with a content.
+_FORM = '{"schema_version": "1.0", "digest": "", "model": {}, "stages": {}, "content": "%s"}'
 
 
 def _fill(folder: Path, content: str) -> None:
-    (folder / "bundle.json").write_text(content)
+    (folder / "bundle.json").write_text(_FORM % content)
     (folder / "graphs").mkdir()
     (folder / "graphs" / "graph.onnx").write_text(content)
 
 
 def _content(folder: Path) -> str:
     """What a bundle holds, if it is whole."""
-    content = (folder / "bundle.json").read_text()
-    assert (folder / "graphs" / "graph.onnx").read_text() == content
+    content = (folder / "graphs" / "graph.onnx").read_text()
+    assert (folder / "bundle.json").read_text() == _FORM % content
     return content
 
 
@@ -62,7 +64,7 @@ def _start(target: Path, body: str) -> subprocess.Popen[str]:
         "from escnet_runtime.atomic import atomic_directory\n"
         "target = Path(sys.argv[1])\n"
         "def fill(folder, content):\n"
-        "    (folder / 'bundle.json').write_text(content)\n"
+        f"    (folder / 'bundle.json').write_text({_FORM!r} % content)\n"
         "    (folder / 'graphs').mkdir()\n"
         "    (folder / 'graphs' / 'graph.onnx').write_text(content)\n"
     ) + body
@@ -277,8 +279,8 @@ def _read_at_once(target: Path) -> str | None:
         return None
     finally:
         os.close(folder)
-    assert contents[0] == contents[1]
-    return contents[0]
+    assert contents[0] == _FORM % contents[1]
+    return contents[1]
 
 
 def test_without_an_exchange_the_target_is_replaced_too(
@@ -331,6 +333,40 @@ def test_a_folder_that_is_no_bundle_is_not_replaced(tmp_path: Path) -> None:
         _write(tmp_path / "photos", _NEW)
     assert _names(tmp_path / "photos") == ["cat.jpg"]
     assert _names(tmp_path) == ["photos"]
+
+
+@pytest.mark.parametrize(
+    ("found", "message"),
+    [
+        ('{"name": "my web bundle"}', "is not a bundle's, it has no digest, model, schema_version"),
+        ('["a list"]', "expected an object"),
+        ("half of a {", "not valid JSON"),
+        (_FORM % "mine", "beside a bundle it holds src. Move that away"),
+    ],
+)
+def test_what_is_called_bundle_json_alone_makes_no_bundle(
+    found: str, message: str, tmp_path: Path
+) -> None:
+    target = tmp_path / "web"
+    (target / "src").mkdir(parents=True)
+    (target / "bundle.json").write_text(found)
+    (target / "src" / "thesis.txt").write_text("mine")
+    with pytest.raises(InputError, match=message):
+        _write(target, _NEW)
+    assert (target / "bundle.json").read_text() == found
+    assert (target / "src" / "thesis.txt").read_text() == "mine"
+    assert _names(tmp_path) == ["web"]
+
+
+def test_a_whole_bundle_of_an_older_format_is_replaced(target: Path) -> None:
+    for name in ("golden", "engines"):
+        (target / name).mkdir()
+        (target / name / "file").touch()
+    for name in ("tokenizer.json", "parity.json", "parity.html"):
+        (target / name).touch()
+    _write(target, _NEW)
+    assert _content(target) == _NEW
+    assert _names(target) == ["bundle.json", "graphs"]
 
 
 def test_a_folder_that_fills_up_meanwhile_is_not_replaced(tmp_path: Path) -> None:
