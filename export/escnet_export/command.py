@@ -37,7 +37,7 @@ from escnet_runtime.vocabulary import MAX_CATEGORIES
 from .bundle import ExportReport, export_bundle
 from .calibrate import Calibration
 from .check import CATEGORIES
-from .parity import Budget
+from .parity import Budget, Gate
 from .plan import QUANTISED
 from .ranges import worst_first
 from .scenes import SceneSet, labelled_scenes
@@ -46,6 +46,7 @@ __all__ = ["main"]
 
 _LOG: Final = logging.getLogger("escnet_export")
 _MIOU_LOSS: Final = Budget.default(Precision.FP32).miou_loss
+_BOUND_OF: Final[dict[Gate, str]] = {"pixels": "pixel_agreement", "stages": "stage_l2"}
 #: What tells a dataset from a folder of photos.
 _OF_A_DATASET: Final = (IMAGES, LABELS, CLASSES)
 _NEAR_SHOWN: Final = 3  # blocks
@@ -121,19 +122,21 @@ def _parser() -> argparse.ArgumentParser:
     budget = parser.add_argument_group(
         "accuracy budget",
         "Where the precision costs more, blocks are raised until the budget holds, those first "
-        "that gain most; each is reported with its reason and its cost.",
+        "that gain most; each is reported with its reason and its cost. What is given here holds "
+        "for trained and untrained weights alike.",
     )
     budget.add_argument(
         "--min-pixel-agreement",
         type=float,
         metavar="FRACTION",
-        help="of pixels that get the label float32 PyTorch gives (trained weights)",
+        help="of pixels that get the label float32 PyTorch gives (default: by precision, for "
+        "trained weights)",
     )
     budget.add_argument(
         "--max-stage-l2",
         type=float,
         metavar="X",
-        help="largest relative L2 of a stage (untrained weights)",
+        help="largest relative L2 of a stage (default: by precision, for untrained weights)",
     )
     budget.add_argument(
         "--max-prompt-flips",
@@ -145,7 +148,7 @@ def _parser() -> argparse.ArgumentParser:
         "--max-miou-loss",
         type=float,
         metavar="FRACTION",
-        help=f"of mIoU, where images have labels (default: {_MIOU_LOSS})",
+        help=f"of mIoU, where --images has labels (default: {_MIOU_LOSS})",
     )
     budget.add_argument(
         "--no-raise",
@@ -191,6 +194,11 @@ def _export(arguments: argparse.Namespace, console: Console) -> tuple[int, dict[
     libraries = _libraries(arguments, {precision, encoder or precision})
     _check_numbers(arguments)
     images, scenes = _images(arguments.images, arguments.limit)
+    if arguments.max_miou_loss is not None and (scenes is None or not scenes.labels):
+        raise InputError(
+            "--max-miou-loss goes with labelled images, got none: give --images a dataset folder "
+            f"({', '.join(_OF_A_DATASET)}) or {SHAPES}heldout"
+        )
     budget = _budget(arguments, Budget.default(precision, encoder))
     model, weights, trained = _model(arguments)
     graphs = 4 + 4 * model.config.blocks
@@ -271,7 +279,7 @@ def _build(
 
 
 def _budget(arguments: argparse.Namespace, default: Budget) -> Budget:
-    """The default with what the user says."""
+    """The default with what the user says, which holds whatever the weights."""
     given = {
         "pixel_agreement": arguments.min_pixel_agreement,
         "stage_l2": arguments.max_stage_l2,
@@ -279,7 +287,8 @@ def _budget(arguments: argparse.Namespace, default: Budget) -> Budget:
         "miou_loss": arguments.max_miou_loss,
     }
     said = {name: value for name, value in given.items() if value is not None}
-    return replace(default, **said)
+    asked = tuple(gate for gate, name in _BOUND_OF.items() if name in said)
+    return replace(default, **said, asked=asked)
 
 
 def _images(where: str | None, limit: int) -> tuple[list[ImageArray] | None, SceneSet | None]:

@@ -278,7 +278,8 @@ def _stages(report: Mapping[str, Any]) -> str:
 
 
 def _aside(report: Mapping[str, Any], gate: str) -> str:
-    return "" if report["gate"] == gate else " (not what decides here)"
+    decides = gate == report["gate"] or gate in report["budget"]["asked"]
+    return "" if decides else " (not what decides here)"
 
 
 def _cosine(value: float) -> str:

@@ -36,6 +36,7 @@ from .reference import Call, RecordingBackend
 __all__ = [
     "Budget",
     "Comparison",
+    "Gate",
     "Outcome",
     "ParityReport",
     "Sample",
@@ -62,13 +63,15 @@ class Budget:
     ``pixel_agreement`` is the gate of trained weights; ``stage_l2``, the largest relative L2 of a
     stage, that of untrained ones, whose near-ties make pixels meaningless. The other two count
     beside either: ``miou_loss`` where images have labels, as a difference of two fractions;
-    ``prompt_flips``, the largest share of prompts that may flip, where it is given.
+    ``prompt_flips``, the largest share of prompts that may flip, where it is given. ``asked`` are
+    the gates that someone asked for by a number of their own: these hold whatever the weights.
     """
 
     pixel_agreement: float
     stage_l2: float
     miou_loss: float = 0.01
     prompt_flips: float | None = None
+    asked: tuple[Gate, ...] = ()
 
     @classmethod
     def default(cls, precision: Precision, image_encoder: Precision | None = None) -> "Budget":
@@ -170,11 +173,11 @@ class ParityReport:
         """What is lost, in budgets: at most 1 in each of its parts where the budget holds."""
         if not np.isfinite(self.stages[self.worst_stage].relative_l2):
             return np.inf
-        budget = self.budget
-        if self.gate == "pixels":
-            total = _share(1 - self.pixel_agreement, 1 - budget.pixel_agreement)
-        else:
-            total = _share(self.stages[self.worst_stage].relative_l2, budget.stage_l2)
+        budget, total = self.budget, 0.0
+        if "pixels" in self._gates:
+            total += _share(1 - self.pixel_agreement, 1 - budget.pixel_agreement)
+        if "stages" in self._gates:
+            total += _share(self.stages[self.worst_stage].relative_l2, budget.stage_l2)
         if budget.prompt_flips is not None:
             total += _share(self.flipped, budget.prompt_flips)
         if self.miou_loss is not None:
@@ -193,9 +196,9 @@ class ParityReport:
             self.budget,
             [f"{block} overflows: {why}" for block, why in self._overflows().items()],
         )
-        if self.gate == "pixels" and not self.pixel_agreement >= budget.pixel_agreement:
+        if "pixels" in self._gates and not self.pixel_agreement >= budget.pixel_agreement:
             missed.append(self._pixels())
-        if self.gate == "stages" and not worst <= budget.stage_l2:
+        if "stages" in self._gates and not worst <= budget.stage_l2:
             missed.append(self._stages())
         if budget.prompt_flips is not None and not self.flipped <= budget.prompt_flips:
             missed.append(
@@ -208,9 +211,14 @@ class ParityReport:
             )
         return missed
 
+    @property
+    def _gates(self) -> set[Gate]:
+        return {self.gate, *self.budget.asked}
+
     def _overflows(self) -> dict[str, str]:
         """Blocks that a device would compute infinities in: this machine may not show it."""
-        raised = {kept.block for kept in self.kept_higher}
+        # One step above int8 is float16 as well.
+        raised = {kept.block for kept in self.kept_higher if kept.precision is Precision.FP32}
         return {
             trap.block: trap.why()
             for trap in reversed(self.traps)
@@ -230,8 +238,9 @@ class ParityReport:
         )
 
     def _stages(self) -> str:
+        why = "weights are untrained, so stages are the gate: " if self.gate == "stages" else ""
         return (
-            f"weights are untrained, so stages are the gate: worst relative L2 "
+            f"{why}worst relative L2 of a stage "
             f"{self.stages[self.worst_stage].relative_l2:.1e} ({self.worst_stage}), budget at most "
             f"{self.budget.stage_l2:.0e}"
         )

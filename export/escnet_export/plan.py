@@ -101,10 +101,14 @@ class PrecisionPlan:
     def with_raised(self, block: str, precision: Precision | None = None) -> "PrecisionPlan":
         """This plan with one block higher, by default one step.
 
-        A whole graph replaces what was said of its parts.
+        A whole graph replaces what was said of its parts, but for those that are higher still.
         """
         target = precision or self.higher(block) or Precision.FP32
-        kept = {name: value for name, value in self.raised.items() if graph_of(name) != block}
+        kept = {
+            name: value
+            for name, value in self.raised.items()
+            if graph_of(name) != block or (value is Precision.FP32 and target is not Precision.FP32)
+        }
         return replace(self, raised={**kept, block: target})
 
     def without(self, block: str) -> "PrecisionPlan":

@@ -20,6 +20,8 @@ from PIL import Image
 from escnet_engines import BuildError, Library, open_library
 from escnet_export import ExportReport
 from escnet_export.command import main
+from escnet_export.errors import ParityError
+from escnet_export.parity import Budget
 from escnet_runtime.bundle import Bundle
 from escnet_runtime.engines import find_engines, fingerprint_here
 
@@ -76,6 +78,29 @@ def test_a_missed_budget_exits_1_and_leaves_nothing(run: Run, tmp_path: Path) ->
     assert result["error"]["type"] == "ParityError"
     assert "--allow-parity-failure" in result["error"]["message"]
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "asked"),
+    [
+        ([], ()),
+        (["--max-prompt-flips", "0.1"], ()),
+        (["--min-pixel-agreement", "0.9"], ("pixels",)),
+        (["--max-stage-l2", "0.1", "--min-pixel-agreement", "0.9"], ("pixels", "stages")),
+    ],
+)
+def test_a_bound_that_is_given_counts_whatever_the_weights(
+    options: list[str], asked: tuple[str, ...], run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    budgets: list[Budget] = []
+
+    def export(*_: object, budget: Budget, **__: object) -> NoReturn:
+        budgets.append(budget)
+        raise ParityError("seen")
+
+    monkeypatch.setattr("escnet_export.command.export_bundle", export)
+    assert run(*options)[0] == 1
+    assert [budget.asked for budget in budgets] == [asked]
 
 
 def test_a_missed_budget_may_be_allowed(run: Run, tmp_path: Path) -> None:
@@ -191,6 +216,7 @@ def test_gpus_that_cannot_be_built_for_are_said_before_the_export(
         (["--max-stage-l2", "-1"], "--max-stage-l2 is -1.0"),
         (["--max-prompt-flips", "2"], "--max-prompt-flips is 2.0"),
         (["--max-miou-loss", "nan"], "--max-miou-loss is nan"),
+        (["--max-miou-loss", "0.01"], "--max-miou-loss goes with labelled images, got none"),
         (["--image-encoder", "fp4"], "fp4"),
         (["--images", "shapes:nowhere"], "shapes:nowhere"),
         (["--max-stage-l2", "nan"], "--max-stage-l2 is nan"),

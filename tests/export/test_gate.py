@@ -1,5 +1,6 @@
 """The accuracy gate on models made to break: it names what breaks, that alone, and mends it."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,12 @@ from onnx import TensorProto
 
 from escnet.model import EscNet
 from escnet_export import Budget, ExportReport, ParityError
-from escnet_export.plan import graph_of
+from escnet_export.gate import AccuracyGate, Decision
+from escnet_export.kept import Kept
+from escnet_export.parity import ParityReport, StageError
+from escnet_export.plan import PrecisionPlan, graph_of
+from escnet_export.ranges import Trap
+from escnet_export.workshop import Built
 from escnet_runtime.bundle import Bundle
 from escnet_runtime.images import ImageArray
 from escnet_runtime.manifest import Precision
@@ -88,6 +94,77 @@ def test_without_raising_nothing_is_written(
     with pytest.raises(ParityError, match=r"nothing was written.*without --no-raise"):
         fp16(model, picture, tmp_path / "bundle", raise_blocks=False)
     assert list(tmp_path.iterdir()) == []
+
+
+class _Scripted(AccuracyGate):
+    """A gate with figures that are made up: the image encoder is near enough from fp16 on, where
+    one of its blocks overflows that int8 had kept in range."""
+
+    def __init__(self) -> None:
+        pass
+
+    def _measure(self, plan: PrecisionPlan) -> Decision:
+        report = ParityReport(
+            gate="stages",
+            passed=False,
+            images=1,
+            categories=2,
+            pixels=1,
+            pixel_agreement=1.0,
+            near_ties=0.0,
+            agreement_without_ties=1.0,
+            prompt_flips=0,
+            prompts=1,
+            blocks=[],
+            stages={"image_encoder": StageError(0.0 if plan.raised else 1.0)},
+            budget=Budget.default(Precision.INT8),
+        )
+        report.judge()
+        self._plan = plan
+        return Decision(plan=plan, built={}, report=report)
+
+    def _traps(self, built: Mapping[str, Built]) -> list[Trap]:
+        block = "image_encoder.block1"
+        largest = {Precision.INT8: 6e4, Precision.FP16: 1e6}.get(self._plan.precision(block))
+        if largest is None:
+            return []
+        return [Trap(block=block, tensor="t", op="MatMul", near="w", largest=largest)]
+
+    def _raise(
+        self, decision: Decision, reasons: dict[str, str], damages: dict[str, float | None]
+    ) -> Decision:
+        return self._measure(decision.plan.with_raised("image_encoder"))
+
+    def _kept(
+        self,
+        start: Decision,
+        decision: Decision,
+        reasons: Mapping[str, str],
+        damages: Mapping[str, float | None],
+    ) -> list[Kept]:
+        return [
+            Kept(
+                block=block,
+                precision=precision,
+                instead_of=Precision.INT8,
+                why="",
+                damage=None,
+                bytes=0,
+                milliseconds=None,
+                timed=block,
+            )
+            for block, precision in decision.plan.raised.items()
+        ]
+
+
+def test_what_overflows_only_where_it_was_raised_to_float16_is_found() -> None:
+    decision = _Scripted().fit(PrecisionPlan(base=Precision.INT8))
+    assert decision.plan.raised == {
+        "image_encoder": Precision.FP16,
+        "image_encoder.block1": Precision.FP32,
+    }
+    assert [trap.largest for trap in decision.report.traps] == [6e4, 1e6]
+    assert decision.report.passed
 
 
 @pytest.mark.slow

@@ -35,7 +35,7 @@ def report(**changes: Any) -> dict[str, Any]:
         "prompts": 720,
         "blocks": [{"flips": 3, "prompts": 360}, {"flips": 4, "prompts": 360}],
         "stages": stages,
-        "budget": {"pixel_agreement": 0.995, "stage_l2": 5e-3},
+        "budget": {"pixel_agreement": 0.995, "stage_l2": 5e-3, "asked": ()},
         "kept_in_fp32": [],
         "kept_higher": [],
         "traps": [],

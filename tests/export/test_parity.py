@@ -11,6 +11,7 @@ import torch
 from escnet.build import build_model
 from escnet.model import EscNet
 from escnet.presets import preset
+from escnet_export.kept import Kept
 from escnet_export.parity import (
     Budget,
     Outcome,
@@ -21,6 +22,7 @@ from escnet_export.parity import (
     measure_parity,
     reference_sample,
 )
+from escnet_export.ranges import Trap
 from escnet_export.reference import TorchBackend
 from escnet_runtime.backends.base import Array, Tensor
 from escnet_runtime.groups import GROUP
@@ -150,6 +152,27 @@ def test_untrained_weights_are_judged_by_stages_trained_ones_by_pixels(
     assert ("pixel agreement 100" if trained else "1.0e-02 (decoder)") in report.reason()
 
 
+@pytest.mark.parametrize("trained", [False, True])
+def test_a_bound_that_is_asked_for_holds_beside_the_gate(
+    trained: bool, mini: EscNet, sample: Sample, spec: Preprocessing
+) -> None:
+    """Wrong pixels fail untrained weights then, and a bad stage trained ones."""
+    factor = 1.01 if trained else -1.0
+    report = measured(mini, sample, spec, larger("decoder", "logits", factor), trained=trained)
+    loose = STRICT if trained else dataclasses.replace(STRICT, stage_l2=10.0)
+    report.budget = loose
+    report.judge()
+    assert report.passed
+    before = report.damage()
+    report.budget = dataclasses.replace(loose, asked=("stages",) if trained else ("pixels",))
+    report.judge()
+    assert not report.passed
+    assert len(report.missed()) == 1
+    assert ("1.0e-02 (decoder)" if trained else "pixel agreement") in report.reason()
+    assert "weights are untrained" not in report.reason()
+    assert report.damage() > before + 1
+
+
 def test_flipped_labels_fail_trained_weights(
     mini: EscNet, sample: Sample, spec: Preprocessing
 ) -> None:
@@ -258,6 +281,32 @@ def test_a_stage_added_late_is_judged_too(
     assert report.passed
     report.add_stage("text_encoder", want * np.float32(late), want)
     assert not report.passed
+
+
+@pytest.mark.parametrize("block", ["image_encoder", "image_encoder.block1"])
+@pytest.mark.parametrize("precision", [Precision.FP16, Precision.FP32])
+def test_an_overflow_is_mended_by_float32_alone(
+    block: str, precision: Precision, mini: EscNet, sample: Sample, spec: Preprocessing
+) -> None:
+    report = measured(mini, sample, spec, unchanged)
+    report.traps = [
+        Trap(block="image_encoder.block1", tensor="t", op="MatMul", near="w", largest=1e6)
+    ]
+    report.kept_higher = [
+        Kept(
+            block=block,
+            precision=precision,
+            instead_of=Precision.INT8,
+            why="",
+            damage=2.0,
+            bytes=0,
+            milliseconds=None,
+            timed="image_encoder",
+        )
+    ]
+    report.judge()
+    assert report.passed is (precision is Precision.FP32)
+    assert report.passed or "image_encoder.block1 overflows" in report.reason()
 
 
 def test_prompts_that_flip_count_where_a_budget_is_given(

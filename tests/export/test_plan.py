@@ -87,6 +87,16 @@ def test_a_whole_graph_replaces_its_parts() -> None:
     assert plan.with_raised("image_encoder").raised == {"image_encoder": FP32}
 
 
+def test_a_part_that_is_higher_than_its_graph_stays_so() -> None:
+    """It was raised because it overflows in float16, which the graph is raised to."""
+    plan = PrecisionPlan(base=INT8).with_raised("image_encoder.block1", FP32)
+    plan = plan.with_raised("image_encoder.block2").with_raised("image_encoder")
+    assert plan.precision("image_encoder") is FP16
+    assert plan.precision("image_encoder.block1") is FP32
+    assert "image_encoder.block2" not in plan.raised
+    assert plan.with_raised("image_encoder").raised == {"image_encoder": FP32}
+
+
 @pytest.mark.parametrize("base", [FP16, BF16])
 def test_typed_graphs_take_and_give_what_their_ports_say(mini: EscNet, base: Precision) -> None:
     plan = PrecisionPlan(base=base).with_raised("image_encoder.block1").with_raised("esc0_image")
