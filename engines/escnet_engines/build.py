@@ -72,7 +72,8 @@ def build_engines(
     """Compile all graphs of ``bundle`` into ``engines/<backend>-<targets>/``.
 
     The folder appears whole or not at all. Engines that were built from the same graphs, by the
-    same library, for the same GPUs and sizes are kept. A second build of a bundle waits.
+    same library, for the same GPUs, sizes and workspace are kept where they run with the driver
+    that is here. A second build of a bundle waits.
 
     Args:
         bundle: opened.
@@ -150,12 +151,20 @@ class _Plan:
         """The record of engines that are there already and are just these, whole."""
         try:
             record = read_engines(self.bundle, Path(self.folder).name)
-            fits = record.fingerprint == self.fingerprint and all(
+            fits = self._is_for_this(record) and all(
                 self._is_current(record, name) for name in self.bundle.manifest.stages
             )
         except BundleError:  # missing or damaged: to be built
             return None
         return record if fits else None
+
+    def _is_for_this(self, record: EngineRecord) -> bool:
+        """Whether it is of these GPUs and options, and what `find_engines` takes here."""
+        return (
+            record.fingerprint.targets == self.fingerprint.targets
+            and not record.fingerprint.differences(self.fingerprint)
+            and record.workspace == self.workspace
+        )
 
     def _is_current(self, record: EngineRecord, name: str) -> bool:
         engine = record.engines.get(name)
@@ -181,7 +190,9 @@ def _compile_all(plan: _Plan, library: Library, progress: Progress) -> EngineRec
                     progress(name, phase, index + done)
 
                 engines[name] = _compile_one(plan, library, name, folder, within)
-            record = EngineRecord(fingerprint=plan.fingerprint, engines=engines)
+            record = EngineRecord(
+                fingerprint=plan.fingerprint, engines=engines, workspace=plan.workspace
+            )
             (folder / RECORD_FILE).write_text(record.to_json(), encoding="utf-8")
     except BaseException:
         with contextlib.suppress(OSError):

@@ -27,6 +27,9 @@ from .survey import live_bytes, set_sizes
 
 __all__ = ["Compiled", "Job", "Library"]
 
+#: GPUs that TensorRT-RTX names and no bundle builds for: 1.7.1 has no float32 product of matrices
+#: for Turing ("FP32 GEMM is not supported"), and the graphs have some at every precision.
+_WITHOUT_FLOAT32: Final = frozenset(["sm_75"])
 _NO_MEMORY: Final = re.compile(
     r"out ?of ?memory|workspace limit|bad_alloc|insufficient (memory|workspace)", re.IGNORECASE
 )
@@ -86,11 +89,12 @@ class Library:
         return self.backend == "tensorrt-rtx"
 
     def targets(self) -> tuple[str, ...]:
-        """The GPUs it compiles for ahead of time."""
+        """The GPUs it compiles our graphs for ahead of time."""
         if not self.compiles_ahead:
             return ()
         names = [name.lower() for name in self._trt.ComputeCapability.__members__]
-        return tuple(name.replace("sm", "sm_") for name in names if re.fullmatch(r"sm\d+", name))
+        found = (name.replace("sm", "sm_") for name in names if re.fullmatch(r"sm\d+", name))
+        return tuple(name for name in found if name not in _WITHOUT_FLOAT32)
 
     def compile(self, job: Job, state: BuildState) -> Compiled:
         """Compile one graph; may take minutes.

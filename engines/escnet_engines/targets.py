@@ -38,14 +38,14 @@ def choose_targets(library: Library, wanted: str, here: tuple[str, ...]) -> tupl
     elif not names:
         raise BackendError(
             "no NVIDIA GPU is visible; name the GPUs to compile for, say --target sm_86,sm_89 "
-            f"({library.backend} {library.version} knows {', '.join(known)})"
+            f"({library.backend} {library.version} compiles for {', '.join(known)})"
         )
     else:
         strange = [name for name in names if name not in known]
         if strange:
             raise InputError(
-                f"{library.backend} {library.version} does not compile for {', '.join(strange)}; "
-                f"it knows {', '.join(known)}"
+                f"{library.backend} {library.version} does not compile these graphs for "
+                f"{', '.join(strange)}; it does for {', '.join(known)}"
             )
     return tuple(sorted(set(names), key=_number))
 

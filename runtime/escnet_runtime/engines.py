@@ -46,7 +46,9 @@ __all__ = [
 ENGINES_FOLDER: Final = "engines"
 RECORD_FILE: Final = "engine.json"
 _LOG: Final = logging.getLogger("escnet_runtime")
-_SCHEMA: Final = "1.0"
+_SCHEMA: Final = "1.1"
+#: The format before it, which does not tell the workspace.
+_OLDER: Final = "1.0"
 _MAX_RECORD_BYTES: Final = 4 * 2**20
 _MAX_FILE_BYTES: Final = 2**40
 _MAX_AXIS: Final = 2**20
@@ -135,11 +137,19 @@ class Engine(FileRef):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EngineRecord:
-    """The whole of ``engine.json``."""
+    """The whole of ``engine.json``.
+
+    Attributes:
+        fingerprint: of all engines.
+        engines: by graph.
+        workspace: bytes that one layer's scratch could take at most when they were built; None
+            without a limit, and in records of format 1.0, which do not tell.
+    """
 
     schema_version: str = _SCHEMA
     fingerprint: Fingerprint
     engines: dict[str, Engine]
+    workspace: int | None = None
 
     @classmethod
     def from_json(cls, text: str) -> "EngineRecord":
@@ -149,12 +159,18 @@ class EngineRecord:
             BundleFormatError: it is malformed, implausible, unsafe or of another format version.
         """
         document = parse_object(text, RECORD_FILE)
+        if document.get("schema_version") == _OLDER:
+            document = {**document, "schema_version": _SCHEMA, "workspace": None}
         if document.get("schema_version") != _SCHEMA:
             raise BundleFormatError(
                 f"{RECORD_FILE} has format {document.get('schema_version')!r:.80}, expected "
                 f"{_SCHEMA!r}"
             )
         record = typed(document, cls)
+        if record.workspace is not None and not 1 <= record.workspace <= _MAX_FILE_BYTES:
+            raise BundleFormatError(
+                f"$.workspace: {record.workspace!r:.40} bytes are not plausible."
+            )
         for name, engine in record.engines.items():
             _check_engine(name, engine)
         return record

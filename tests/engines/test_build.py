@@ -17,7 +17,7 @@ import pytest
 
 from escnet_engines import BuildError, BuildMemoryError, Library, build_engines, plan_build
 from escnet_engines.command import main
-from escnet_engines.library import Job
+from escnet_engines.library import Compiled, Job
 from escnet_engines.lock import only_build
 from escnet_engines.monitor import BuildState
 from escnet_engines.profiles import stage_profiles
@@ -26,6 +26,7 @@ from escnet_runtime.bundle import Bundle
 from escnet_runtime.engines import AxisRange, find_engines, fingerprint_here, read_engines
 from escnet_runtime.errors import BundleFormatError, BundleIntegrityError, InputError
 from escnet_runtime.manifest import Precision
+from escnet_runtime.nvidia import Gpu
 from tests.engines.bundles import (
     MATMUL,
     OVERSIZED,
@@ -93,6 +94,59 @@ def test_engines_that_fit_are_kept(built_copy: Bundle, rtx: Library) -> None:
     assert {path.name: path.stat().st_mtime_ns for path in place.iterdir()} == before
 
 
+@pytest.fixture
+def compiled(monkeypatch: pytest.MonkeyPatch) -> list[Job]:
+    """What was compiled: nothing is, in truth."""
+    jobs: list[Job] = []
+
+    def compile(_: Library, job: Job, __: BuildState) -> Compiled:
+        jobs.append(job)
+        return Compiled(plan=b"machine code", scratch_bytes=None)
+
+    monkeypatch.setattr(Library, "compile", compile)
+    return jobs
+
+
+@pytest.mark.parametrize(
+    ("built_on", "here", "reused"),
+    [(None, "13.0", True), ("13.0", "13.1", True), ("13.0", "12.9", False), ("13.0", None, False)],
+)
+def test_engines_are_kept_where_the_runtime_takes_them_whatever_the_driver(
+    built_on: str | None,
+    here: str | None,
+    reused: bool,
+    plain: Bundle,
+    rtx: Library,
+    compiled: list[Job],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The driver is None where there is no GPU: then they are built ahead."""
+    for driver in (built_on, here):
+        gpu = None if driver is None else Gpu(target="sm_86", driver=driver)
+        monkeypatch.setattr("escnet_runtime.engines.find_gpu", lambda gpu=gpu: gpu)
+        compiled.clear()
+        report = build_engines(plain, rtx, target="sm_86")
+    assert report.reused is reused
+    assert bool(compiled) is not reused
+    assert report.record.fingerprint.driver == (built_on if reused else here)
+
+
+def test_another_workspace_is_built_for(plain: Bundle, rtx: Library, compiled: list[Job]) -> None:
+    first = build_engines(plain, rtx, target="sm_86")
+    assert (first.reused, first.record.workspace) == (False, None)
+    limited = build_engines(plain, rtx, target="sm_86", workspace=2**20)
+    assert (limited.reused, limited.record.workspace) == (False, 2**20)
+    assert {job.workspace for job in compiled} == {None, 2**20}
+    assert build_engines(plain, rtx, target="sm_86", workspace=2**20).reused
+    # A record of format 1.0 does not tell: it may have been any.
+    path = plain.root / first.folder / "engine.json"
+    record = json.loads(path.read_text())
+    del record["workspace"]
+    path.write_text(json.dumps({**record, "schema_version": "1.0"}))
+    assert build_engines(plain, rtx, target="sm_86").reused
+    assert not build_engines(plain, rtx, target="sm_86", workspace=2**20).reused
+
+
 def test_engines_of_other_sizes_are_replaced(built_copy: Bundle, rtx: Library) -> None:
     report = build_engines(built_copy, rtx, target="sm_86,sm_89", chunks=[CHUNK, 16])
     assert not report.reused
@@ -157,17 +211,8 @@ def test_what_is_not_ours_in_that_place_is_left_alone(built_copy: Bundle, rtx: L
     assert (place / "notes.txt").exists()
 
 
-@pytest.mark.parametrize(
-    ("precision", "least", "older"),
-    [(Precision.FP8, "sm_89", "sm_80, sm_86"), (Precision.BF16, "sm_80", "sm_75")],
-)
-def test_gpus_that_do_not_compute_in_a_precision_are_refused_before_compiling(
-    precision: Precision,
-    least: str,
-    older: str,
-    plain: Bundle,
-    rtx: Library,
-    monkeypatch: pytest.MonkeyPatch,
+def test_gpus_that_do_not_compute_in_fp8_are_refused_before_compiling(
+    plain: Bundle, rtx: Library, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def must_not_run(*_: object) -> None:
         raise AssertionError("nothing is to be compiled")
@@ -175,10 +220,10 @@ def test_gpus_that_do_not_compute_in_a_precision_are_refused_before_compiling(
     for name in ("compile", "survey"):
         monkeypatch.setattr(Library, name, must_not_run)
     stages = dict(plain.manifest.stages)
-    stages["fuse"] = dataclasses.replace(stages["fuse"], precision=precision)
+    stages["fuse"] = dataclasses.replace(stages["fuse"], precision=Precision.FP8)
     bundle = dataclasses.replace(plain, manifest=dataclasses.replace(plain.manifest, stages=stages))
-    target = f"sm_120,{older.replace(' ', '')}"
-    message = rf"^{older} cannot compute in {precision}, which needs {least} or newer.*--precision"
+    target = "sm_120,sm_80,sm_86"
+    message = r"^sm_80, sm_86 cannot compute in fp8, which needs sm_89 or newer.*--precision"
     for run in (build_engines, plan_build):
         with pytest.raises(InputError, match=message):
             run(bundle, rtx, target=target)

@@ -9,10 +9,11 @@ import pytest
 from escnet_engines import Library, open_library
 from escnet_engines.library import Job
 from escnet_engines.monitor import BuildState
-from escnet_engines.targets import choose_targets
+from escnet_engines.targets import choose_targets, require_arithmetic
 from escnet_runtime.bundle import Bundle
 from escnet_runtime.engines import AxisRange
 from escnet_runtime.errors import BackendError, InputError
+from escnet_runtime.manifest import Precision
 
 
 class _Compiler:
@@ -31,7 +32,8 @@ TENSORRT = cast(Library, _Compiler())
 
 def test_rtx_knows_its_gpus(rtx: Library) -> None:
     known = rtx.targets()
-    assert {"sm_75", "sm_86", "sm_89", "sm_120"} <= set(known)
+    assert {"sm_86", "sm_89", "sm_120"} <= set(known)
+    assert "sm_75" not in known  # it has no float32 products there
     assert choose_targets(rtx, "sm_120, sm_86,sm_120", ()) == ("sm_86", "sm_120")
     assert choose_targets(rtx, "auto", ("sm_89",)) == ("sm_89",)
 
@@ -40,8 +42,10 @@ def test_rtx_knows_its_gpus(rtx: Library) -> None:
     ("wanted", "here", "error", "message"),
     [
         ("auto", (), BackendError, "no NVIDIA GPU is visible; name the GPUs .*--target sm_86"),
-        ("auto", ("sm_90",), InputError, "does not compile for sm_90; it knows sm_75"),
-        ("sm_86,sm_99", (), InputError, "does not compile for sm_99"),
+        ("auto", ("sm_90",), InputError, "for sm_90; it does for sm_80"),
+        ("auto", ("sm_75",), InputError, "does not compile these graphs for sm_75; it does for"),
+        ("sm_75,sm_86", (), InputError, "does not compile these graphs for sm_75; it does for"),
+        ("sm_86,sm_99", (), InputError, "does not compile these graphs for sm_99"),
         ("rtx3090", (), InputError, "--target has 'rtx3090'; expected auto"),
         ("", (), InputError, "--target has ''"),
         ("sm_86,", (), InputError, "--target has ''"),
@@ -62,6 +66,12 @@ def test_tensorrt_compiles_for_the_gpu_that_is_here() -> None:
         choose_targets(TENSORRT, "sm_86", ("sm_90",))
     with pytest.raises(BackendError, match=r"no NVIDIA GPU is visible; .*tensorrt-rtx"):
         choose_targets(TENSORRT, "sm_86", ())
+
+
+def test_bf16_needs_ampere_where_turing_is_here() -> None:
+    targets = choose_targets(TENSORRT, "auto", ("sm_75",))
+    with pytest.raises(InputError, match=r"^sm_75 cannot compute in bf16, which needs sm_80"):
+        require_arithmetic(targets, [Precision.BF16])
 
 
 def test_a_missing_library_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -140,7 +140,7 @@ def test_a_changed_graph_is_not_planned(rtx: Library, plain: Bundle) -> None:
 def test_options_are_those_of_the_build(rtx: Library, plain: Bundle) -> None:
     with pytest.raises(InputError, match="a chunk is 0"):
         plan_build(plain, rtx, target="sm_86", chunks=[0])
-    with pytest.raises(InputError, match="does not compile for sm_99"):
+    with pytest.raises(InputError, match="does not compile these graphs for sm_99"):
         plan_build(plain, rtx, target="sm_99")
 
 

@@ -184,10 +184,14 @@ def test_a_failed_build_leaves_the_bundle_without_engines(
 @pytest.mark.parametrize(
     ("options", "code", "message"),
     [
-        (["--target", "sm_99"], 2, "does not compile for sm_99"),
+        (["--target", "sm_99"], 2, "does not compile these graphs for sm_99"),
         (["--precision", "fp8", "--target", "sm_86,sm_89"], 2, "sm_86 cannot compute in fp8"),
         (["--image-encoder", "fp8", "--target", "sm_80"], 2, "sm_80 cannot compute in fp8"),
-        (["--precision", "bf16", "--target", "sm_75"], 2, "sm_75 cannot compute in bf16"),
+        (
+            ["--precision", "bf16", "--target", "sm_75"],
+            2,
+            "does not compile these graphs for sm_75",
+        ),
         ([], 1, "no NVIDIA GPU is visible; name the GPUs"),
     ],
 )

@@ -208,7 +208,7 @@ def test_a_link_out_of_the_bundle_is_refused(bundle: Bundle, tmp_path: Path) -> 
         ),
         (lambda r: r["engines"]["fuse"].update(file="..\\x.engine"), "Unsafe path"),
         (lambda r: r["engines"]["fuse"].update(file="/etc/hostname"), "Unsafe path"),
-        (lambda r: r.update(schema_version="2.0"), "has format '2.0', expected '1.0'"),
+        (lambda r: r.update(schema_version="2.0"), "has format '2.0', expected '1.1'"),
         (lambda r: r["fingerprint"].update(backend="other"), "expected one of tensorrt"),
         (lambda r: r["fingerprint"].pop("os"), "missing os"),
         (lambda r: r.update(surprise=1), "unknown key 'surprise'"),
