@@ -5,10 +5,12 @@ tensors need and refuses the rest; there is no switch here that turns this off.
 """
 
 import pickle
+import re
 import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Final
 
 import torch
 from safetensors import SafetensorError
@@ -25,13 +27,21 @@ _PICKLED = (".pt", ".pth", ".bin")
 SUFFIXES = (".safetensors", *_PICKLED)
 
 _PREFIX = "module."  # what DistributedDataParallel puts in front of every name
+#: Where those who train keep the tensors, beside epochs and optimisers; the first that is there.
+_WRAPPERS: Final = ("state_dict", "model", "state_dict_ema")
+_COLOURS: Final = re.compile(r"\x1b\[[0-9;]*m")
+#: PyTorch's unpickler on a class that is no tensor's; behind it comes advice to allow it.
+_GLOBAL: Final = re.compile(r"Unsupported global: GLOBAL (\S+)")
+_UNPICKLER: Final = "WeightsUnpickler error:"
+_ADVICE: Final = ("weights_only", "torch.load", "torch.serialization", "still be loaded")
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a file, on the CPU.
 
     ``.safetensors``, or PyTorch's ``.pt``, ``.pth`` and ``.bin``: a dictionary of tensors, bare or
-    under the key ``state_dict``, with or without ``module.`` in front of every name.
+    under the key ``state_dict``, ``model`` or ``state_dict_ema``. ``module.`` in front of every
+    name is taken away.
 
     Raises:
         WeightsError: there is no such file, it is damaged, of another kind, or would need Python
@@ -40,7 +50,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     require_file(path)
     if path.suffix == ".safetensors":
         try:
-            return load_file(path)
+            return _unprefixed(load_file(path))
         except (SafetensorError, OSError) as error:
             raise WeightsError(f"{path} cannot be read as safetensors: {error}.") from error
     if path.suffix in _PICKLED:
@@ -79,8 +89,8 @@ def _unpickled(path: Path) -> object:
     if _is_torchscript(path):
         raise WeightsError(
             f"{path} is a TorchScript program, and programs of others are not run here. Convert "
-            f"it once, where you trust it: torch.save(torch.jit.load({path.name!r})"
-            ".state_dict(), 'weights.pt')."
+            f"it once, where you trust it: torch.save(torch.jit.load({str(path)!r}, "
+            "map_location='cpu').state_dict(), 'weights.pt')."
         )
     try:
         with warnings.catch_warnings():
@@ -109,13 +119,17 @@ def _is_torchscript(path: Path) -> bool:
 
 def _reason(error: Exception) -> str:
     """What PyTorch says, without its advice to read the file unsafely."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    lines = [line for line in lines if "weights_only" not in line and "torch.load" not in line]
-    return lines[0].rstrip(".") if lines else type(error).__name__
+    text = _COLOURS.sub("", str(error))
+    if found := _GLOBAL.search(text):
+        return f"it asks for {found[1]}"
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    lines = [line for line in lines if not any(advice in line for advice in _ADVICE)]
+    lines.sort(key=lambda line: _UNPICKLER not in line)
+    return lines[0].removeprefix(_UNPICKLER).strip().rstrip(".") if lines else type(error).__name__
 
 
 def _tensors_of(content: object, path: Path) -> dict[str, Tensor]:
-    state = content.get("state_dict", content) if isinstance(content, dict) else content
+    state = _unwrapped(content) if isinstance(content, dict) else content
     if not isinstance(state, dict) or not state:
         raise WeightsError(
             f"{path} holds {_described(state)}, expected a dictionary of named tensors."
@@ -127,6 +141,17 @@ def _tensors_of(content: object, path: Path) -> dict[str, Tensor]:
     ]
     if wrong:
         raise WeightsError(f"{path} holds more than named tensors: {listed(wrong)}.")
+    return _unprefixed(state)
+
+
+def _unwrapped(content: dict[object, object]) -> object:
+    for key in _WRAPPERS:
+        if key in content and not isinstance(content[key], Tensor):
+            return content[key]
+    return content
+
+
+def _unprefixed(state: dict[str, Tensor]) -> dict[str, Tensor]:
     if all(name.startswith(_PREFIX) for name in state):
         return {name.removeprefix(_PREFIX): value for name, value in state.items()}
     return dict(state)

@@ -1,6 +1,7 @@
 """Named tensors that must fit a module's, all of them or none."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -10,6 +11,15 @@ from escnet_runtime.errors import InputError
 __all__ = ["WeightsError", "copy_into", "fitted"]
 
 _LISTED = 10
+_OF_A_KIND = 5  # missing ones, and surplus ones, before any more of either
+#: What the first parts of some names tell, the narrower layouts first.
+_LAYOUTS: Final = (
+    (("text_model.", "vision_model."), "Hugging Face's CLIPModel, not open_clip's layout"),
+    (("sam_mask_decoder.", "sam_prompt_encoder."), "a SAM 2"),
+    (("mask_decoder.", "prompt_encoder."), "a SAM"),
+    (("sem_seg_head.", "backbone."), "a segmenter of Detectron2, such as CAT-Seg"),
+    (("visual.", "transformer."), "a CLIP"),
+)
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -29,16 +39,18 @@ def fitted(
 
     Raises:
         WeightsError: tensors are missing, surplus, of another shape, not floating-point, or hold
-            NaN or infinity (in the module's type). The first ten are named, the rest counted.
+            NaN or infinity (in the module's type). Ten are named, of missing and surplus ones both,
+            the rest counted; a known layout of something else is named.
     """
-    problems = [
+    missing = [
         f"missing {name}, expected {_form(expected[name])}"
         for name in expected
         if name not in tensors
     ]
-    problems += [
+    surplus = [
         f"surplus {name}, {_form(tensors[name])}" for name in tensors if name not in expected
     ]
+    problems = []
     result = {}
     for name, want in expected.items():
         if name in tensors:
@@ -47,9 +59,28 @@ def fitted(
                 result[name] = tensors[name].to(want.dtype)
                 problem = _not_finite(name, result[name])
             problems += [] if problem is None else [problem]
-    if problems:
-        raise WeightsError(f"{source} does not fit the model: {listed(problems)}.")
+    if problems or missing or surplus:
+        layout = _layout(list(tensors)) if 2 * len(missing) > len(expected) else ""
+        problems = [
+            *missing[:_OF_A_KIND],
+            *surplus[:_OF_A_KIND],
+            *problems,
+            *missing[_OF_A_KIND:],
+            *surplus[_OF_A_KIND:],
+        ]
+        raise WeightsError(f"{source} does not fit the model{layout}: {listed(problems)}.")
     return result
+
+
+def _layout(names: Sequence[str]) -> str:
+    """What else the tensors are, as a clause; empty where that is not known."""
+    prefix = "model."
+    if names and all(name.startswith(prefix) for name in names):
+        return f", it has {prefix!r} in front of every name"
+    for starts, layout in _LAYOUTS:
+        if all(any(name.startswith(start) for name in names) for start in starts):
+            return f", it looks like {layout}"
+    return ""
 
 
 def listed(problems: list[str]) -> str:
@@ -66,6 +97,8 @@ def copy_into(pairs: Iterable[tuple[Tensor, Tensor]]) -> None:
 
 
 def _misfit(name: str, got: Tensor, want: Tensor) -> str | None:
+    if got.is_meta:
+        return f"{name} is on the meta device, it has a shape and no numbers"
     if got.layout != torch.strided or got.dtype not in _FLOATS:
         return f"{name} is {_form(got)}, expected floating-point numbers"
     if got.shape != want.shape:
