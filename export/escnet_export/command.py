@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import math
 import shlex
 from collections.abc import Sequence, Set
 from dataclasses import replace
@@ -309,8 +310,8 @@ def _check_numbers(arguments: argparse.Namespace) -> None:
         if value is not None and not 0.0 <= value <= 1.0:
             name = f"--{option.replace('_', '-')}"
             raise InputError(f"{name} is {value}, expected a fraction from 0 to 1")
-    if stage is not None and not stage >= 0.0:
-        raise InputError(f"--max-stage-l2 is {stage}, expected a number of at least 0")
+    if stage is not None and not 0.0 <= stage < math.inf:
+        raise InputError(f"--max-stage-l2 is {stage}, expected a finite number of at least 0")
     for number in arguments.check_categories:
         if not 1 <= number <= MAX_CATEGORIES:
             raise InputError(f"--check-categories has {number}, expected 1 to {MAX_CATEGORIES:,}")

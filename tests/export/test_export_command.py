@@ -224,6 +224,7 @@ def test_gpus_that_cannot_be_built_for_are_said_before_the_export(
         (["--image-encoder", "fp4"], "fp4"),
         (["--images", "shapes:nowhere"], "shapes:nowhere"),
         (["--max-stage-l2", "nan"], "--max-stage-l2 is nan"),
+        (["--max-stage-l2", "inf"], "--max-stage-l2 is inf, expected a finite number"),
         (["--check-categories", "2", "0"], "--check-categories has 0"),
         (["--check-categories", "100000"], "--check-categories has 100000"),
         (["--images", "nowhere"], "nowhere"),
