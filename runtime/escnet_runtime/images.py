@@ -1,20 +1,24 @@
 """Reading images: everything becomes uint8 [H,W,3] RGB, or an ImageError that says why not.
 
 Decisions: transparent pixels are laid over white; 16 bits per channel are scaled by 255/65535 and
-rounded; a float picture must lie in [0, 1]; EXIF rotation is applied; of an animation the current
-frame is taken (the first one of a file); colour profiles are not applied.
+rounded in grey files and arrays, while of files in colour or with an alpha channel Pillow gives the
+high byte alone; a float picture must lie in [0, 1]; EXIF rotation is applied, and EXIF too damaged
+to say one is none; of an animation the current frame is taken (the first one of a file); colour
+profiles are not applied.
 """
 
 import glob
 import os
 import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageCms, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageCms, ImageFile, UnidentifiedImageError
 
 from escnet_runtime.errors import ImageError
 
@@ -27,6 +31,17 @@ IMAGE_SUFFIXES = frozenset(
     {".avif", ".bmp", ".dib", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg"}
     | {".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp"}
 )
+
+# What turns the stored pixels of an EXIF orientation into what is to be seen.
+_TURNS: Final = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 # warnings.catch_warnings changes the filters of the whole process.
 _WARNING_FILTERS = threading.Lock()
@@ -128,19 +143,42 @@ def _from_pillow(image: Image.Image, name: str) -> tuple[ImageArray, int]:
     """The pixels, and the EXIF orientation that was applied to them."""
     try:
         first = _orientation(image)
-        image.load()
+        with _read_not_mapped(image, first):
+            image.load()
         # Of TIFF, loading applies it and forgets it; of PNG, it may be known only then.
-        orientation = first if first != 1 else _orientation(image)
-        return np.ascontiguousarray(_to_rgb(ImageOps.exif_transpose(image))), orientation
+        left = _orientation(image)
+        # Not by ImageOps.exif_transpose: it writes all of EXIF anew, and fails at a foreign entry.
+        turned = image.transpose(_TURNS[left]) if left in _TURNS else image
+        return np.ascontiguousarray(_to_rgb(turned)), first if first != 1 else left
     except ImageError as error:
         raise ImageError(f"cannot use {name}: {error}") from None
     except Exception as error:  # decoders raise nearly anything for damaged pixel data
         raise ImageError(f"cannot read {name}: {_reason(error)}") from error
 
 
+@contextmanager
+def _read_not_mapped(image: Image.Image, orientation: int) -> Iterator[None]:
+    """Within, a TIFF whose height and width change places is read, not mapped into memory.
+
+    Pillow 13 maps an uncompressed one that it has opened by name with the size after the turn,
+    which shears the picture. It maps nothing whose name it does not know.
+    """
+    if not isinstance(image, ImageFile.ImageFile) or image.format != "TIFF" or orientation < 5:
+        yield
+        return
+    name, image.filename = image.filename, ""
+    try:
+        yield
+    finally:
+        image.filename = name
+
+
 def _orientation(image: Image.Image) -> int:
-    """1 to 8; 1 where there is none, or nonsense."""
-    value = image.getexif().get(ExifTags.Base.Orientation, 1)
+    """1 to 8; 1 where there is none, or nonsense, or EXIF is too damaged to find it."""
+    try:
+        value = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # whatever Pillow makes of a damaged entry
+        return 1
     return value if value in range(1, 9) else 1
 
 

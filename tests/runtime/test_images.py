@@ -3,6 +3,7 @@ import io
 import struct
 import warnings
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 from PIL import Image
 
 from escnet_runtime.errors import ImageError
-from escnet_runtime.images import find_images, load_image
+from escnet_runtime.images import find_images, load_image, load_oriented
 
 RNG = np.random.default_rng(0)
 RGB = RNG.integers(0, 256, (5, 7, 3), dtype=np.uint8)
@@ -136,23 +137,94 @@ def test_16_bit_rgb_png(tmp_path: Path) -> None:
     np.testing.assert_allclose(load_image(path), [[[255, 0, 128], [1, 2, 3]]], atol=1)
 
 
+# The pixels as they are stored, of [H,W] or [H,W,C] as they are to be seen.
+STORED: dict[int, Callable[[Any], Any]] = {
+    1: lambda a: a,
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.swapaxes(0, 1),
+    6: lambda a: np.rot90(a, 1),
+    7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
+    8: lambda a: np.rot90(a, -1),
+}
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_rotation_is_applied(tmp_path: Path, orientation: int) -> None:
-    undo = {
-        1: lambda a: a,
-        2: lambda a: a[:, ::-1],
-        3: lambda a: a[::-1, ::-1],
-        4: lambda a: a[::-1],
-        5: lambda a: a.transpose(1, 0, 2),
-        6: lambda a: np.rot90(a, 1),
-        7: lambda a: a[::-1, ::-1].transpose(1, 0, 2),
-        8: lambda a: np.rot90(a, -1),
-    }
     exif = Image.Exif()
     exif[0x0112] = orientation
-    stored = np.ascontiguousarray(undo[orientation](RGB))
+    stored = np.ascontiguousarray(STORED[orientation](RGB))
     path = saved(tmp_path, Image.fromarray(stored), exif=exif)
     np.testing.assert_array_equal(load_image(path), RGB)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("mode", ["L", "I;16", "P", "RGB", "RGBA", "CMYK"])
+def test_exif_rotation_of_a_tiff_that_could_be_mapped(
+    tmp_path: Path, mode: str, orientation: int
+) -> None:
+    """In all modes but RGB, Pillow maps an uncompressed TIFF into memory."""
+    channels = {"L": 1, "I;16": 1, "P": 1, "RGB": 3, "RGBA": 4, "CMYK": 4}[mode]
+    values = RNG.integers(0, 256, (5, 7, channels), dtype=np.uint8)
+    stored = np.ascontiguousarray(STORED[orientation](values))
+    if mode == "I;16":
+        image, upright = (
+            Image.fromarray(a[:, :, 0].astype(np.uint16) * 257) for a in (stored, values)
+        )
+    else:
+        size = stored.shape[1], stored.shape[0]
+        image = Image.frombytes(mode, size, stored.tobytes())
+        upright = Image.frombytes(mode, (7, 5), values.tobytes())
+    if mode == "P":
+        palette = RNG.integers(0, 256, 768, dtype=np.uint8).tobytes()
+        image.putpalette(palette)
+        upright.putpalette(palette)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = saved(tmp_path, image, "image.tif", exif=exif)
+    np.testing.assert_array_equal(load_image(path), load_image(upright))
+    with Image.open(path) as opened:
+        np.testing.assert_array_equal(load_image(opened), load_image(upright))
+        assert opened.filename == str(path)
+
+
+def exif_entries(*entries: tuple[int, int, int, bytes]) -> bytes:
+    """EXIF of entries (tag, type, count, 4 bytes), little-endian."""
+    data = b"Exif\0\0II*\0" + struct.pack("<IH", 8, len(entries))
+    for tag, kind, count, value in sorted(entries):
+        data += struct.pack("<HHI", tag, kind, count) + value
+    return data + bytes(4)
+
+
+TURNED = 0x0112, 3, 1, struct.pack("<HH", 6, 0)
+
+
+@pytest.mark.parametrize(
+    "foreign",
+    [
+        pytest.param((0x011A, 2, 4, b"72\0\0"), id="XResolution as text"),
+        pytest.param((0x010F, 11, 1, struct.pack("<f", 1.5)), id="Make as a float"),
+    ],
+)
+@pytest.mark.parametrize("suffix", ["jpg", "png"])
+def test_a_foreign_exif_entry_does_not_hide_the_orientation(
+    tmp_path: Path, suffix: str, foreign: tuple[int, int, int, bytes]
+) -> None:
+    exif = exif_entries(TURNED, foreign)
+    path = saved(tmp_path, Image.new("RGB", (6, 4), "red"), f"image.{suffix}", exif=exif)
+    image, orientation = load_oriented(path)
+    assert (image.shape, orientation) == ((6, 4, 3), 6)
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
+@pytest.mark.parametrize(
+    "exif", [b"garbage!!!!!!!!", exif_entries((0x0112, 2, 4, b"abc\0"))], ids=["all", "entry"]
+)
+def test_damaged_exif_is_no_rotation(tmp_path: Path, suffix: str, exif: bytes) -> None:
+    path = saved(tmp_path, Image.new("RGB", (6, 4), "red"), f"image.{suffix}", exif=exif)
+    image, orientation = load_oriented(path)
+    assert (image.shape, orientation) == ((4, 6, 3), 1)
 
 
 def test_first_frame_of_an_animation(tmp_path: Path) -> None:
