@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 import escnet_runtime
+from escnet_runtime.commands import segment
 from escnet_runtime.commands.segment import main
 from escnet_runtime.errors import InputError
 from escnet_runtime.pictures import read_label_png
@@ -127,6 +128,24 @@ def test_images_of_one_stem_get_names_of_their_own(
     assert all(Path(path).is_file() for path in written)
     assert kept.read_bytes() == before
     assert str(kept) not in written
+
+
+def test_names_for_many_images_of_one_stem_are_found_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked_at: list[Path] = []
+
+    def key(path: Path) -> str:
+        looked_at.append(path)
+        return str(path).casefold()
+
+    monkeypatch.setattr(segment, "_key", key)
+    images = [tmp_path / str(number) / "rgb.png" for number in range(100)]
+    taken = tmp_path / "rgb_3_labels.png"
+    targets = segment._targets([*images, taken], tmp_path)
+    names = ["rgb", *(f"rgb_{number}" for number in (2, *range(4, 102))), "rgb_3_labels"]
+    assert [target.overlay.name for target in targets] == [f"{n}_overlay.png" for n in names]
+    assert len(looked_at) == 101 + 2 * 102  # each image, and each name that is tried, once
 
 
 def test_people_see_the_categories_the_pictures_and_the_note(

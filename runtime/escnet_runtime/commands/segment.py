@@ -194,16 +194,18 @@ def _targets(images: Iterable[Path], folder: Path) -> list[_Target]:
     """Names for each image's pictures: no two alike, and none that of an image to be read."""
     images = list(images)
     taken = {_key(path) for path in images}
+    numbers: dict[str, int] = {}  # of a stem, the first one that may be free
     targets = []
     for image in images:
-        number = 1
+        number = numbers.get(image.stem, 1)
         while True:
             stem = image.stem if number == 1 else f"{image.stem}_{number}"
             target = _Target(folder / f"{stem}_labels.png", folder / f"{stem}_overlay.png")
             keys = {_key(target.labels), _key(target.overlay)}
+            number += 1
             if not keys & taken:
                 break
-            number += 1
+        numbers[image.stem] = number
         taken |= keys
         targets.append(target)
     return targets
