@@ -2,15 +2,18 @@
 
 The content is written under a hidden temporary name next to the target, forced to disk, then
 swapped in with one system call. A reader sees the old content or the new one, never a mixture.
-Temporary names are ``.NAME.tmp-PID-RANDOM``; those whose process is gone are removed by the next
-writer of the same target. Another process that has its number now is taken for it. The writer's own
-number is not: in a container every run has the same one, often 1, so what bears it and is not being
-written here is a leftover.
+Temporary names are ``.NAME.tmp-PID-RANDOM``, in which a long NAME is cut and a hash of it put
+behind. Those whose process is gone are removed by the next writer of the same target. Another
+process that has its number now is taken for it. The writer's own number is not: in a container
+every run has the same one, often 1, so what bears it and is not being written here is a leftover.
+A folder of many files is not searched at each write: what a process finds there at its first write
+is removed, what is left behind after that may stay for some writes more.
 """
 
 import contextlib
 import ctypes
 import errno
+import hashlib
 import os
 import re
 import secrets
@@ -18,6 +21,7 @@ import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -42,6 +46,24 @@ _TAKEN = {errno.ENOTEMPTY, errno.EEXIST}
 #: Names of temporaries that this process, or one that it was forked from, is writing. Their random
 #: part tells folders apart. Adding and discarding are single steps, for threads and forks.
 _OWN: Final[set[str]] = set()
+_MARK: Final = ".tmp-"
+#: Bytes of a name together with its suffix, beside which the rest of a temporary name fits in the
+#: 255 of a file name: a point, the mark, a process's number and the random part.
+_WHOLE_NAME: Final = 225
+_CUT_NAME: Final = 100  # bytes that are kept of a longer one
+_LONGEST_SUFFIX: Final = 32  # bytes; a longer one is no format's
+_ENTRIES_A_WRITE: Final = 1000  # of a folder: to list them takes less time than to force a file out
+
+
+@dataclass(slots=True)
+class _Listing:
+    """The temporaries that were in a folder of many files, and for how many writes that will do."""
+
+    names: list[str]
+    writes: int
+
+
+_LISTINGS: Final[dict[Path, _Listing]] = {}
 
 
 @contextmanager
@@ -92,7 +114,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
     """Yield a temporary path to write; it becomes ``path`` when the block ends without error.
 
     The temporary name ends with the suffix of ``path``, because writers of images and arrays choose
-    the format by it.
+    the format by it (not with one of more than 32 bytes, which is no format's).
 
     Raises:
         InputError: ``path`` is a folder, or its place is not writable.
@@ -104,7 +126,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
     with _as_input_error(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(path)
-    temporary = _temporary_name(path, path.suffix)
+    temporary = _temporary_name(path, _suffix(path))
     with _noted(temporary):
         with _as_input_error(path):
             temporary.touch(exist_ok=False)
@@ -213,20 +235,57 @@ def _as_input_error(target: Path) -> Iterator[None]:
 
 
 def _temporary_name(target: Path, suffix: str = "") -> Path:
-    return target.with_name(f".{target.name}.tmp-{os.getpid()}-{secrets.token_hex(4)}{suffix}")
+    random = secrets.token_hex(4)
+    return target.with_name(f".{_shortened(target)}{_MARK}{os.getpid()}-{random}{suffix}")
+
+
+def _suffix(path: Path) -> str:
+    return path.suffix if len(os.fsencode(path.suffix)) <= _LONGEST_SUFFIX else ""
+
+
+def _shortened(target: Path) -> str:
+    """What temporary names have of a target's: all of it, or its beginning and a hash."""
+    name = os.fsencode(target.name)
+    if len(name) + len(os.fsencode(_suffix(target))) <= _WHOLE_NAME:
+        return target.name
+    digest = hashlib.sha256(name).hexdigest()[:16]
+    return f"{name[:_CUT_NAME].decode(errors='ignore')}-{digest}"
 
 
 def _remove_leftovers(target: Path) -> None:
     """Remove temporaries of this target whose process was killed."""
     if sys.platform == "win32":
         return  # there, os.kill(pid, 0) would end the process instead of asking for it
+    names = _temporaries(target.parent)
+    if not names:
+        return
     pattern = re.compile(
-        rf"\.{re.escape(target.name)}\.tmp-(\d+)-[0-9a-f]+({re.escape(target.suffix)})?"
+        rf"\.{re.escape(_shortened(target))}{_MARK}(\d+)-[0-9a-f]+({re.escape(_suffix(target))})?"
     )
-    for entry in target.parent.iterdir():
-        match = pattern.fullmatch(entry.name)
-        if match is not None and not _is_being_written(entry.name, int(match[1])):
-            _remove_unless_held(entry)
+    for name in names:
+        match = pattern.fullmatch(name)
+        if match is not None and not _is_being_written(name, int(match[1])):
+            _remove_unless_held(target.with_name(name))
+
+
+def _temporaries(folder: Path) -> list[str]:
+    """Names in a folder that may be temporaries, of any target.
+
+    To list it at each write would take a time that grows with the square of the files, were all of
+    them written by this process. So each write pays for some of its entries, and the folder is
+    listed again once all are paid for.
+    """
+    known = _LISTINGS.get(folder)
+    if known is not None and known.writes > 0:
+        known.writes -= 1
+        return known.names
+    entries = os.listdir(folder)
+    names = [name for name in entries if name.startswith(".") and _MARK in name]
+    if len(entries) > _ENTRIES_A_WRITE:
+        _LISTINGS[folder] = _Listing(names, len(entries) // _ENTRIES_A_WRITE)
+    else:
+        _LISTINGS.pop(folder, None)
+    return names
 
 
 def _is_being_written(name: str, pid: int) -> bool:

@@ -472,6 +472,73 @@ def test_leftovers_of_a_process_with_our_own_number_are_removed(tmp_path: Path) 
     assert _names(tmp_path) == ["bundle", "labels.png"]
 
 
+def test_a_large_folder_is_not_searched_at_each_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listed = 0
+    listdir = os.listdir
+
+    def counting(folder: Path) -> list[str]:
+        nonlocal listed
+        names = listdir(folder)
+        listed += len(names)
+        return names
+
+    def leave(name: str) -> None:
+        (tmp_path / f".{name}.png.tmp-{os.getpid()}-0a1b.png").touch()
+
+    def left() -> list[str]:
+        return [name for name in listdir(tmp_path) if name.startswith(".")]
+
+    monkeypatch.setattr(os, "listdir", counting)
+    monkeypatch.setattr(atomic, "_ENTRIES_A_WRITE", 10)
+    monkeypatch.setattr(atomic, "_sync", lambda path: None)
+    for number in range(50):
+        (tmp_path / f"{number}.txt").touch()
+    leave("late")
+    for number in range(100):
+        _write_file(tmp_path / f"{number}.png", _NEW)
+    assert listed < 100 * 20
+    # What was there at the first write is removed whenever its target is written ...
+    _write_file(tmp_path / "late.png", _NEW)
+    assert not left()
+    # ... and what came later before long.
+    leave("later")
+    for _ in range(50):
+        _write_file(tmp_path / "later.png", _NEW)
+    assert not left()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "n" * 251 + ".png",
+        "n" * 255,
+        "日" * 83 + "ab.png",
+        "n" * 20 + "." + "s" * 234,
+        "n" * 223 + "." + "s" * 31,
+    ],
+    ids=["png", "no suffix", "wide characters", "no suffix of a format", "longest suffix"],
+)
+def test_a_name_of_255_bytes(tmp_path: Path, name: str) -> None:
+    assert len(os.fsencode(name)) == 255
+    path, bundle = tmp_path / "files" / name, tmp_path / "folders" / name
+    other = path.with_name("n" * 250 + "z.png")
+    half = atomic._temporary_name(other, ".png").name
+    for _ in range(2):
+        with atomic_file(path) as temporary:
+            if len(path.suffix) <= 32:
+                assert temporary.name.endswith(path.suffix)
+            temporary.write_text(_NEW)
+        assert _names(path.parent) == [name]
+        _write(bundle, _NEW)
+        assert _names(bundle.parent) == [name]
+    for left in (temporary.name, half):  # of this target, and of another that begins like it
+        (path.parent / left).touch()
+    _write_file(path, _NEW)
+    assert _names(path.parent) == sorted([name, half])
+
+
 @pytest.mark.parametrize("locks", [True, False])
 def test_what_another_thread_is_writing_stays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, locks: bool
