@@ -139,7 +139,7 @@ def test_names_for_many_images_of_one_stem_are_found_at_once(
         looked_at.append(path)
         return str(path).casefold()
 
-    monkeypatch.setattr(segment, "_key", key)
+    monkeypatch.setattr(segment, "path_key", key)
     images = [tmp_path / str(number) / "rgb.png" for number in range(100)]
     taken = tmp_path / "rgb_3_labels.png"
     targets = segment._targets([*images, taken], tmp_path)

@@ -186,6 +186,74 @@ def test_an_error_in_the_middle_leaves_the_overlay_that_was_there(
     assert list(output.iterdir()) == [before]
 
 
+@pytest.mark.parametrize("camera", [False, True])
+def test_ctrl_c_ends_a_camera_and_stops_at_a_file(
+    tiny_bundle: Path,
+    video: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    camera: bool,
+) -> None:
+    """What a file gives is whole, or is not there; the next one is not begun."""
+    opened = []
+
+    class Interrupted(VideoReader):
+        def __init__(self, source: str) -> None:
+            opened.append(source)
+            super().__init__(str(video) if source == "camera:0" else source)
+
+        def __iter__(self) -> Iterator[ImageArray]:
+            for index, pixels in enumerate(super().__iter__()):
+                if index == 2:
+                    raise KeyboardInterrupt
+                yield pixels
+
+    monkeypatch.setattr("escnet_runtime.video.VideoReader", Interrupted)
+    first = "camera:0" if camera else str(video)
+    output = tmp_path / "out"
+    words = [first, "next.mp4", "--classes", "sky, car", "--output", str(output), "--no-legend"]
+    code = main([str(tiny_bundle), *words, "--json"])
+    document = json.loads(capsys.readouterr().out)
+    if camera:
+        assert opened == ["camera:0", "next.mp4"]
+        assert document["videos"][0]["frames"] == 2
+        assert Path(document["videos"][0]["overlay"]).is_file()
+    else:
+        assert (code, opened) == (130, [str(video)])
+        assert list(output.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("names", "lost"),
+    [
+        (["a.mp4", "a_overlay.mp4"], "a_overlay.mp4"),
+        (["A_Overlay.MP4", "a.mp4"], "A_Overlay.MP4"),
+        (["link.mp4"], "link.mp4"),
+        (["a.mp4", "a_legend.png"], "a_legend.png"),
+        (["camera:0", "camera0_overlay.mp4"], "camera0_overlay.mp4"),
+    ],
+)
+def test_no_input_is_written_over(
+    names: list[str],
+    lost: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "vid").mkdir()
+    Path("a_legend.png").touch()
+    Path("vid/link_overlay.mp4").touch()
+    Path("link.mp4").symlink_to("vid/link_overlay.mp4")
+    output = "vid" if lost == "link.mp4" else "."
+    words = [*names, "--classes", "sky", "--output", output, "--json"]
+    assert main(["no bundle", *words]) == 2
+    assert f"the input {lost} would be written over" in capsys.readouterr().err
+    assert main(["no bundle", *words, "--no-overlay"]) == 2
+    assert "written over" not in capsys.readouterr().err
+
+
 def test_a_bad_video_does_not_stop_the_others(
     tiny_bundle: Path, video: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

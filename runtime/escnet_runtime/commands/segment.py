@@ -22,7 +22,7 @@ from ..result import Segmentation
 from ..segmenter import Segmenter
 from ..shortlist import parse_shortlist
 from ..vocabulary import Vocabulary, parse_classes, read_classes_file
-from .segment_video import is_video, require_videos, segment_video, video_line
+from .segment_video import is_video, path_key, require_videos, segment_video, video_line
 
 __all__ = ["main"]
 
@@ -40,7 +40,7 @@ read does not stop the others; the exit code is then 1.
 A video file or a camera ("camera:0") gives STEM_overlay.mp4, every frame under its colours beside a
 legend (categories keep their line; those not in the picture are pale), and STEM_legend.png, the
 categories of the whole video; it needs escnet-runtime[video]. Ctrl-C ends a camera and keeps what
-is written.
+is written; of a file that it cuts short it keeps nothing.
 """
 
 
@@ -117,9 +117,9 @@ def _segment(arguments: argparse.Namespace, console: Console) -> tuple[int, dict
     names = _categories(arguments)
     videos = [name for name in arguments.images if is_video(name)]
     stills = [name for name in arguments.images if not is_video(name)]
-    if videos:
-        require_videos(videos, arguments)
     images = _find(stills) if stills else []
+    if videos:
+        require_videos(videos, images, arguments)
     cache = None if arguments.no_cache else "default"
     with Segmenter(
         arguments.bundle, arguments.backend, chunk=arguments.chunk, cache=cache
@@ -193,7 +193,7 @@ def _require_writable(folder: Path) -> None:
 def _targets(images: Iterable[Path], folder: Path) -> list[_Target]:
     """Names for each image's pictures: no two alike, and none that of an image to be read."""
     images = list(images)
-    taken = {_key(path) for path in images}
+    taken = {path_key(path) for path in images}
     numbers: dict[str, int] = {}  # of a stem, the first one that may be free
     targets = []
     for image in images:
@@ -201,7 +201,7 @@ def _targets(images: Iterable[Path], folder: Path) -> list[_Target]:
         while True:
             stem = image.stem if number == 1 else f"{image.stem}_{number}"
             target = _Target(folder / f"{stem}_labels.png", folder / f"{stem}_overlay.png")
-            keys = {_key(target.labels), _key(target.overlay)}
+            keys = {path_key(target.labels), path_key(target.overlay)}
             number += 1
             if not keys & taken:
                 break
@@ -209,11 +209,6 @@ def _targets(images: Iterable[Path], folder: Path) -> list[_Target]:
         taken |= keys
         targets.append(target)
     return targets
-
-
-def _key(path: Path) -> str:
-    # Some file systems take names that differ in case for the same.
-    return str(path.resolve()).casefold()
 
 
 def _one(

@@ -7,7 +7,7 @@ import logging
 import re
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -26,7 +26,14 @@ if TYPE_CHECKING:
     from ..video import VideoWriter
     from ..video_legend import VideoOverlay
 
-__all__ = ["VIDEO_SUFFIXES", "is_video", "require_videos", "segment_video", "video_line"]
+__all__ = [
+    "VIDEO_SUFFIXES",
+    "is_video",
+    "path_key",
+    "require_videos",
+    "segment_video",
+    "video_line",
+]
 
 _LOG = logging.getLogger(__name__)
 VIDEO_SUFFIXES: Final = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm"})
@@ -39,12 +46,20 @@ def is_video(name: str) -> bool:
     return bool(_CAMERA.fullmatch(name)) or Path(name).suffix.lower() in VIDEO_SUFFIXES
 
 
-def require_videos(videos: Sequence[str], arguments: argparse.Namespace) -> None:
-    """Refuse now what would fail after minutes.
+def require_videos(
+    videos: Sequence[str], images: Iterable[Path], arguments: argparse.Namespace
+) -> None:
+    """Refuse now what would fail after minutes, or write over an input.
+
+    Args:
+        videos: files and cameras.
+        images: the other inputs.
+        arguments: of the command: ``output``, ``frames``, ``no_overlay``.
 
     Raises:
         BackendError: PyAV is not installed.
-        InputError: an option does not go with videos, or two have the same name.
+        InputError: an option does not go with videos, two have the same name, or what one gives
+            has that of an input.
     """
     if importlib.util.find_spec("av") is None:
         raise BackendError(
@@ -56,6 +71,23 @@ def require_videos(videos: Sequence[str], arguments: argparse.Namespace) -> None
     twice = [stem for stem, count in stems.items() if count > 1]
     if twice:
         raise InputError(f"two videos are called {twice[0]}; give each an --output of its own")
+    if arguments.no_overlay:
+        return
+    files = [Path(name) for name in videos if not _CAMERA.fullmatch(name)]
+    inputs = {path_key(path): path for path in (*images, *files)}
+    for name in videos:
+        for output in _outputs(name, arguments.output):
+            if (lost := inputs.get(path_key(output))) is not None:
+                raise InputError(
+                    f"the input {lost} would be written over by what {name} gives; name another "
+                    "folder with --output"
+                )
+
+
+def path_key(path: Path) -> str:
+    """What two paths have in common that are, or may be, the same file."""
+    # Some file systems take names that differ in case for the same.
+    return str(path.resolve()).casefold()
 
 
 def segment_video(
@@ -75,12 +107,11 @@ def segment_video(
             ``window``, ``shortlist``.
         console: shows the frames a second.
     """
-    stem = _stem(name)
-    overlay = None if arguments.no_overlay else arguments.output / f"{stem}_overlay.mp4"
-    legend = arguments.output / f"{stem}_legend.png"
+    overlay, legend = _outputs(name, arguments.output)
     try:
-        entry = _run(segmenter, vocabulary, name, overlay, arguments, console)
-        if overlay is not None:
+        place = None if arguments.no_overlay else overlay
+        entry = _run(segmenter, vocabulary, name, place, arguments, console)
+        if place is not None:
             save_picture(entry.pop("legend"), legend)
             entry |= {"overlay": str(overlay), "legend": str(legend)}
     except (EscNetError, OSError, MemoryError) as error:
@@ -117,8 +148,6 @@ def _run(
     most: int | None = arguments.frames
     with ExitStack() as owned:
         reader = owned.enter_context(VideoReader(name))
-        if overlay is not None and Path(name).resolve() == overlay.resolve():
-            raise InputError(f"{name} would be written over by its own overlay; use --output")
         writer = drawn = None
         if overlay is not None:
             place = owned.enter_context(atomic_file(overlay))  # half a video is none
@@ -135,8 +164,9 @@ def _run(
             window=arguments.window,
             shortlist=arguments.shortlist,
         )
-        # A camera has no end but this one.
-        with suppress(KeyboardInterrupt), closing(results):
+        # A camera has no end but this one. A file has its own: what is cut off is no result.
+        ends = (KeyboardInterrupt,) if _CAMERA.fullmatch(name) else ()
+        with suppress(*ends), closing(results):
             for result in seen.counted(results):
                 _write(writer, drawn, result)
                 advance(f"{seen.rate:.1f} frames a second")
@@ -215,6 +245,12 @@ class _Seen:
             note=self.last.note,
             fractions=self._pixels / self._pixels.sum(),
         )
+
+
+def _outputs(name: str, folder: Path) -> tuple[Path, Path]:
+    """Where the overlay and the legend of a video go."""
+    stem = _stem(name)
+    return folder / f"{stem}_overlay.mp4", folder / f"{stem}_legend.png"
 
 
 def _stem(name: str) -> str:
