@@ -74,6 +74,10 @@ class Segmenter:
     :meth:`close`; both free the backend. One that nobody closes is closed when nothing refers to it
     any more or when the process ends, but for a backend of your own.
 
+    A forked child must not use one that has been used before the fork: the threads of its library
+    do not come along. It may close or drop it, which frees nothing there, and has to end by
+    ``os._exit``, as children of ``multiprocessing`` do. Make a Segmenter in each process.
+
     Args:
         bundle: the bundle's folder, every file of which is compared with its sha256, or one that is
             open already.
@@ -113,10 +117,11 @@ class Segmenter:
         if chunk is not None:
             _positive("chunk", chunk)
         self._lock = threading.RLock()
+        self._process = os.getpid()
         self._owned = ExitStack()
         # What nobody closes is closed with it, or when the process ends: some libraries do not take
         # it well to be freed by chance.
-        self._freed = weakref.finalize(self, _free, self._lock, self._owned, os.getpid())
+        self._freed = weakref.finalize(self, _free, self._lock, self._owned, self._process)
         self._device: DevicePipeline | None = None
         folder = _cache_folder(cache)
         if isinstance(backend, str):
@@ -316,7 +321,13 @@ class Segmenter:
         return self._device
 
     def close(self) -> None:
-        """Free everything. Calling it twice is fine; using the Segmenter afterwards is an error."""
+        """Free everything. Calling it twice is fine; using the Segmenter afterwards is an error.
+
+        In a process that was forked meanwhile it frees nothing.
+        """
+        if os.getpid() != self._process:  # where another thread may have had the lock for ever
+            self._closed = True
+            return
         with self._lock:
             self._closed = True
             self._backend.close()

@@ -1,12 +1,16 @@
 """The Segmenter on an exported bundle: any words, any image, any chunk, several threads."""
 
 import dataclasses
+import gc
 import importlib.util
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
+import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -536,6 +540,65 @@ def test_a_closed_segmenter_says_so(
             use()
     with pytest.raises(BackendError, match="closed"):
         made.pipeline.encode_text(np.ones((1, 7), np.int32))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes do not fork here")
+@pytest.mark.parametrize("how", ["closed", "closed in use", "dropped", "backend closed"])
+def test_a_forked_child_need_not_free_what_its_parent_used(
+    how: str, tiny_bundle: Path, cache: Path, vocabulary: Vocabulary, picture: ImageArray
+) -> None:
+    """ONNX Runtime would wait for threads that the child does not have."""
+    made = Segmenter(tiny_bundle, "onnxruntime", cache=cache)
+    made(picture, vocabulary)
+    busy, done = threading.Event(), threading.Event()
+
+    def use() -> None:
+        with made._lock:
+            busy.set()
+            done.wait(60)
+
+    thread = threading.Thread(target=use)
+    if how == "closed in use":
+        thread.start()
+        busy.wait(60)
+    with warnings.catch_warnings():
+        # Python 3.12 warns of locks that other threads may hold.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        child = os.fork()
+    if not child:
+        code = 1
+        try:
+            if how == "dropped":
+                del made
+                gc.collect()
+            elif how == "backend closed":
+                made.pipeline.backend.close()
+            else:
+                made.close()
+            code = 0
+        finally:
+            os._exit(code)
+    try:
+        assert ended(child, seconds=10) == 0
+    finally:
+        done.set()
+        if thread.is_alive():
+            thread.join()
+    made(picture, vocabulary)  # the parent has lost nothing
+    made.close()
+    assert not made.pipeline.backend._sessions  # type: ignore[attr-defined]
+
+
+def ended(child: int, *, seconds: float) -> int:
+    """The exit status of a child, which is killed if it does not end by itself."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        found, status = os.waitpid(child, os.WNOHANG)
+        if found:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.01)
+    os.kill(child, signal.SIGKILL)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 def test_the_text_encoder_is_not_kept(tiny_bundle: Path) -> None:

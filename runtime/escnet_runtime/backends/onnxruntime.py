@@ -16,6 +16,7 @@ import numpy as np
 import onnxruntime as ort
 
 from ..errors import BackendError
+from ..forks import not_freed_in_children
 from ..lanes import best_lanes, usable_cores
 from ..manifest import Precision
 from ..order import by_chunk
@@ -124,6 +125,7 @@ class OnnxRuntimeBackend:
                 f"ONNX Runtime {ort.__version__} cannot load graph {graph!r} "
                 f"({file.precision} from {file.path}): {error}"
             ) from error
+        not_freed_in_children(session)
         if file.stage is not None:
             require_ports(graph, session, file.stage)
         return session

@@ -29,6 +29,7 @@ from ..backends.onnxruntime import SLOW_ON_A_CPU
 from ..backends.ports import require_ports
 from ..device.base import Device, Stream
 from ..errors import BackendError, DeviceError, OutOfDeviceMemory
+from ..forks import never_freed, not_freed_in_children
 from ..manifest import DType
 from .backend import Binding
 
@@ -204,7 +205,7 @@ class OrtGraphs:
         for graph, session in self._sessions.items():
             # The memory stays until the process ends, which freeing it would do now.
             _LOG.warning("graph %r could not be waited for; its memory is not given back", graph)
-            _never_freed(session)
+            never_freed(session)
         self._sessions.clear()
         self._untidy.clear()
         self._closed = True
@@ -239,6 +240,7 @@ class OrtGraphs:
                 f"from {file.path})"
             )
             raise _failure(what, error) from error
+        not_freed_in_children(session)
         if self._provider == "cuda" and _PROVIDERS["cuda"] not in session.get_providers():
             raise BackendError(
                 f"ONNX Runtime {ort.__version__} has the CUDA provider and cannot start it (it "
@@ -264,11 +266,6 @@ class OrtGraphs:
             # Precision is in the file: float32 there means float32.
             "use_tf32": "0",
         }
-
-
-def _never_freed(thing: object) -> None:
-    """Keep an object for as long as the process lives, its end included."""
-    ctypes.pythonapi.Py_IncRef(ctypes.py_object(thing))
 
 
 def require_provider(provider: Provider) -> None:
