@@ -1,5 +1,6 @@
 """The library is compiled once on a machine, and whatever goes wrong, NumPy runs."""
 
+import errno
 import logging
 import os
 import subprocess
@@ -273,6 +274,40 @@ def test_a_compiler_that_fails_is_not_asked_again_for_a_day(
     assert calls(tmp_path) == 3 * tries
 
 
+@pytest.mark.parametrize("trouble", ["no space", "no folder", "disk full just then", "killed"])
+def test_passing_trouble_of_the_machine_is_not_noted(
+    trouble: str,
+    compiler: str,
+    tmp_path: Path,
+    script: Script,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The next process tries again."""
+
+    def no_space(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    script(f'exec {compiler} "$@"')
+    reason = "No space left on device"
+    with monkeypatch.context() as patched:
+        match trouble:
+            case "no space":
+                patched.setattr(build, "_run", no_space)
+            case "no folder":
+                patched.setattr(tempfile, "tempdir", str(tmp_path / "none"))
+                reason = "No such file"
+            case "disk full just then":
+                patched.setattr(build, "_run", lambda *_: (1, "cannot write"))
+                patched.setattr(Path, "write_bytes", no_space)
+            case "killed":
+                patched.setattr(build, "_run", lambda *_: (-9, "Killed"))
+                reason = "does not compile it: Killed"
+        assert_numpy_runs(reason, caplog)
+    assert not kept(tmp_path)
+    assert again()
+
+
 def test_an_old_compiler_gets_what_it_knows(compiler: str, tmp_path: Path, script: Script) -> None:
     """For a processor that it does not know: what all of its kind run."""
     script(f'case "$*" in *-march=*|*-mavx2*) exit 1;; esac; exec {compiler} "$@"')
@@ -316,7 +351,17 @@ def test_a_compiler_that_hangs_is_ended_with_its_children(
     script(f'touch "$TMPDIR/half"; sleep 1000 & echo $! > {tmp_path}/child; wait')
     assert_numpy_runs("does not end within", caplog)
     assert_gone(int((tmp_path / "child").read_text(encoding="utf-8")))
-    assert [path.suffix for path in kept(tmp_path)] == [".failed"]
+    (note,) = kept(tmp_path)
+    assert note.suffix == ".failed"
+    assert not again()
+    assert "not tried again" in native_status().detail
+    assert calls(tmp_path) == 1
+    # It holds for ten minutes: the machine may have been busy.
+    date = note.stat().st_mtime - 600
+    os.utime(note, (date, date))
+    monkeypatch.setattr(build, "_run", lambda *_: (1, "asked again"))
+    assert not again()
+    assert "asked again" in native_status().detail
 
 
 def test_an_interrupted_process_leaves_nothing(tmp_path: Path, script: Script) -> None:

@@ -23,18 +23,36 @@ from .target import FLAGS, SOURCES, targets
 __all__ = ["build_library"]
 
 _SECONDS: Final = 20.0  # for all tries; half a second is usual
+#: How long one that did not end in time is not asked again: it may hang, which every start would
+#: wait for, or the machine may have been busy.
+_HANG_SECONDS: Final = 600.0
+_TRIAL_BYTES: Final = 2**20  # more than a compiler needs for what it writes here
 _log = logging.getLogger(__name__)
+
+
+class _PassingError(NotCompiledError):
+    """Trouble of the machine, which says nothing of the compiler: the next process tries again."""
+
+
+class _HangError(NotCompiledError):
+    """The compiler did not end in time."""
 
 
 def build_library(store: LibraryStore, compiler: Compiler) -> tuple[NativeLibrary, str]:
     """Compile, compare with NumPy, keep and load: the library, and what was done.
 
-    Raises NotCompiledError, with a note in the store if it was the compiler.
+    Raises NotCompiledError, with a note in the store if it was the compiler: for a day, or for ten
+    minutes if it did not end.
     """
     started = time.perf_counter()
     try:
         code = _compiled(compiler.command)
         library = _checked(store, code)
+    except _PassingError:
+        raise
+    except _HangError as reason:
+        store.note_failure(compiler.identity, str(reason), seconds=_HANG_SECONDS)
+        raise
     except NotCompiledError as reason:
         store.note_failure(compiler.identity, str(reason))
         raise
@@ -48,7 +66,7 @@ def build_library(store: LibraryStore, compiler: Compiler) -> tuple[NativeLibrar
 def _compiled(command: Sequence[str]) -> bytes:
     """The library's content, for the widest target that this compiler knows."""
     until = time.monotonic() + _SECONDS
-    said = ""
+    code, said = 0, ""
     try:
         with tempfile.TemporaryDirectory(prefix="escnet-native-") as name:
             folder = Path(name)
@@ -59,9 +77,12 @@ def _compiled(command: Sequence[str]) -> bytes:
                 code, said = _run(arguments, folder, until - time.monotonic())
                 if code == 0 and output.is_file():
                     return output.read_bytes()
+            (folder / "trial").write_bytes(bytes(_TRIAL_BYTES))  # whether the disk is full
     except OSError as error:
-        raise NotCompiledError(f"{command[0]} cannot be run ({error}).") from error
-    raise NotCompiledError(f"{command[0]} does not compile it: {said[-1000:].strip() or 'silent'}")
+        raise _PassingError(f"{command[0]} cannot be run ({error}).") from error
+    failure = f"{command[0]} does not compile it: {said[-1000:].strip() or 'silent'}"
+    # One that a signal has ended, as where memory is short, has not said what it cannot do.
+    raise _PassingError(failure) if code < 0 else NotCompiledError(failure)
 
 
 def _run(arguments: Sequence[str], folder: Path, seconds: float) -> tuple[int, str]:
@@ -86,7 +107,7 @@ def _run(arguments: Sequence[str], folder: Path, seconds: float) -> tuple[int, s
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             if isinstance(stopped, subprocess.TimeoutExpired):
-                raise NotCompiledError(
+                raise _HangError(
                     f"{arguments[0]} does not end within {_SECONDS:.0f} seconds."
                 ) from stopped
             raise

@@ -2,7 +2,8 @@
 
 A file is called ``KEY-DIGEST.so``, the digest being that of its content: what is damaged is known
 before it is loaded, and a file appears whole under a name that fits it. ``KEY-COMPILER.failed``
-says why a compiler made none, so that the next process does not ask it again for a day.
+says why a compiler made none, so that the next process does not ask it again for a day. It is dated
+back where that is to hold for less.
 """
 
 import contextlib
@@ -77,13 +78,17 @@ class LibraryStore:
         except (OSError, UnicodeDecodeError):
             return None
 
-    def note_failure(self, compiler: str, reason: str) -> None:
-        """Remember why a compiler made no library; where that cannot be kept, it is not."""
+    def note_failure(
+        self, compiler: str, reason: str, *, seconds: float = _FAILURE_SECONDS
+    ) -> None:
+        """Remember for a time why a compiler made none; where that cannot be kept, it is not."""
         with (
             contextlib.suppress(InputError, OSError),
             atomic_file(self._failure(compiler)) as temporary,
         ):
             temporary.write_text(reason, encoding="utf-8")
+            date = time.time() - (_FAILURE_SECONDS - seconds)
+            os.utime(temporary, (date, date))
 
     def _failure(self, compiler: str) -> Path:
         digest = hashlib.sha256(compiler.encode(errors="surrogateescape")).hexdigest()
