@@ -265,7 +265,8 @@ def _run_checks(bundle: Bundle, names: list[str], found: _Findings) -> Iterator[
     """The golden run on each backend; checks of a second one have its name in front."""
     for index, name in enumerate(names):
         failed = None
-        for check in _backend_checks(bundle, name, shared=not index):
+        asked = found.backend != "auto"
+        for check in _backend_checks(bundle, name, shared=not index, asked=asked):
             if not check.passed and failed is None:
                 failed = check
             yield _of_another(check, name) if index else check
@@ -280,16 +281,28 @@ def _of_another(check: Check, backend: str) -> Check:
     return replace(check, name=f"{backend}: {check.name}", reason=reason)
 
 
-def _backend_checks(bundle: Bundle, name: str, *, shared: bool = True) -> Iterator[Check]:
-    """Those of one backend; ``shared``: also what is the same for all of them."""
+def _backend_checks(
+    bundle: Bundle, name: str, *, shared: bool = True, asked: bool = False
+) -> Iterator[Check]:
+    """Those of one backend.
+
+    Args:
+        bundle: what is checked.
+        name: of the backend.
+        shared: also what is the same for all backends.
+        asked: it was named, and another one may run here.
+    """
     try:
         segmenter = Segmenter(bundle, name, cache=None)
     except EscNetError as error:
+        reason = "nothing here can run its graphs" if shared else "its graphs do not run here"
+        if asked:
+            reason = f"the backend that was asked for, {name}, cannot run its graphs here"
         yield Check(
             name="backend",
             passed=False,
             detail=str(error),
-            reason="nothing here can run its graphs" if shared else "its graphs do not run here",
+            reason=reason,
             advice=str(error),
         )
         yield _skipped("the backend could not be created")

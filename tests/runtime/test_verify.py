@@ -314,9 +314,12 @@ def test_a_graph_that_fails_ends_the_run(
 
 
 def test_a_backend_that_is_not_there_is_a_failed_check(tiny_bundle: Path) -> None:
-    checks = checks_of(tiny_bundle, "abacus")
+    report = verify_bundle(tiny_bundle, "abacus")
+    checks = {check.name: check for check in report.checks}
     assert failed(checks) == ["backend", "golden_run"]
     assert "abacus" in checks["backend"].detail
+    # Another one may well be there.
+    assert "the backend that was asked for, abacus, cannot run" in report.verdict.sentence
 
 
 def test_a_stage_of_another_name_fails(bundle_copy: Path) -> None:
@@ -391,7 +394,9 @@ def tried(monkeypatch: pytest.MonkeyPatch) -> dict[str, bool]:
     """
     seen: dict[str, bool] = {}
 
-    def stand_in(bundle: Bundle, name: str, *, shared: bool = True) -> Iterator[Check]:
+    def stand_in(
+        bundle: Bundle, name: str, *, shared: bool = True, asked: bool = False
+    ) -> Iterator[Check]:
         assert shared == (not seen.keys() - {"wrong", name})
         seen[name] = name == "onnxruntime" or "wrong" not in seen
         yield Check(name="backend", passed=True, detail=f"The graphs run on {name}.")
