@@ -5,7 +5,7 @@ import os
 import threading
 import weakref
 from collections import deque
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -160,13 +160,14 @@ class Segmenter:
         return None if self.bundle.manifest.model.trained else _UNTRAINED
 
     def vocabulary(
-        self, names: Sequence[str], *, templates: Sequence[str] | None = None
+        self, names: Iterable[str], *, templates: Iterable[str] | None = None
     ) -> Vocabulary:
         """Encode a list of categories once; reuse it for as many images as you like.
 
         Args:
             names: 1 to 65,535 categories; ", " inside a name separates synonyms, which are
-                averaged. Repeated categories are computed once and never change the others.
+                averaged; a comma without a space behind it belongs to the name. Repeated
+                categories are computed once and never change the others.
             templates: texts with one ``{}`` each, averaged; the bundle's own by default.
 
         Raises:

@@ -1,7 +1,7 @@
 """From categories to a vocabulary: by tokenizer and text encoder, or from the cache."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
@@ -44,7 +44,7 @@ class TextEmbedding:
         manifest = self._bundle.manifest
         return f"{manifest.stages['text_encoder'].sha256}-{manifest.tokenizer.sha256}"
 
-    def vocabulary(self, names: Sequence[str], templates: Sequence[str] | None) -> Vocabulary:
+    def vocabulary(self, names: Iterable[str], templates: Iterable[str] | None) -> Vocabulary:
         """See :meth:`escnet_runtime.Segmenter.vocabulary`."""
         if templates is None:
             templates = self._bundle.manifest.constants.templates

@@ -4,7 +4,7 @@ import json
 import logging
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -31,6 +31,7 @@ MAX_CATEGORIES = 65_535
 
 _MAX_FILE_BYTES = 16 * 2**20
 _SYNONYMS = re.compile(r",(?:\s+|$)")  # not "1,000 yen note"
+_BARE_COMMA = re.compile(r"[^\W\d_],[^\W\d_]")  # between letters, where it is hardly meant
 _GATHER_ROWS = 8192  # of embeddings held a second time while averaging: 16 MiB at D = 512
 _Scalar = TypeVar("_Scalar", bound=np.generic)
 _log = logging.getLogger(__name__)
@@ -147,7 +148,7 @@ def read_classes_file(path: Path) -> list[str]:
     return names
 
 
-def find_duplicates(names: Sequence[str]) -> dict[int, int]:
+def find_duplicates(names: Iterable[str]) -> dict[int, int]:
     """The categories that are an earlier one over again: index → index of the first.
 
     They are equal if their sets of synonyms are, after cleaning, which lower-cases.
@@ -164,10 +165,11 @@ def find_duplicates(names: Sequence[str]) -> dict[int, int]:
     return found
 
 
-def plan_texts(names: Sequence[str], templates: Sequence[str]) -> TextPlan:
+def plan_texts(names: Iterable[str], templates: Iterable[str]) -> TextPlan:
     """Plan which prompts to encode: every template with every synonym of every category.
 
-    Duplicates (`find_duplicates`) are encoded once, and a warning names them.
+    Duplicates (`find_duplicates`) are encoded once, and a warning names them. Another one names
+    categories with a comma between two letters, which separates nothing ("sofa,couch").
 
     Args:
         names: 1 to 65,535 categories; synonyms separated by ", ".
@@ -193,6 +195,13 @@ def plan_texts(names: Sequence[str], templates: Sequence[str]) -> TextPlan:
     if first_of:
         duplicates = [f"{given[index]!r} ({index}, as {first_of[index]})" for index in first_of]
         _log.warning("Duplicate categories, which no label map will show: %s", _listed(duplicates))
+    bare = [repr(name) for name in given if _BARE_COMMA.search(name)]
+    if bare:
+        _log.warning(
+            "Categories with a comma that belongs to the name: %s; put a space behind it to "
+            "separate synonyms",
+            _listed(bare),
+        )
     return TextPlan(
         names=given,
         templates=templates,
@@ -286,28 +295,38 @@ def _text_names(path: Path, text: str) -> list[str]:
     return names
 
 
-def _checked_names(names: Sequence[str]) -> tuple[str, ...]:
+def _checked_names(names: Iterable[str]) -> tuple[str, ...]:
     if isinstance(names, str):
         raise VocabularyError(f"Expected a list of categories; got a text: pass [{names!r:.60}].")
-    if not 1 <= len(names) <= MAX_CATEGORIES:
-        raise VocabularyError(f"Expected 1 to {MAX_CATEGORIES:,} categories; got {len(names):,}.")
-    for index, name in enumerate(names):
+    given = _taken(names, "categories")
+    if not 1 <= len(given) <= MAX_CATEGORIES:
+        raise VocabularyError(f"Expected 1 to {MAX_CATEGORIES:,} categories; got {len(given):,}.")
+    for index, name in enumerate(given):
         if not isinstance(name, str) or not name.strip():
             raise VocabularyError(f"Category {index}: expected a name; got {name!r:.60}.")
-    return tuple(name.strip() for name in names)
+    return tuple(name.strip() for name in given)
 
 
-def _checked_templates(templates: Sequence[str]) -> tuple[str, ...]:
+def _checked_templates(templates: Iterable[str]) -> tuple[str, ...]:
     if isinstance(templates, str):
         raise VocabularyError(f"Expected a list of templates; got a text: pass [{templates!r}].")
-    if not templates:
+    given = _taken(templates, "templates")
+    if not given:
         raise VocabularyError('Expected at least one template, such as "A photo of a {}".')
-    for template in templates:
+    for template in given:
         if not isinstance(template, str) or template.count("{}") != 1:
             raise VocabularyError(
                 f'A template holds exactly one "{{}}", where the name goes; got {template!r:.80}.'
             )
-    return tuple(templates)
+    return given
+
+
+def _taken(texts: Iterable[str], what: str) -> tuple[str, ...]:
+    try:
+        entries = iter(texts)
+    except TypeError:
+        raise VocabularyError(f"Expected a list of {what}; got {type(texts).__name__}.") from None
+    return tuple(entries)
 
 
 def _synonyms(name: str, index: int) -> dict[str, str]:

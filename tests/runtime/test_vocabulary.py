@@ -179,6 +179,24 @@ def test_a_long_list_of_duplicates_is_cut(caplog: pytest.LogCaptureFixture) -> N
     assert record.getMessage().endswith("and 4989 more")
 
 
+def test_a_comma_that_separates_nothing_is_named(caplog: pytest.LogCaptureFixture) -> None:
+    plan = plan_texts(["sofa,couch", "1,000 yen note", "cat, kitten", "犬,狗", "a,1"], _PHOTO)
+    (record,) = caplog.records
+    assert "belongs to the name: 'sofa,couch', '犬,狗'; put a space" in record.getMessage()
+    assert len(plan.prompts) == 6
+
+
+def test_any_iterable_of_texts_will_do() -> None:
+    plan = plan_texts(["cat", "dog"], ["a {}"])
+    for names, templates in (
+        ((name for name in ("cat", "dog")), iter(["a {}"])),
+        (np.array(["cat", "dog"]), np.array(["a {}"])),
+        ({"cat": 1, "dog": 2}, {"a {}"}),
+    ):
+        other = plan_texts(names, templates)
+        assert (other.names, other.prompts) == (plan.names, plan.prompts)
+
+
 def test_duplicates_change_no_embedding() -> None:
     names = ["cat", "sofa, couch", "wall"]
     plain = plan_texts(names, _PHOTO)
@@ -251,6 +269,9 @@ def test_unusual_names_are_fine(name: str) -> None:
         ([None], "Category 0: expected a name; got None"),
         ([["sofa", "couch"]], "Category 0: expected a name"),
         (["\x00"], "nothing is left of"),
+        (None, "a list of categories; got NoneType"),
+        (np.array("cat"), "a list of categories; got ndarray"),
+        (iter([]), "1 to 65,535 categories; got 0"),
     ],
 )
 def test_names_that_cannot_be_used(names: list[str], message: str) -> None:
@@ -267,6 +288,8 @@ def test_names_that_cannot_be_used(names: list[str], message: str) -> None:
         (["{} and {}"], 'exactly one "{}"'),
         (["a { }"], 'exactly one "{}"'),
         ([3], "got 3"),
+        (7, "a list of templates; got int"),
+        (np.array([1.5]), "got "),
     ],
 )
 def test_templates_that_cannot_be_used(templates: list[str], message: str) -> None:

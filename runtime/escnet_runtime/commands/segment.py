@@ -30,8 +30,9 @@ _LOG = logging.getLogger(__name__)
 _SHOWN = 3  # categories of an image in the table
 _EPILOG = """\
 --classes: commas separate categories ("cat, sofa"). With a semicolon or a line break in the text,
-those do, and commas separate synonyms ("cat; sofa, couch").
---classes-file: a JSON list, or one category a line; commas separate synonyms.
+those do, and commas separate synonyms, with or without a space ("cat; sofa, couch").
+--classes-file: a JSON list, or one category a line; a comma with a space behind it separates
+synonyms ("sofa, couch"), any other one belongs to the name ("1,000 yen note").
 
 Each image gives STEM_labels.png, a palette PNG (16-bit grey above 256 categories) of indices into
 the categories, and STEM_overlay.png, the image under colours with a legend. An image that cannot be
