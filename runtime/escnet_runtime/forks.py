@@ -1,7 +1,7 @@
 """What a library must not free: in a forked child, or ever.
 
 Threads do not come along into a forked child. A library that waits for its own when it frees
-something, as ONNX Runtime does, waits there for ever.
+something, as ONNX Runtime and OpenVINO do, waits there for ever.
 """
 
 import ctypes

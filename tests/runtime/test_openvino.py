@@ -1,6 +1,7 @@
 """OpenVINO runs a bundle's graphs: the same labels, in float32 or in bf16 as typed."""
 
 import dataclasses
+import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +22,7 @@ from escnet_runtime.errors import BackendError, EscNetError
 from escnet_runtime.lanes import best_lanes, usable_cores
 from escnet_runtime.manifest import Precision
 from escnet_runtime.verify import verify_bundle
+from tests.runtime.forked import exit_status_of_a_child
 
 
 def _files(root: Path) -> dict[str, GraphFile]:
@@ -117,6 +119,17 @@ def test_what_a_run_gave_stays_and_its_memory_is_used_again(tiny_bundle: Path) -
     # One is the request's, which has written it; another is lent, and then free for the next.
     places = {run(text).ctypes.data for text in texts * 3}
     assert len(places) <= 3
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes do not fork here")
+def test_a_forked_child_need_not_free_what_its_parent_used(tiny_bundle: Path) -> None:
+    """OpenVINO would wait for threads that the child does not have."""
+    held = [OpenVinoBackend(_files(tiny_bundle))]
+    features, texts = _drawn(tiny_bundle, rows=4, count=1)
+    inputs = {"features": features, "text": texts[0]}
+    scores = held[0].run("correlation", inputs)["scores"].copy()
+    assert exit_status_of_a_child(held.clear) == 0
+    np.testing.assert_array_equal(held[0].run("correlation", inputs)["scores"], scores)
 
 
 _FIRST_RUNS_AT_ONCE = """

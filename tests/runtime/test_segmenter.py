@@ -5,12 +5,9 @@ import gc
 import importlib.util
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import threading
-import time
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -43,6 +40,7 @@ from escnet_runtime.postprocess import resize_bilinear
 from escnet_runtime.preprocess import resize
 from escnet_runtime.segmenter import Window
 from escnet_runtime.sketch import relative_l2
+from tests.runtime.forked import exit_status_of_a_child
 
 NAMES = ["sky", "tree", "grass", "road", "house", "car", "dog"]
 #: What fp16 can tell apart, as a share of the logits' standard deviation.
@@ -548,57 +546,38 @@ def test_a_forked_child_need_not_free_what_its_parent_used(
     how: str, tiny_bundle: Path, cache: Path, vocabulary: Vocabulary, picture: ImageArray
 ) -> None:
     """ONNX Runtime would wait for threads that the child does not have."""
-    made = Segmenter(tiny_bundle, "onnxruntime", cache=cache)
-    made(picture, vocabulary)
-    busy, done = threading.Event(), threading.Event()
+    held = [Segmenter(tiny_bundle, "onnxruntime", cache=cache)]
+    held[0](picture, vocabulary)
+
+    def free() -> None:
+        if how == "dropped":
+            held.clear()
+            gc.collect()
+        elif how == "backend closed":
+            held[0].pipeline.backend.close()
+        else:
+            held[0].close()
+
+    in_use, done = threading.Event(), threading.Event()
 
     def use() -> None:
-        with made._lock:
-            busy.set()
+        with held[0]._lock:
+            in_use.set()
             done.wait(60)
 
     thread = threading.Thread(target=use)
     if how == "closed in use":
         thread.start()
-        busy.wait(60)
-    with warnings.catch_warnings():
-        # Python 3.12 warns of locks that other threads may hold.
-        warnings.simplefilter("ignore", DeprecationWarning)
-        child = os.fork()
-    if not child:
-        code = 1
-        try:
-            if how == "dropped":
-                del made
-                gc.collect()
-            elif how == "backend closed":
-                made.pipeline.backend.close()
-            else:
-                made.close()
-            code = 0
-        finally:
-            os._exit(code)
+        in_use.wait(60)
     try:
-        assert ended(child, seconds=10) == 0
+        assert exit_status_of_a_child(free) == 0
     finally:
         done.set()
-        if thread.is_alive():
+        if how == "closed in use":
             thread.join()
-    made(picture, vocabulary)  # the parent has lost nothing
-    made.close()
-    assert not made.pipeline.backend._sessions  # type: ignore[attr-defined]
-
-
-def ended(child: int, *, seconds: float) -> int:
-    """The exit status of a child, which is killed if it does not end by itself."""
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
-        found, status = os.waitpid(child, os.WNOHANG)
-        if found:
-            return os.waitstatus_to_exitcode(status)
-        time.sleep(0.01)
-    os.kill(child, signal.SIGKILL)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    held[0](picture, vocabulary)  # the parent has lost nothing
+    held[0].close()
+    assert not held[0].pipeline.backend._sessions  # type: ignore[attr-defined]
 
 
 def test_the_text_encoder_is_not_kept(tiny_bundle: Path) -> None:

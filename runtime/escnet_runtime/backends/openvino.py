@@ -24,6 +24,7 @@ import numpy.typing as npt
 import openvino
 
 from ..errors import BackendError
+from ..forks import not_freed_in_children
 from ..lanes import best_lanes, usable_cores
 from ..manifest import Precision
 from ..order import by_chunk
@@ -96,6 +97,7 @@ class _Compiled:
             request = self.free.pop()
         except IndexError:
             request = self.model.create_infer_request()
+            not_freed_in_children(request)
         try:
             yield request
         finally:
@@ -214,6 +216,7 @@ class OpenVinoBackend:
             kept = self._compiled.setdefault((graph, lanes), OrderedDict())
             if shapes not in kept:
                 kept[shapes] = _Compiled(self._compile(graph, feeds, lanes))
+                not_freed_in_children(kept[shapes].model)
                 if len(kept) > _KEPT:
                     kept.popitem(last=False)
             kept.move_to_end(shapes)
