@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Final, Literal, Self, TypeAlias
 
 from escnet_runtime.bundle import Bundle, sha256_file
+from escnet_runtime.processor import processor_model
 from escnet_runtime.segmenter import Segmenter
 
 from .clocks import Clocks, read_clocks
 
-__all__ = ["BundleConditions", "Conditions", "Device", "device_of"]
+__all__ = ["BundleConditions", "Conditions", "Device", "board_model", "cpu_model", "device_of"]
 
 _PACKAGES: Final = (
     "cuda-bindings",
@@ -89,6 +90,7 @@ class Conditions:
     Attributes:
         date: UTC, ISO 8601.
         method: how it was measured, in a sentence.
+        cpu: the processor's model, behind that of the board where the system names one.
         cores: logical cores of the machine; ``usable_cores`` are those this process may use.
         memory_bytes: of the machine; a container may be allowed less.
         gpus: name, memory and driver as nvidia-smi gives them; empty where it is not.
@@ -130,7 +132,7 @@ class Conditions:
             date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             method=method,
             system=platform.platform(),
-            cpu=_cpu(),
+            cpu=cpu_model(),
             cores=os.cpu_count(),
             usable_cores=_usable_cores(),
             memory_bytes=_memory(),
@@ -160,16 +162,29 @@ def device_of(segmenter: Segmenter) -> Device:
     return "cpu" if segmenter.device_pipeline is None else "gpu"
 
 
-def _cpu() -> str | None:
+def board_model(root: Path = Path("/")) -> str | None:
+    """What a device tree calls the board, such as "Raspberry Pi 5 Model B Rev 1.0".
+
+    None where there is no device tree, as on most machines with a processor of Intel or AMD.
+
+    Args:
+        root: where ``proc`` lies.
+    """
     try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-    except OSError:  # not Linux
-        return platform.processor() or platform.machine() or None
-    for line in text.splitlines():
-        key, _, value = line.partition(":")
-        if key.strip() == "model name":
-            return value.strip()
-    return platform.machine() or None
+        text = (root / "proc/device-tree/model").read_bytes()
+    except OSError:
+        return None
+    return text.decode("utf-8", "replace").strip("\0 \n") or None
+
+
+def cpu_model(root: Path = Path("/")) -> str:
+    """The processor's model, behind that of the board: boards with equal cores are not the same.
+
+    Args:
+        root: where ``proc`` lies.
+    """
+    board, processor = board_model(root), processor_model(root / "proc/cpuinfo")
+    return processor if board is None else f"{board}, {processor}"
 
 
 def _usable_cores() -> int | None:

@@ -8,7 +8,9 @@ from typing import Final
 __all__ = ["processor_features", "processor_model"]
 
 _CPUINFO: Final = Path("/proc/cpuinfo")
-#: Arm's cores have numbers in place of a name.
+#: Arm's cores have numbers in place of a name; where there is one, it is of all of an architecture:
+#: "ARMv8 Processor rev 1 (v8l)".
+_GENERIC: Final = "ARMv"
 _ARM: Final = ("CPU implementer", "CPU architecture", "CPU variant", "CPU part")
 #: What instructions there are, of x86 and of Arm.
 _FEATURES: Final = ("flags", "Features")
@@ -29,8 +31,9 @@ def processor_model(cpuinfo: Path = _CPUINFO) -> str:
         with cpuinfo.open(encoding="utf-8", errors="replace") as lines:
             for line in lines:
                 key, _, value = line.partition(":")
-                if key.strip() == "model name" and value.strip():
-                    return value.strip()
+                name = value.strip()
+                if key.strip() == "model name" and name and not name.startswith(_GENERIC):
+                    return name
                 if not line.strip() and found:
                     break  # the next core
                 found[key.strip()] = value.strip()

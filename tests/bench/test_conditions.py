@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from escnet_bench.conditions import Conditions
+from escnet_bench.conditions import Conditions, board_model, cpu_model
 from escnet_bench.results import plain, result_document, saving
 from escnet_runtime.bundle import Bundle, sha256_file
 from escnet_runtime.errors import InputError
@@ -29,6 +29,37 @@ def test_the_machine_and_its_load_are_recorded() -> None:
     assert conditions.cores is None or conditions.cores >= 1
     assert conditions.packages["numpy"]
     assert conditions.load_after is None or len(conditions.load_after) == 3
+
+
+ARM = "processor\t: 0\nCPU implementer\t: 0x41\nCPU architecture: 8\nCPU part\t: {part}\n\n"
+
+
+def machine(root: Path, cpuinfo: str, board: str | None = None) -> Path:
+    """A made-up machine's ``proc``."""
+    (root / "proc/device-tree").mkdir(parents=True)
+    (root / "proc/cpuinfo").write_text(cpuinfo, encoding="ascii")
+    if board is not None:
+        (root / "proc/device-tree/model").write_bytes(board.encode() + b"\0")
+    return root
+
+
+def test_two_boards_are_two_machines(tmp_path: Path) -> None:
+    """Arm's cores have no names, and the same ones are in many boards."""
+    boards = (
+        machine(tmp_path / "pi", ARM.format(part="0xd0b"), "Raspberry Pi 5 Model B Rev 1.0"),
+        machine(tmp_path / "rock", ARM.format(part="0xd0b"), "Radxa ROCK 5B"),
+        machine(tmp_path / "server", ARM.format(part="0xd40")),
+        machine(tmp_path / "other server", ARM.format(part="0xd4f")),
+    )
+    assert len({cpu_model(board) for board in boards}) == len(boards)
+    assert cpu_model(boards[0]).startswith("Raspberry Pi 5 Model B Rev 1.0, ")
+    assert "0xd40" in cpu_model(boards[2])
+
+
+def test_a_processor_with_a_name_is_called_that(tmp_path: Path) -> None:
+    root = machine(tmp_path, "processor\t: 0\nmodel name\t: AMD EPYC\n\n")
+    assert cpu_model(root) == "AMD EPYC"
+    assert board_model(root) is None
 
 
 def test_variables_that_matter_are_recorded_and_others_are_not(

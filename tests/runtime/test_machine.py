@@ -42,6 +42,12 @@ def test_an_arm_core_has_numbers(tmp_path: Path) -> None:
     assert processor_model(tmp_path / "cpuinfo") == f"{platform.machine()} 0x41 8 0x3 0xd42"
 
 
+def test_an_arm_cores_name_that_all_have_is_none(tmp_path: Path) -> None:
+    core = "processor : 0\nmodel name : ARMv8 Processor rev 1 (v8l)\nCPU implementer : 0x41\n"
+    put(tmp_path / "cpuinfo", f"{core}CPU part : 0xd42\n")
+    assert processor_model(tmp_path / "cpuinfo") == f"{platform.machine()} 0x41 0xd42"
+
+
 def test_a_processor_without_a_list_is_its_architecture(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
