@@ -1,6 +1,6 @@
 """Energy that this machine has taken, from whichever counter it has.
 
-On a CPU RAPL's counters of the processor packages, on a GPU NVML's of the first visible one, on a
+On a CPU RAPL's counters of the processor packages, on a GPU NVML's of the one that computes, on a
 Jetson the power of the whole module as tegrastats tells it, integrated over time.
 """
 
@@ -13,14 +13,24 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import IO, Final, Protocol
 
+from escnet_runtime.nvidia import Gpu
+
 __all__ = ["EnergyCounter", "Rapl", "Tegrastats", "module_watts", "open_counter"]
 
 _TEGRASTATS: Final = "tegrastats"
 _INTERVAL_MS: Final = 100
-#: "VDD_IN 5123mW/5000mW": the first number is now, the second an average.
-_RAIL: Final = re.compile(r"\b(V[A-Z0-9_]+) (\d+)mW/\d+mW")
-#: The rail that carries the whole module, on an Orin Nano or NX; elsewhere the rails add up.
-_WHOLE: Final = "VDD_IN"
+#: "VDD_IN 5123mW/5000mW", without units in JetPack 4: the first is now, the second an average.
+_RAIL: Final = re.compile(r"\b([A-Z][A-Z0-9_]*) (\d+)(?:mW)?/\d+(?:mW)?(?= |$)", re.MULTILINE)
+#: Rails that are all of it, the first of them that there is: of the module on an Orin Nano, an Orin
+#: NX and a Xavier NX, of the board on an AGX Thor (jetson_stats, pull request 900) and on a Nano
+#: (its issue 51).
+_WHOLE: Final = ("VDD_IN", "VIN", "POM_5V_IN")
+#: Rails that add up to a module without such a one: an AGX Orin's, whose VDDQ_VDD2_1V8AO is in
+#: VIN_SYS_5V0, and an AGX Xavier's.
+_PARTS: Final = (
+    ("VDD_GPU_SOC", "VDD_CPU_CV", "VIN_SYS_5V0"),
+    ("GPU", "CPU", "SOC", "CV", "VDDRQ", "SYS5V"),
+)
 
 
 class EnergyCounter(Protocol):
@@ -35,12 +45,12 @@ class EnergyCounter(Protocol):
         """Stop counting."""
 
 
-def open_counter(*, gpu: bool, root: Path = Path("/")) -> EnergyCounter | None:
-    """The counter of what computes here; None where none can be read."""
+def open_counter(*, gpu: Gpu | None, root: Path = Path("/")) -> EnergyCounter | None:
+    """The counter of what computes here, a GPU or the processor; None where none can be read."""
     if shutil.which(_TEGRASTATS):
         return Tegrastats()
-    if gpu:
-        return _nvml()
+    if gpu is not None:
+        return _nvml(gpu.uuid)
     zones = _packages(root / "sys/class/powercap")
     return Rapl(zones) if zones else None
 
@@ -80,7 +90,7 @@ class Tegrastats:
         stream: its lines; the tool itself, started, by default.
     """
 
-    source = "tegrastats: the whole module"
+    source = "tegrastats: the whole module (an AGX Thor, a Nano: the board)"
 
     def __init__(self, stream: IO[str] | None = None) -> None:
         self._process: subprocess.Popen[str] | None = None
@@ -121,31 +131,38 @@ class Tegrastats:
 
 
 def module_watts(line: str) -> float | None:
-    """Power of the whole module in a line of tegrastats; None if it does not tell."""
+    """Power of the whole module in a line of tegrastats; None if it does not tell.
+
+    None also for rails that are not known here: what they add up to is not known either.
+    """
     rails = {name: int(milliwatts) for name, milliwatts in _RAIL.findall(line)}
-    if _WHOLE in rails:
-        return rails[_WHOLE] / 1e3
-    return sum(rails.values()) / 1e3 if rails else None
+    for names in (*((whole,) for whole in _WHOLE), *_PARTS):
+        if all(name in rails for name in names):
+            return sum(rails[name] for name in names) / 1e3
+    return None
 
 
 class _Nvml:
     source = "NVML: the GPU"
 
+    def __init__(self, uuid: str | None) -> None:
+        self._uuid = uuid
+
     def joules(self) -> float:
         from .nvml import gpu_joules
 
-        return gpu_joules() or 0.0
+        return gpu_joules(self._uuid) or 0.0
 
     def close(self) -> None:
         """Nothing is open."""
 
 
-def _nvml() -> EnergyCounter | None:
+def _nvml(uuid: str | None) -> EnergyCounter | None:
     try:
         from .nvml import gpu_joules
     except ModuleNotFoundError:  # the extra `energy`
         return None
-    return None if gpu_joules() is None else _Nvml()
+    return None if gpu_joules(uuid) is None else _Nvml(uuid)
 
 
 def _packages(folder: Path) -> list[Path]:

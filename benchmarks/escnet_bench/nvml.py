@@ -28,12 +28,15 @@ def gpu_clocks(nvml: Any = pynvml) -> tuple[GpuClocks, ...]:
         return tuple(_clocks(nvml, handle) for handle in handles)
 
 
-def gpu_joules(nvml: Any = pynvml) -> float | None:
+def gpu_joules(uuid: str | None = None, nvml: Any = pynvml) -> float | None:
     """What the GPU that computes has taken since the driver was loaded; None if it does not tell.
 
-    The first that CUDA_VISIBLE_DEVICES names, by index or UUID, else the first of all.
+    Args:
+        uuid: of that GPU. Without it, it is the first that CUDA_VISIBLE_DEVICES names, by index or
+            UUID, else the first of all, whose order is not always CUDA's.
+        nvml: the library.
     """
-    wanted = os.environ.get("CUDA_VISIBLE_DEVICES", "").partition(",")[0].strip()
+    wanted = uuid or os.environ.get("CUDA_VISIBLE_DEVICES", "").partition(",")[0].strip()
     with _opened(nvml) as handles:
         if wanted.startswith("GPU-"):
             handle = _asked(nvml, nvml.nvmlDeviceGetHandleByUUID, wanted)

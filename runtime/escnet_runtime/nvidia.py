@@ -2,6 +2,7 @@
 
 import ctypes
 import sys
+import uuid
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -12,6 +13,7 @@ __all__ = ["Gpu", "find_gpu", "require_gpu"]
 _LIBRARY: Final = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
 # cuda.h: CUdevice_attribute.
 _MAJOR, _MINOR = 75, 76
+_NAME_BYTES: Final = 256
 _HIDDEN: Final = "see what nvidia-smi shows, and whether CUDA_VISIBLE_DEVICES hides the GPU"
 # cuda.h: CUresult, those that a user can do something about.
 _REASONS: Final = {
@@ -30,10 +32,15 @@ class Gpu:
     Attributes:
         target: its compute capability, such as "sm_86".
         driver: CUDA version of its driver, such as "13.0".
+        name: such as "NVIDIA L4"; None if the driver does not tell.
+        uuid: as nvidia-smi and NVML know it, which number GPUs by their slots where CUDA puts the
+            fastest first; None if the driver does not tell.
     """
 
     target: str
     driver: str
+    name: str | None = None
+    uuid: str | None = None
 
 
 def find_gpu() -> Gpu | None:
@@ -70,11 +77,28 @@ def require_gpu() -> Gpu:
     minor = _integer(cuda.cuDeviceGetAttribute, _MINOR, device)
     if major is None or minor is None:
         raise DeviceError("got a GPU whose compute capability the driver does not tell")
-    return Gpu(target=f"sm_{major}{minor}", driver=f"{version // 1000}.{version % 1000 // 10}")
+    return Gpu(
+        target=f"sm_{major}{minor}",
+        driver=f"{version // 1000}.{version % 1000 // 10}",
+        name=_name(cuda, device),
+        uuid=_uuid(cuda, device),
+    )
 
 
 def _reason(status: int) -> str:
     return _REASONS.get(status, "see CUresult in NVIDIA's documentation")
+
+
+def _name(cuda: Any, device: int) -> str | None:
+    text = ctypes.create_string_buffer(_NAME_BYTES)
+    failed = cuda.cuDeviceGetName(text, _NAME_BYTES, device) != 0
+    return None if failed else text.value.decode("utf-8", "replace") or None
+
+
+def _uuid(cuda: Any, device: int) -> str | None:
+    octets = ctypes.create_string_buffer(16)
+    failed = cuda.cuDeviceGetUuid(octets, device) != 0
+    return None if failed else f"GPU-{uuid.UUID(bytes=octets.raw)}"
 
 
 def _integer(function: Any, *arguments: int) -> int | None:

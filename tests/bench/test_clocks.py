@@ -12,7 +12,7 @@ import pytest
 from escnet_bench import nvml
 from escnet_bench.clocks import read_clocks
 from escnet_bench.energy import Rapl, Tegrastats, module_watts, open_counter
-from escnet_bench.latency.floor import cpu_peak, gpu_peak, products
+from escnet_bench.latency.floor import BOARD_PEAKS, GPU_PEAKS, cpu_peak, gpu_peak, products
 
 
 def put(path: Path, text: str) -> None:
@@ -44,7 +44,7 @@ def test_without_cpufreq_the_clocks_are_those_of_cpuinfo(tmp_path: Path) -> None
 
 def test_what_cannot_be_read_is_none(tmp_path: Path) -> None:
     assert read_clocks(tmp_path).cpu_mhz is None
-    assert open_counter(gpu=False, root=tmp_path) is None
+    assert open_counter(gpu=None, root=tmp_path) is None
 
 
 def test_rapl_adds_up_packages_and_wraps_around(tmp_path: Path) -> None:
@@ -55,7 +55,7 @@ def test_rapl_adds_up_packages_and_wraps_around(tmp_path: Path) -> None:
     put(tmp_path / "sys/class/powercap/intel-rapl:0:0/energy_uj", "77")  # a part of the first
     put(tmp_path / "sys/class/powercap/intel-rapl:2/energy_uj", "78")  # has both
     put(tmp_path / "sys/class/powercap/intel-rapl:2/name", "psys\n")
-    counter = open_counter(gpu=False, root=tmp_path)
+    counter = open_counter(gpu=None, root=tmp_path)
     assert isinstance(counter, Rapl)
     assert counter.joules() == 0
     put(zones[0] / "energy_uj", "9500000")
@@ -76,6 +76,28 @@ def test_rapl_adds_up_packages_and_wraps_around(tmp_path: Path) -> None:
             "VIN_SYS_5V0 4000mW/4000mW",
             18.0,
         ),
+        (
+            "SOC1@41.25C VDD_GPU_SOC 2340mW/2340mW VDD_CPU_CV 390mW/390mW "
+            "VIN_SYS_5V0 4025mW/4025mW NC 0mW/0mW VDDQ_VDD2_1V8AO 301mW/301mW NC 0mW/0mW\n",
+            6.755,
+        ),
+        (
+            "GR3D_FREQ 0% tj@41C VDD_GPU 3900mW/3900mW VDD_CPU_SOC_MSS 5100mW/5100mW "
+            "VIN_SYS_5V0 4800mW/4800mW VIN 21000mW/20500mW\n",
+            21.0,
+        ),
+        (
+            "RAM 1545/31919MB CPU [0%@1190,off] GPU@39.5C CPU@40C GPU 120mW/100mW CPU 468mW/450mW "
+            "SOC 937mW/900mW CV 0mW/0mW VDDRQ 155mW/234mW SYS5V 1458mW/1400mW",
+            3.138,
+        ),
+        (
+            "RAM 14700/15692MB SWAP 898/8192MB PMIC@100C GPU 463/463 CPU 618/618 SOC 2936/2936 "
+            "CV 0/0 VDDRQ 309/309 SYS5V 3306/3306",
+            7.632,
+        ),
+        ("RAM 1/3956MB POM_5V_IN 2532/2458 POM_5V_GPU 0/0 POM_5V_CPU 492/450", 2.532),
+        ("VDD_GPU 3900mW/3900mW VDD_OF_THE_FUTURE 5100mW/5100mW", None),
         ("RAM 2458/7620MB", None),
     ],
 )
@@ -143,16 +165,26 @@ def test_a_gpus_clocks_and_throttling_are_named() -> None:
     assert (gpu.sm_mhz, gpu.memory_mhz, gpu.max_sm_mhz, gpu.celsius) == (1755, 2619, 1980, 61)
     assert gpu.watts is None
     assert gpu.throttle_reasons == ("power cap", "hardware thermal slowdown")
-    assert nvml.gpu_joules(fake) == 12.5
+    assert nvml.gpu_joules(nvml=fake) == 12.5
     assert fake.opened == 0
 
 
 @pytest.mark.parametrize(
-    ("visible", "joules"),
-    [("", 0.0), ("1", 1.0), ("1,0", 1.0), ("GPU-two", 2.0), ("7", None), ("GPU-gone", None)],
+    ("visible", "uuid", "joules"),
+    [
+        ("", None, 0.0),
+        ("1", None, 1.0),
+        ("1,0", None, 1.0),
+        ("GPU-two", None, 2.0),
+        ("7", None, None),
+        ("GPU-gone", None, None),
+        ("", "GPU-two", 2.0),
+        ("0", "GPU-two", 2.0),  # CUDA's first is the fastest, the driver's that of the first slot
+        ("0", "GPU-gone", None),
+    ],
 )
 def test_energy_is_that_of_the_gpu_that_computes(
-    visible: str, joules: float | None, monkeypatch: pytest.MonkeyPatch
+    visible: str, uuid: str | None, joules: float | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Three(FakeNvml):
         def nvmlDeviceGetCount(self) -> int:
@@ -167,7 +199,7 @@ def test_energy_is_that_of_the_gpu_that_computes(
             return 1000 * handle
 
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    assert nvml.gpu_joules(Three()) == joules
+    assert nvml.gpu_joules(uuid, Three()) == joules
 
 
 def test_without_a_driver_there_is_no_gpu_to_ask() -> None:
@@ -177,7 +209,7 @@ def test_without_a_driver_there_is_no_gpu_to_ask() -> None:
 
     no_driver: Any = NoDriver()
     assert nvml.gpu_clocks(no_driver) == ()
-    assert nvml.gpu_joules(no_driver) is None
+    assert nvml.gpu_joules(nvml=no_driver) is None
 
 
 def test_the_floor_is_operations_or_weights() -> None:
@@ -187,6 +219,65 @@ def test_the_floor_is_operations_or_weights() -> None:
     assert peak.floor_ms(1, "fp16", 936e6) == pytest.approx(1)
     assert peak.floor_ms(1, "int8", 0) is None
     assert gpu_peak("a GPU of the future") is None
+
+
+@pytest.mark.parametrize(
+    ("name", "same_as"),
+    [
+        ("NVIDIA H200", "H200"),
+        ("NVIDIA H200 NVL", None),
+        ("NVIDIA H100 80GB HBM3", "H100 80GB HBM3"),
+        ("NVIDIA H100 PCIe", "H100 PCIe"),
+        ("NVIDIA H100 NVL", None),
+        ("NVIDIA GH200 480GB", None),
+        ("NVIDIA A100-SXM4-80GB", "A100-SXM4-80GB"),
+        ("NVIDIA A100-PCIE-40GB", "A100-PCIE-40GB"),
+        ("NVIDIA A100X", None),
+        ("NVIDIA L4", "L4"),
+        ("NVIDIA L40S", "L40S"),
+        ("NVIDIA GeForce RTX 4090", "GeForce RTX 4090"),
+        ("GeForce RTX 4090", "GeForce RTX 4090"),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", None),
+        ("NVIDIA GeForce RTX 4090 D", None),
+        ("NVIDIA GeForce RTX 3090 Ti", None),
+    ],
+)
+def test_a_gpus_peak_is_that_of_its_whole_name(name: str, same_as: str | None) -> None:
+    peak = gpu_peak(name)
+    if same_as is None:
+        assert peak is None
+    else:
+        assert peak is not None
+        assert peak.device == name
+        assert peak.gb_a_second == GPU_PEAKS[same_as].bandwidth
+        assert peak.gflop_a_second["fp16"] == 1e3 * GPU_PEAKS[same_as].fp16
+
+
+@pytest.mark.parametrize(
+    ("name", "board", "same_as"),
+    [
+        ("Orin", "NVIDIA Jetson AGX Orin Developer Kit", "Jetson AGX Orin Developer Kit"),
+        ("Orin (nvgpu)", "Jetson AGX Orin Developer Kit", "Jetson AGX Orin Developer Kit"),
+        (
+            "Orin",
+            "NVIDIA Jetson Orin Nano Engineering Reference Developer Kit Super",
+            "Jetson Orin Nano Developer Kit Super",
+        ),
+        ("Orin", "NVIDIA Jetson Orin Nano Developer Kit", None),  # its clocks are lower
+        ("Orin", None, None),
+        ("NVIDIA RTX A6000", "NVIDIA Jetson AGX Orin Developer Kit", None),  # a card in its slot
+    ],
+)
+def test_a_jetsons_peak_is_that_of_its_board(
+    name: str, board: str | None, same_as: str | None
+) -> None:
+    peak = gpu_peak(name, board)
+    if same_as is None:
+        assert peak is None
+    else:
+        assert peak is not None
+        assert peak.device == board
+        assert peak.gb_a_second == BOARD_PEAKS[same_as].bandwidth
 
 
 def test_a_cpus_peak_is_that_of_the_fastest_library() -> None:

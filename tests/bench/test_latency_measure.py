@@ -304,6 +304,24 @@ def test_energy_is_a_counters_difference_over_a_loop_of_calls() -> None:
     assert [name for do, name, _, _ in machine.asked if do == "loop"].count("onnxruntime") == 1
 
 
+def test_a_counter_that_tells_nothing_is_no_energy() -> None:
+    """Such as tegrastats on a board whose rails are not known."""
+
+    class Counter:
+        source = "made up"
+
+        def joules(self) -> float:
+            return 0.0
+
+        def close(self) -> None:
+            pass
+
+    found = Machine().measure(settings(), counter=Counter()).run()
+    [timed] = found.timed.values()
+    assert timed[OURS].energy_mj is None
+    assert "energy: the counter told nothing" in {one.reason for one in found.left_out}
+
+
 def test_ratios_are_formed_within_a_round() -> None:
     ours = Timed(first_ms=1, chunk=16, agreement=1, milliseconds={0: 10, 1: 100, 2: 20})
     other = Timed(first_ms=1, chunk=None, agreement=1, milliseconds={0: 20, 1: 200, 2: 60})

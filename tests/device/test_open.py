@@ -30,6 +30,12 @@ class Driver:
     def cuDeviceGetAttribute(self, out: Any, attribute: int, device: int) -> int:
         return _write(out, {75: 9, 76: 0}[attribute])
 
+    def cuDeviceGetName(self, out: Any, length: int, device: int) -> int:
+        return 0
+
+    def cuDeviceGetUuid(self, out: Any, device: int) -> int:
+        return 0
+
 
 def _write(out: Any, value: int) -> int:
     ctypes.cast(out, ctypes.POINTER(ctypes.c_int))[0] = value

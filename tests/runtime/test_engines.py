@@ -257,6 +257,7 @@ class _Driver:
     def __init__(self, *, version: int = 13010, capability: tuple[int, int] = (8, 9)) -> None:
         self._version, self._capability = version, capability
         self.devices = 1
+        self.uuid_fails = 0
 
     def cuInit(self, flags: int) -> int:
         return 0
@@ -270,6 +271,14 @@ class _Driver:
     def cuDeviceGetAttribute(self, out: Any, attribute: int, device: int) -> int:
         return _write(out, {75: self._capability[0], 76: self._capability[1]}[attribute])
 
+    def cuDeviceGetName(self, out: Any, length: int, device: int) -> int:
+        out.value = b"NVIDIA L4"
+        return 0
+
+    def cuDeviceGetUuid(self, out: Any, device: int) -> int:
+        out.raw = bytes(range(16))
+        return self.uuid_fails
+
 
 def _write(out: Any, value: int) -> int:
     ctypes.cast(out, ctypes.POINTER(ctypes.c_int))[0] = value
@@ -279,7 +288,11 @@ def _write(out: Any, value: int) -> int:
 def test_the_driver_tells_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     driver = _Driver()
     monkeypatch.setattr(ctypes, "CDLL", lambda _: driver)
-    assert find_gpu() == Gpu(target="sm_89", driver="13.1")
+    uuid = "GPU-00010203-0405-0607-0809-0a0b0c0d0e0f"
+    gpu = Gpu(target="sm_89", driver="13.1", name="NVIDIA L4", uuid=uuid)
+    assert find_gpu() == gpu
+    driver.uuid_fails = 801
+    assert find_gpu() == dataclasses.replace(gpu, uuid=None)
     here = fingerprint_here("tensorrt", "11.4.0")
     assert (here.targets, here.driver) == (("sm_89",), "13.1")
     driver.devices = 0

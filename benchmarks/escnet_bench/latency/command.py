@@ -15,10 +15,10 @@ from escnet_runtime.console import Console
 from escnet_runtime.errors import BackendError
 from escnet_runtime.images import ImageArray, load_image
 from escnet_runtime.manifest import Precision
-from escnet_runtime.nvidia import find_gpu
+from escnet_runtime.nvidia import Gpu, find_gpu
 from escnet_runtime.segmenter import Segmenter
 
-from ..conditions import Conditions
+from ..conditions import Conditions, board_model
 from ..energy import open_counter
 from ..results import Document, plain, result_document
 from ..subjects import category_names, pictures
@@ -62,7 +62,8 @@ def latency(arguments: argparse.Namespace, console: Console) -> Document:
         BackendError: what was asked for by name is not installed, or nothing ran.
     """
     began = time.monotonic()
-    gpu = _on_gpu(arguments.device)
+    device = _device(arguments.device)
+    gpu = device is not None
     # Before a bundle is exported: that is a load as well, and none that was there before.
     conditions = Conditions.now(METHOD, device="gpu" if gpu else "cpu")
     repeats = arguments.repeats or REPEATS[gpu]
@@ -102,7 +103,7 @@ def latency(arguments: argparse.Namespace, console: Console) -> Document:
                 warm_up=_WARM_UP[gpu],
             ),
             conditions=conditions.of(subject.bundle),
-            gpu=gpu,
+            device=device,
         )
         document = bench.run(missing, advance)
     console.print(*latency_tables(document))
@@ -119,10 +120,10 @@ class _Bench:
         order: Order,
         settings: Settings,
         conditions: Conditions,
-        gpu: bool,
+        device: Gpu | None,
     ) -> None:
-        self._subject, self._order, self._settings, self._gpu = subject, order, settings, gpu
-        self._conditions = conditions
+        self._subject, self._order, self._settings = subject, order, settings
+        self._conditions, self._device = conditions, device
         self._gflop = subject.gflop()
         self._energy: str | None = None
 
@@ -131,13 +132,18 @@ class _Bench:
         began = time.monotonic()
         bundle = self._subject.bundle
         conditions = self._conditions
-        peak = _peak(conditions.gpus, gpu=self._gpu)
+        peak = _peak(self._device)
         forecast = Forecast(self._work)
-        counter = open_counter(gpu=self._gpu)
+        counter = open_counter(gpu=self._device)
         self._energy = None if counter is None else counter.source
         try:
             measurement = Measurement(
-                self._settings, forecast, self._start, gpu=self._gpu, counter=counter, step=advance
+                self._settings,
+                forecast,
+                self._start,
+                gpu=self._device is not None,
+                counter=counter,
+                step=advance,
             )
             found = measurement.run()
         finally:
@@ -147,7 +153,7 @@ class _Bench:
             found.leave_out(variant, None, reason)
         until = began + self._settings.seconds
         peaks = measure_peaks(found, forecast, self._start, until=until, step=advance)
-        peak = _higher(peak, _peak(conditions.gpus, gpu=self._gpu))
+        peak = _higher(peak, _peak(self._device))
         rows = assemble_rows(
             bundle.manifest.model.name,
             found,
@@ -213,11 +219,12 @@ class _Bench:
                 )
 
 
-def _on_gpu(device: str) -> bool:
-    if device == "cpu":
-        return False
-    found = find_gpu() is not None
-    if device == "gpu" and not found:
+def _device(asked: str) -> Gpu | None:
+    """The GPU to measure on; None for the processor."""
+    if asked == "cpu":
+        return None
+    found = find_gpu()
+    if asked == "gpu" and found is None:
         raise BackendError("--device gpu: there is no NVIDIA GPU with a driver here")
     return found
 
@@ -256,7 +263,7 @@ def _higher(before: Peak | None, after: Peak | None) -> Peak | None:
     return max(before, after, key=lambda one: max(one.gflop_a_second.values()))
 
 
-def _peak(gpus: Sequence[str], *, gpu: bool) -> Peak | None:
-    if not gpu:
+def _peak(device: Gpu | None) -> Peak | None:
+    if device is None:
         return cpu_peak()
-    return gpu_peak(gpus[0].split(",")[0]) if gpus else None
+    return None if device.name is None else gpu_peak(device.name, board_model())

@@ -9,7 +9,7 @@ from typing import Final, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["GPU_PEAKS", "GpuPeak", "Peak", "cpu_peak", "gpu_peak", "products"]
+__all__ = ["BOARD_PEAKS", "GPU_PEAKS", "GpuPeak", "Peak", "cpu_peak", "gpu_peak", "products"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -21,26 +21,40 @@ class GpuPeak:
     bandwidth: float
 
 
-#: A part of the name that the driver gives → its peaks; the first that fits counts. fp16 are tensor
-#: cores without sparsity, at boost clocks; fp32 the ordinary cores.
+#: The name that the driver gives, without its maker → its peaks. All of the name: an "L40S" is no
+#: "L4", and "RTX 4090 Laptop GPU", "H100 NVL" and "GH200 480GB" are other or slower chips. fp16 are
+#: tensor cores without sparsity, at boost clocks; fp32 the ordinary cores.
 GPU_PEAKS: Final = {
     # NVIDIA H200 and H100 data sheets (SXM; half of the figures "with sparsity").
     "H200": GpuPeak(fp16=989.5, fp32=67.0, bandwidth=4800.0),
     "H100 PCIe": GpuPeak(fp16=756.5, fp32=51.0, bandwidth=2000.0),
-    "H100": GpuPeak(fp16=989.5, fp32=67.0, bandwidth=3350.0),
-    # NVIDIA A100 data sheet (80 GB SXM).
-    "A100": GpuPeak(fp16=312.0, fp32=19.5, bandwidth=2039.0),
-    # NVIDIA L4 data sheet.
-    "NVIDIA L4": GpuPeak(fp16=121.0, fp32=30.3, bandwidth=300.0),
+    "H100 80GB HBM3": GpuPeak(fp16=989.5, fp32=67.0, bandwidth=3350.0),
+    # NVIDIA A100 data sheets (SXM and PCIe have equal clocks, each size its memory).
+    "A100-SXM4-80GB": GpuPeak(fp16=312.0, fp32=19.5, bandwidth=2039.0),
+    "A100-SXM4-40GB": GpuPeak(fp16=312.0, fp32=19.5, bandwidth=1555.0),
+    "A100 80GB PCIe": GpuPeak(fp16=312.0, fp32=19.5, bandwidth=1935.0),
+    "A100-PCIE-40GB": GpuPeak(fp16=312.0, fp32=19.5, bandwidth=1555.0),
+    # NVIDIA L4, L40 and L40S data sheets.
+    "L4": GpuPeak(fp16=121.0, fp32=30.3, bandwidth=300.0),
+    "L40": GpuPeak(fp16=181.05, fp32=90.5, bandwidth=864.0),
+    "L40S": GpuPeak(fp16=362.05, fp32=91.6, bandwidth=864.0),
     # NVIDIA Ada architecture white paper, table 2 and appendix A.
-    "RTX 4090": GpuPeak(fp16=165.2, fp32=82.6, bandwidth=1008.0),
+    "GeForce RTX 4090": GpuPeak(fp16=165.2, fp32=82.6, bandwidth=1008.0),
     # NVIDIA Ampere GA102 white paper, table 9.
-    "RTX 3090": GpuPeak(fp16=71.0, fp32=35.6, bandwidth=936.0),
+    "GeForce RTX 3090": GpuPeak(fp16=71.0, fp32=35.6, bandwidth=936.0),
+}
+_MAKER: Final = "NVIDIA "
+#: What drivers call the GPU of every Jetson Orin.
+_JETSON: Final = ("Orin", "Orin (nvgpu)")
+_SUPER: Final = GpuPeak(fp16=17.0, fp32=2.1, bandwidth=102.0)
+#: A Jetson's GPU is named by its board, as the device tree calls it.
+BOARD_PEAKS: Final = {
     # Jetson AGX Orin series brief: 170 TOPS of sparse int8 in its GPU, a quarter of that is dense
     # fp16; of the one with 64 GB, at 1.3 GHz.
-    "AGX Orin": GpuPeak(fp16=42.5, fp32=5.3, bandwidth=204.8),
+    "Jetson AGX Orin Developer Kit": GpuPeak(fp16=42.5, fp32=5.3, bandwidth=204.8),
     # Jetson Orin Nano Super data sheet: 67 TOPS of sparse int8, a quarter of that; at 1.02 GHz.
-    "Orin Nano": GpuPeak(fp16=17.0, fp32=2.1, bandwidth=102.0),
+    "Jetson Orin Nano Developer Kit Super": _SUPER,
+    "Jetson Orin Nano Engineering Reference Developer Kit Super": _SUPER,
 }
 _Matrix: TypeAlias = npt.NDArray[np.float32]
 _Product: TypeAlias = Callable[[], npt.ArrayLike]
@@ -152,14 +166,21 @@ def _openvino_product(a: _Matrix, b: _Matrix) -> _Product:
     return lambda: request.infer({0: a}, share_inputs=True, share_outputs=True)[0]
 
 
-def gpu_peak(name: str) -> Peak | None:
-    """Published; None for a GPU that is not in the table."""
-    for part, peak in GPU_PEAKS.items():
-        if part in name:
-            return Peak(
-                device=name,
-                gflop_a_second={"fp16": 1e3 * peak.fp16, "fp32": 1e3 * peak.fp32},
-                gb_a_second=peak.bandwidth,
-                source="published by NVIDIA: dense, at boost clocks",
-            )
-    return None
+def gpu_peak(name: str, board: str | None = None) -> Peak | None:
+    """Published; None for a GPU that is not in the tables.
+
+    Args:
+        name: as the driver calls it.
+        board: as the device tree calls what it is on: that names a Jetson's.
+    """
+    device = board if name.removeprefix(_MAKER) in _JETSON and board else name
+    table = GPU_PEAKS if device == name else BOARD_PEAKS
+    peak = table.get(device.removeprefix(_MAKER))
+    if peak is None:
+        return None
+    return Peak(
+        device=device,
+        gflop_a_second={"fp16": 1e3 * peak.fp16, "fp32": 1e3 * peak.fp32},
+        gb_a_second=peak.bandwidth,
+        source="published by NVIDIA: dense, at boost clocks",
+    )

@@ -291,7 +291,11 @@ class Measurement:
                     "loop", v, categories=cell.categories, calls=n, seconds=self._patience()
                 )
             ):
-                one.energy_mj = 1e3 * (self._counter.joules() - before) / calls
+                taken = self._counter.joules() - before
+                if taken > 0:
+                    one.energy_mj = 1e3 * taken / calls
+                else:
+                    self.found.leave_out(variant, cell, "energy: the counter told nothing")
 
     def _at(self, cell: Cell) -> Served:
         if cell.allocator not in self._served:
