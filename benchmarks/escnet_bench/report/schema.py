@@ -1,7 +1,8 @@
 """The parts of result files that the report reads, as they stand in JSON.
 
 Keys that are not named here are allowed and ignored: files may say more. A key whose type has None
-may be missing. Every number is finite and at least 0.
+may be missing. Every number is finite and at least 0, a share at most 1; what quotients are made of
+or a logarithmic scale shows is more than 0.
 """
 
 import dataclasses
@@ -36,6 +37,26 @@ __all__ = [
 
 _T = TypeVar("_T")
 _MOST: Final = 1e15
+#: Between 0 and 1, not percent.
+_SHARES: Final = frozenset(
+    {
+        "agreement",
+        "miou",
+        "pixel_accuracy",
+        "pixel_agreement",
+        "prompt_share",
+        "reference_miou",
+        "torch_miou",
+    }
+)
+#: Name of a field → the least that it can be, where that is not 0.
+_LEAST: Final[dict[str, float]] = {
+    "categories": 1,
+    "image_seconds": 1e-9,
+    "p50_ms": 1e-9,
+    "peak_memory_bytes": 1,
+    "ratio": 1e-9,
+}
 
 
 class _Checked:
@@ -46,11 +67,12 @@ class _Checked:
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):  # type: ignore[arg-type]
             value = getattr(self, field.name)
-            least = 1 if field.name == "categories" else 0
+            least = _LEAST.get(field.name, 0)
+            most = 1 if field.name in _SHARES else _MOST
             for number in value.values() if isinstance(value, Mapping) else (value,):
-                if isinstance(number, int | float) and not least <= number <= _MOST:
+                if isinstance(number, int | float) and not least <= number <= most:
                     raise InputError(
-                        f"{field.name} is {number:.6g}, expected {least} to {_MOST:.0e}"
+                        f"{field.name} is {number:.6g}, expected {least:g} to {most:g}"
                         if abs(number) < _MOST**2
                         else f"{field.name} is no number that can be measured"
                     )
