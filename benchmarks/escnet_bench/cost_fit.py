@@ -5,6 +5,7 @@ with ``escnet_engines`` is in its ``cost.json``. Errors are relative: a small gr
 large one.
 """
 
+import argparse
 import dataclasses
 import itertools
 import json
@@ -159,12 +160,22 @@ def _rounded(value: float) -> float:
     return float(f"{value:.{_DIGITS}g}")
 
 
-def _main(paths: Sequence[str]) -> None:
-    documents = {
-        Path(path).name: json.loads(Path(path).read_text(encoding="utf-8")) for path in paths
-    }
-    print(json.dumps(dataclasses.asdict(fit(documents)), indent=2))
+def main(words: Sequence[str]) -> None:
+    """Print the model that fits the files."""
+    parser = argparse.ArgumentParser(
+        prog="python -m escnet_bench.cost_fit",
+        description="Fits the model behind escnet-build --plan, and prints it as JSON.",
+    )
+    parser.add_argument(
+        "files", type=Path, nargs="+", metavar="RESULT", help="of escnet-bench builds, one library"
+    )
+    files: Sequence[Path] = parser.parse_args(words).files
+    try:
+        model = fit({path.name: json.loads(path.read_text(encoding="utf-8")) for path in files})
+    except (InputError, OSError, ValueError) as error:
+        parser.error(str(error))
+    print(json.dumps(dataclasses.asdict(model), indent=2))
 
 
 if __name__ == "__main__":
-    _main(sys.argv[1:])
+    main(sys.argv[1:])

@@ -10,6 +10,7 @@ import pytest
 from escnet_bench.builds import measure_builds
 from escnet_bench.command import main
 from escnet_bench.cost_fit import fit
+from escnet_bench.cost_fit import main as fit_main
 from escnet_engines import Library, open_library
 from escnet_engines.cost import OTHER, cost_model
 from escnet_runtime.errors import EscNetError, InputError
@@ -124,3 +125,20 @@ def test_a_build_that_fails_is_named(compiler: Library, tmp_path: Path) -> None:
     bundle = write_bundle(tmp_path / "b", {"good": STATIC, "fine": MATMUL, "bad": UNSHAPEABLE})
     with pytest.raises(EscNetError, match=r"compiling bad\.onnx failed: .*node_reshape"):
         measure_builds(bundle, [16], backend="tensorrt-rtx", target="sm_86")
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["--help"], 0, "usage: python -m escnet_bench.cost_fit"),
+        ([], 2, "the following arguments are required: RESULT"),
+        (["none.json"], 2, "none.json"),
+    ],
+)
+def test_the_fit_says_what_it_wants(
+    words: list[str], code: int, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        fit_main(words)
+    assert ended.value.code == code
+    assert said in "".join(capsys.readouterr())

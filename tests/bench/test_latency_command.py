@@ -147,6 +147,7 @@ def test_tables_are_for_people(capsys: pytest.CaptureFixture[str]) -> None:
         (["--categories", "0"], "--categories has 0, expected 1 to"),
         (["--categories", "19", "70000"], "--categories has 70000"),
         (["--repeats", "2"], "--repeats is 2, expected at least 3"),
+        (["--repeats", "0"], "--repeats is 0, expected at least 3"),
         (["--minutes", "0"], "--minutes is 0.0, expected more than 0"),
         (["--minutes", "nan"], "--minutes is nan"),
         (["--implementations", "abacus"], "invalid choice: 'abacus'"),

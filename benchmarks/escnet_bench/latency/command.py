@@ -66,7 +66,7 @@ def latency(arguments: argparse.Namespace, console: Console) -> Document:
     gpu = device is not None
     # Before a bundle is exported: that is a load as well, and none that was there before.
     conditions = Conditions.now(METHOD, device="gpu" if gpu else "cpu")
-    repeats = arguments.repeats or REPEATS[gpu]
+    repeats = REPEATS[gpu] if arguments.repeats is None else arguments.repeats
     check_numbers(arguments.categories, repeats, arguments.minutes)
     image = None if arguments.image is None else load_image(arguments.image)
     peer: Path | None = arguments.cat_seg
