@@ -1,6 +1,7 @@
-"""Every key that a result file may have is told in the documents."""
+"""Every key of a result file is told in the documents, and the README's ratios are the files'."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -26,3 +27,86 @@ def test_every_key_of_a_committed_file_is_documented(path: Path) -> None:
     keys = {key for row in rows for key in row} | set(document) | set(document["conditions"])
     frame = {"benchmark", "schema_version", "conditions", "rows", "note"}
     assert not {key for key in keys - frame if f"`{key}`" not in text and f'"{key}"' not in text}
+
+
+def ratio(name: str, allocator: str, categories: int, implementation: str) -> float:
+    """How many times as long as ours a file says that an implementation took."""
+    implementation, _, precision = implementation.partition(" ")
+    document = json.loads((RESULTS / f"latency-vit-b-16-{name}.json").read_text(encoding="utf-8"))
+    wanted = (allocator, categories, implementation, precision or "fp32")
+    keys = ("allocator", "categories", "implementation", "precision")
+    [found] = [
+        row["ratio"] for row in document["ratios"] if tuple(row[key] for key in keys) == wanted
+    ]
+    return float(found)
+
+
+@pytest.mark.parametrize(
+    ("name", "allocator", "implementation", "over", "quoted"),
+    [
+        ("epyc-compiled-cpu", "kept", "torch-plain", None, {150: "2.34", 19: "2.16"}),
+        ("epyc-compiled-cpu", "kept", "torch-compile-static", None, {150: "2.11", 19: "2.01"}),
+        ("epyc-compiled-cpu", "kept", "torch-compile-dynamic", None, {150: "2.94", 19: "2.61"}),
+        ("epyc-compiled-cpu", "kept", "openvino", None, {150: "0.84", 19: "0.82"}),
+        ("epyc-cpu", "kept", "torch", None, {150: "1.72", 19: "1.79"}),
+        ("epyc-cpu", "kept", "torch-shared-compile-static", None, {19: "1.60"}),
+        ("epyc-again-cpu", "kept", "torch-shared-compile-static", None, {150: "1.53"}),
+        ("epyc-cpu", "default", "torch-plain", None, {150: "6.2", 19: "2.3"}),
+        ("epyc-again-cpu", "default", "torch-plain", None, {150: "5.5"}),
+        ("epyc-bf16-cpu", "kept", "torch-plain bf16", None, {19: "1.7", 150: "2.0"}),
+        ("epyc-bf16-cpu", "kept", "torch-plain", None, {19: "4.0", 150: "4.3"}),
+        ("compiled-cpu", "kept", "torch-plain", "openvino", {150: "1.68"}),
+        ("compiled-cpu", "kept", "torch-compile-static", "openvino", {150: "1.58"}),
+        ("compiled-cpu", "kept", "onnxruntime", "openvino", {150: "1.13"}),
+        ("cpu", "kept", "torch-plain", "openvino", {19: "1.50"}),
+        ("cpu", "kept", "torch-compile-static", "openvino", {19: "1.47"}),
+        ("cpu", "kept", "onnxruntime", "openvino", {19: "1.36"}),
+        ("cpu", "kept", "torch", "openvino", {19: "1.17"}),
+        ("cpu", "default", "torch-plain", "openvino", {150: "3.99", 19: "1.60"}),
+        ("bf16-cpu", "kept", "torch-plain bf16", None, {19: "1.5", 150: "1.7"}),
+        ("bf16-cpu", "kept", "torch-plain", None, {19: "3.2", 150: "3.3"}),
+        (
+            "epyc-cat-seg-cpu",
+            "default",
+            "torch-cat-seg",
+            None,
+            {19: "1.82", 58: "1.77", 150: "1.82"},
+        ),
+        (
+            "epyc-cat-seg-kept-cpu",
+            "kept",
+            "torch-cat-seg",
+            None,
+            {19: "1.88", 58: "1.29", 150: "1.01"},
+        ),
+        (
+            "epyc-cat-seg-kept-cpu",
+            "kept",
+            "torch-cat-seg",
+            "openvino",
+            {19: "2.22", 58: "1.36", 150: "1.17"},
+        ),
+        (
+            "cat-seg-cpu",
+            "default",
+            "torch-cat-seg",
+            None,
+            {19: "1.26", 58: "1.16", 150: "1.49"},
+        ),
+        ("cat-seg-kept-cpu", "kept", "torch-cat-seg", None, {150: "0.81"}),
+        ("cat-seg-kept-cpu", "kept", "torch-cat-seg", "openvino", {150: "0.91"}),
+    ],
+)
+def test_the_readmes_ratios_are_those_of_its_files(
+    name: str, allocator: str, implementation: str, over: str | None, quoted: dict[int, str]
+) -> None:
+    """By categories; ``over`` is what they are multiples of, where that is not the file's own."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8").partition("## Measured")[2]
+    file = f"latency-vit-b-16-{name}.json"
+    [paragraph] = [one for one in re.split(r"\n- |\n\n", text) if file in one]
+    for categories, words in quoted.items():
+        value = ratio(name, allocator, categories, implementation)
+        if over is not None:
+            value /= ratio(name, allocator, categories, over)
+        assert f"{value:.{len(words) - 2}f}" == words
+        assert re.search(rf"(?<![\d.]){re.escape(words)}(?!\d)", paragraph)
