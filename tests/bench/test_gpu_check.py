@@ -13,6 +13,7 @@ import pytest
 from escnet_bench.gpu_check import __main__ as command
 from escnet_bench.gpu_check import parts
 from escnet_bench.gpu_check.plan import METHODS, PARTS, CheckPlan, Report
+from escnet_bench.gpu_check.subjects import open_segmenter
 from escnet_bench.subjects import known_categories
 from escnet_runtime.postprocess import resize_bilinear
 
@@ -110,6 +111,32 @@ def test_several_chunks_are_timed_where_they_differ(
         (19, "escnet, chunks of 16"),
         (19, "escnet, chunks of 32"),
     ]
+
+
+def test_cuda_graphs_of_onnx_runtime_are_timed_beside_the_default(
+    plan: CheckPlan, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path(plan.bundles).mkdir()
+    plan.bundle("tiny", "fp16").symlink_to(tiny_bundle)
+    monkeypatch.setattr(parts, "_WARM_UP", 0)
+    monkeypatch.setattr(parts, "_in_torch", lambda *_, **__: {})
+    monkeypatch.delenv("ESCNET_ORT_CUDA_GRAPHS", raising=False)
+    asked = []
+    opened = open_segmenter
+
+    def watched(*words: Any, **more: Any) -> Any:
+        asked.append(os.environ.get("ESCNET_ORT_CUDA_GRAPHS"))
+        return opened(*words, **more)
+
+    monkeypatch.setattr(parts, "open_segmenter", watched)
+    plan = dataclasses.replace(plan, ort_graphs=True)
+    parts.RUN["latency"](plan, Report.begin("latency", plan))
+    rows = written(plan, "latency")["rows"]
+    names = ["escnet", "escnet, ONNX Runtime's own CUDA graphs"]
+    assert [row["implementation"] for row in rows] == names
+    assert [row["agreement"] for row in rows] == [1, 1]
+    assert asked == [None, "1"]
+    assert "ESCNET_ORT_CUDA_GRAPHS" not in os.environ
 
 
 def test_what_compilers_take_costs_no_row_of_the_others(

@@ -126,6 +126,70 @@ def test_a_session_on_cuda_has_no_threads_of_its_own(
     assert made == [1]
 
 
+class Watched:
+    """A session that notes which of ONNX Runtime's own CUDA graphs each run asks for."""
+
+    def __init__(self, session: Any) -> None:
+        self._session = session
+        self.asked: list[str] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._session, name)
+
+    def run_with_iobinding(self, io: Any, options: Any) -> None:
+        self.asked.append(options.get_run_config_entry("gpu_graph_id"))
+        self._session.run_with_iobinding(io, options)
+
+
+def test_what_is_bound_and_runs_often_has_a_cuda_graph_of_its_own(
+    tmp_path: Path, host: HostMachine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where it was asked for: a graph holds addresses, so each binding has its number."""
+    monkeypatch.setenv("ESCNET_ORT_CUDA_GRAPHS", "1")
+    file = GraphFile.of(tmp_path / "double.onnx", write_graph(tmp_path / "double.onnx"))
+    device = HostDevice(host)
+    x, y = np.ones((5, 3), np.float16), np.zeros((5, 3), np.float16)
+    with device.stream() as stream:
+        graphs = OrtGraphs({"double": file}, device, stream, provider="cpu")
+        graphs.load("double")
+        graphs._sessions["double"] = watched = Watched(graphs._sessions["double"])
+        one, other, once = (
+            graphs.bind("double", {"x": binding(x)}, {"y": binding(y)}) for _ in range(3)
+        )
+        for run in (one, one, one, once, other, one, other, other):
+            run()
+        with graphs.tidying():
+            one()
+        graphs.close()
+    assert watched.asked == ["-1", "-1", "1", "-1", "-1", "1", "-1", "2", "1"]
+    np.testing.assert_array_equal(y, 2 * x)
+
+
+def test_cuda_graphs_of_onnx_runtime_are_off_by_default(graphs: OrtGraphs) -> None:
+    x, y = np.ones((5, 3), np.float16), np.zeros((5, 3), np.float16)
+    graphs.load("double")
+    options = graphs._plain.passing
+    with pytest.raises(RuntimeError, match="gpu_graph_id"):
+        options.get_run_config_entry("gpu_graph_id")
+    run = graphs.bind("double", {"x": binding(x)}, {"y": binding(y)})
+    for _ in range(4):
+        run()
+    np.testing.assert_array_equal(y, 2 * x)
+
+
+@pytest.mark.parametrize("wanted", ["0", "1"])
+def test_the_provider_is_asked_for_cuda_graphs(
+    wanted: str, tmp_path: Path, host: HostMachine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ESCNET_ORT_CUDA_GRAPHS", wanted)
+    monkeypatch.setattr(module, "require_provider", lambda _: None)
+    device = HostDevice(host)
+    with device.stream() as stream:
+        provider = OrtGraphs({}, device, stream)._provider_with_options()
+    assert isinstance(provider, tuple)
+    assert provider[1].get("enable_cuda_graph", "0") == wanted
+
+
 def test_a_file_that_is_another_graph_is_refused(tmp_path: Path, host: HostMachine) -> None:
     write_graph(tmp_path / "double.onnx")
     other = Stage(
@@ -186,7 +250,9 @@ def test_cuda_asks_for_our_stream_and_no_wait(
         assert name == "CUDAExecutionProvider"
         assert options["user_compute_stream"] == str(stream.handle)
         assert options["device_id"] == "2"
-        entry = graphs._passing.get_run_config_entry("disable_synchronize_execution_providers")
+        entry = graphs._plain.passing.get_run_config_entry(
+            "disable_synchronize_execution_providers"
+        )
         assert entry == "1"
         assert not graphs.capturable
 

@@ -76,6 +76,11 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help="categories at a time, timed side by side by the part 'latency' (the runtime's own)",
     )
+    add(
+        "--ort-graphs",
+        action="store_true",
+        help="time ONNX Runtime's own CUDA graphs as well in the part 'latency'",
+    )
     add("--limit", type=float, metavar="S", help="seconds a part may take; what it has stays")
     add("--no-compile", action="store_true", help="leave torch.compile out: it takes minutes")
     add("--device", choices=("cuda", "cpu"), default="cuda", help="cpu tries the script out")
@@ -102,6 +107,7 @@ def _plan(arguments: argparse.Namespace) -> CheckPlan:
         images=arguments.images,
         repeats=arguments.repeats,
         chunks=tuple(sorted(set(arguments.chunks))),
+        ort_graphs=arguments.ort_graphs,
         compile=not arguments.no_compile,
         device=arguments.device,
     )

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from escnet_runtime.gpu.layout import bucket_of
 from escnet_runtime.images import ImageArray
 from escnet_runtime.postprocess import resize_bilinear
+from escnet_runtime.result import Segmentation
 from escnet_runtime.segmenter import Segmenter
 from escnet_runtime.vocabulary import Vocabulary
 
@@ -24,7 +25,7 @@ from ..device_memory import watched_memory
 from ..stages import by_kind
 from ..subjects import KNOWN, known_categories, load_model, made_up_images, pictures
 from .plan import CheckPlan, Report
-from .subjects import export, open_segmenter, words
+from .subjects import export, open_segmenter, ort_graphs, words
 
 __all__ = ["RUN"]
 
@@ -32,6 +33,7 @@ _WARM_UP: Final = 3
 _COMPARED: Final = 4  # images whose labels are compared, at most
 _CLEAR: Final = 0.01  # lead of a clear label, as a share of the logits' standard deviation
 _SOAK_CATEGORIES: Final = 19
+_RECORDED: Final = "escnet, ONNX Runtime's own CUDA graphs"
 _TESTS: Final = ("tests/kernels", "tests/device", "tests/gpu")
 
 _Floats = npt.NDArray[np.float32]
@@ -202,6 +204,10 @@ def _latency(plan: CheckPlan, report: Report) -> None:
                 owned.enter_context(open_segmenter(bundle, plan, chunk=chunk))
                 for chunk in plan.chunks or (None,)
             ]
+            recording: list[Segmenter] = []
+            if plan.ort_graphs:
+                with ort_graphs():
+                    recording = [owned.enter_context(open_segmenter(bundle, plan))]
             # Compilers take minutes: what needs none is measured and written before they begin.
             for compiled, categories in itertools.product(
                 (False, True) if plan.compile else (False,), plan.categories
@@ -209,19 +215,34 @@ def _latency(plan: CheckPlan, report: Report) -> None:
                 what = f"{model} {precision}, {categories} categories"
                 with report.attempt(what + (", compiled" if compiled else "")):
                     vocabulary = words(ours[0], categories)
-                    runs = _ours(ours, vocabulary) | _in_torch(
-                        model, vocabulary, plan, compiled=compiled
-                    )
-                    for row in _taking_turns(runs, image, plan.repeats):
-                        report.add(model=model, precision=precision, categories=categories, **row)
+                    mine = _ours(ours, vocabulary)
+                    for segmenter in recording:
+                        mine[_RECORDED] = partial(segmenter, vocabulary=vocabulary)
+                    runs = mine | _in_torch(model, vocabulary, plan, compiled=compiled)
+                    rows = list(_taking_turns(runs, image, plan.repeats))
+                    equal = _equal_labels(mine, image) if len(mine) > 1 else {}
+                    for row in rows:
+                        name = row["implementation"]
+                        more = {"agreement": equal[name]} if name in equal else {}
+                        report.add(
+                            model=model, precision=precision, categories=categories, **row, **more
+                        )
+
+
+def _equal_labels(runs: Mapping[str, "Ours"], image: ImageArray) -> dict[str, float]:
+    """Share of labels that are those of the first."""
+    labels = {name: run(image).labels for name, run in runs.items()}
+    first = next(iter(labels.values()))
+    return {name: float((one == first).mean()) for name, one in labels.items()}
 
 
 Call = Callable[[ImageArray], object]
+Ours = Callable[[ImageArray], Segmentation]
 
 
-def _ours(segmenters: Sequence[Segmenter], vocabulary: Vocabulary) -> dict[str, Call]:
+def _ours(segmenters: Sequence[Segmenter], vocabulary: Vocabulary) -> dict[str, Ours]:
     """One call for each chunk; several chunks that all categories fit in are the same."""
-    found: dict[str, Call] = {}
+    found: dict[str, Ours] = {}
     for segmenter in segmenters:
         several = len(segmenters) > 1
         found[f"escnet, chunks of {segmenter.chunk}" if several else "escnet"] = partial(

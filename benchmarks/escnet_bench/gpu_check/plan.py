@@ -64,6 +64,7 @@ class CheckPlan:
         repeats: rounds of timing, and images compared.
         chunks: categories at a time that are timed side by side, ascending; none: what the runtime
             takes by itself.
+        ort_graphs: whether ONNX Runtime's own CUDA graphs, off elsewhere, are timed as well.
         compile: whether torch.compile is timed; it takes minutes for each number of categories.
         device: "cuda"; "cpu" tries the script out where there is no GPU, and means nothing else.
     """
@@ -78,6 +79,7 @@ class CheckPlan:
     images: int = 10_000
     repeats: int = 30
     chunks: tuple[int, ...] = ()
+    ort_graphs: bool = False
     compile: bool = True
     device: str = "cuda"
 

@@ -1,5 +1,8 @@
 """What is checked: bundles, what opens them, words in their text encoder."""
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from escnet_runtime.segmenter import Segmenter
@@ -8,7 +11,7 @@ from escnet_runtime.vocabulary import Vocabulary
 from ..subjects import category_names, load_model, made_up_images
 from .plan import CheckPlan
 
-__all__ = ["export", "open_segmenter", "words"]
+__all__ = ["export", "open_segmenter", "ort_graphs", "words"]
 
 
 def export(plan: CheckPlan, name: str, precision: str) -> Path:
@@ -38,6 +41,21 @@ def open_segmenter(
     """On the plan's backend, or another."""
     cache = Path(plan.bundles, "embeddings")
     return Segmenter(bundle, backend or plan.backend, cache=cache, chunk=chunk)
+
+
+@contextmanager
+def ort_graphs() -> Iterator[None]:
+    """Segmenters that are opened within have ONNX Runtime record CUDA graphs of its own."""
+    name = "ESCNET_ORT_CUDA_GRAPHS"
+    before = os.environ.get(name)
+    os.environ[name] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
 
 
 def words(segmenter: Segmenter, categories: int) -> Vocabulary:

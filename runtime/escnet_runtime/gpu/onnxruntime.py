@@ -10,14 +10,22 @@ itself, and then in a callback of the stream that may not free them: cudaFreeHos
 error 800 and the process ends. Both were seen on an H200 with ONNX Runtime 1.31: 10,000 images left
 2.6 GB, and closing ended the process. So the pipeline has every graph waited for now and then, and
 before it is freed: see ``tidying``. A graph for which that failed is never freed.
+
+With ``ESCNET_ORT_CUDA_GRAPHS=1`` ONNX Runtime records each graph of ours itself and launches it as
+one (its provider option ``enable_cuda_graph``), for each thread anew. That has not run on a GPU,
+and is off: it is there to be measured (``gpu-check --ort-graphs``), as launching thousands of small
+kernels is what the first run on an H200 seems to have spent its time with.
 """
 
 import contextlib
 import ctypes
 import importlib.util
+import itertools
 import logging
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
@@ -64,10 +72,34 @@ _ELEMENT_TYPES: Final[dict[DType, object]] = {
 }
 _QUIET: Final = 3  # errors only: ONNX Runtime's warnings are for its developers
 _FATAL: Final = 4
+_OWN_GRAPHS: Final = "ESCNET_ORT_CUDA_GRAPHS"
+#: Calls of a bound graph before ONNX Runtime records it: what runs once or twice is not worth it.
+_BEFORE_OWN_GRAPHS: Final = 2
+_NOT_RECORDED: Final = -1  # of gpu_graph_id
 _NO_MEMORY: Final = re.compile(
     r"out of memory|failed to allocate|smaller than requested|ALLOC_FAILED|bad allocation",
     re.IGNORECASE,
 )
+
+
+@dataclass(frozen=True, slots=True)
+class _RunOptions:
+    """Of a run that is waited for, and of one that is given to the stream alone."""
+
+    waiting: ort.RunOptions
+    passing: ort.RunOptions
+
+    @classmethod
+    def made(cls, number: int | None) -> "_RunOptions":
+        """``number`` is that of ONNX Runtime's own CUDA graph; None where it has none."""
+        found = cls(ort.RunOptions(), ort.RunOptions())
+        # The host would wait at the end of every graph.
+        found.passing.add_run_config_entry("disable_synchronize_execution_providers", "1")
+        for options in (found.waiting, found.passing):
+            options.log_severity_level = _FATAL  # errors are raised, and said once
+            if number is not None:
+                options.add_run_config_entry("gpu_graph_id", str(number))
+        return found
 
 
 class OrtGraphs:
@@ -79,6 +111,8 @@ class OrtGraphs:
         stream: what they work on, of that device.
         provider: "cuda"; "cpu" takes addresses of the host, for tests of the pipeline, and has
             computed when a call returns.
+        own_graphs: whether ONNX Runtime records what is bound into CUDA graphs of its own; by
+            default where ``ESCNET_ORT_CUDA_GRAPHS`` is 1.
 
     Raises:
         BackendError: the provider is not in the installed ONNX Runtime.
@@ -94,8 +128,11 @@ class OrtGraphs:
         stream: Stream,
         *,
         provider: Provider = "cuda",
+        own_graphs: bool | None = None,
     ) -> None:
         require_provider(provider)
+        self._own_graphs = os.environ.get(_OWN_GRAPHS) == "1" if own_graphs is None else own_graphs
+        self._numbers = itertools.count(1)
         self._graphs, self._stream, self._provider = dict(graphs), stream, provider
         self._device = device
         _, self._number = device.dlpack
@@ -103,11 +140,7 @@ class OrtGraphs:
         self._closed = False
         self._waits = False
         self._untidy: set[str] = set()
-        self._waiting, self._passing = ort.RunOptions(), ort.RunOptions()
-        # The host would wait at the end of every graph.
-        self._passing.add_run_config_entry("disable_synchronize_execution_providers", "1")
-        for options in (self._waiting, self._passing):
-            options.log_severity_level = _FATAL  # errors are raised, and said once
+        self._plain = _RunOptions.made(_NOT_RECORDED if self._own_graphs else None)
 
     @property
     def name(self) -> str:
@@ -171,13 +204,20 @@ class OrtGraphs:
             except Exception as error:  # ONNX Runtime's errors share no base below Exception
                 raise BackendError(f"graph {graph!r} cannot be bound: {error}") from error
 
+        calls, recorded = itertools.count(), None
+        if self._own_graphs:
+            recorded = _RunOptions.made(next(self._numbers))
+
         def run() -> None:
             waits = self._waits
             if not waits:
                 self._untidy.add(graph)
+            options = self._plain
+            if recorded is not None and next(calls) >= _BEFORE_OWN_GRAPHS:
+                options = recorded
             try:
                 with self._device.current():
-                    session.run_with_iobinding(io, self._waiting if waits else self._passing)
+                    session.run_with_iobinding(io, options.waiting if waits else options.passing)
             except Exception as error:
                 raise _failure(f"graph {graph!r} failed in ONNX Runtime", error) from error
             if waits:
@@ -256,7 +296,9 @@ class OrtGraphs:
         name = _PROVIDERS[self._provider]
         if self._provider == "cpu":
             return name
+        recorded = {"enable_cuda_graph": "1"} if self._own_graphs else {}
         return name, {
+            **recorded,
             "device_id": str(self._number),
             "user_compute_stream": str(self._stream.handle),
             # Twenty graphs have an arena each: they grow by what is asked for, not in powers of 2.
