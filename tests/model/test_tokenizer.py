@@ -129,9 +129,13 @@ def test_ids_of_all_published_class_names(tokenizer: Tokenizer, reference: Simpl
 
 
 # The regular expressions of the two libraries know different versions of Unicode, so unassigned
-# characters are left out; and see `build_tokenizer` on special tokens behind punctuation.
+# characters are left out, also those that cleaning makes ("Ö\x8b" are the bytes of one in UTF-8);
+# and see `build_tokenizer` on special tokens behind punctuation.
 _TEXT = st.text(st.characters(exclude_categories=["Cn", "Co"]), max_size=40).filter(
-    lambda text: "_of_text" not in text.lower()
+    lambda text: (
+        "_of_text" not in text.lower()
+        and not {unicodedata.category(one) for one in clean_text(text)} & {"Cn", "Co"}
+    )
 )
 _MARKUP = st.lists(
     st.sampled_from(["&amp;", "&lt;", "&#233;", "&#x1F431;", "&copy", "&nbsp;", "'s", "'LL", "é"])
