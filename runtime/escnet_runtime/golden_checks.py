@@ -159,5 +159,8 @@ def _listed(names: Iterable[str]) -> str:
 
 
 def _share(value: float) -> str:
-    """A relative difference as a percentage with two digits."""
-    return f"{100 * value:.2g} %" if np.isfinite(value) else "infinity (values are not numbers)"
+    """A relative difference as a percentage with two digits; no powers of ten above 1 %."""
+    if not np.isfinite(value):
+        return "infinity (values are not numbers)"
+    percent = 100 * value
+    return f"{percent:.0f} %" if percent >= 10 else f"{percent:.2g} %"

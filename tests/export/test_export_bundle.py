@@ -115,7 +115,10 @@ def test_parity_is_written_for_people_and_programs(mini_report: ExportReport) ->
 
 
 def test_the_golden_run_is_measured_too_where_the_images_are_others(
-    export: Export, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    export: Export,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """What is calibrated on dark photos is coarser on the built-in scene: no fault of a device."""
     monkeypatch.setattr(
@@ -127,6 +130,9 @@ def test_the_golden_run_is_measured_too_where_the_images_are_others(
     assert reference["stage_tolerance"] == pytest.approx(1.0)
     assert reference["pixel_agreement"] <= 0.999 - 0.02
     assert verify_bundle(report.bundle).passed
+    [warning] = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert "a graph is 0.5 from float32" in warning
+    assert "100.0 % of pixels keep their label" in warning
 
 
 def test_trained_weights_are_judged_by_pixels(export: Export, tmp_path: Path) -> None:
