@@ -45,6 +45,7 @@ __all__ = [
 
 _LOGGERS: Final = ("escnet", "escnet_bench", "escnet_engines", "escnet_export", "escnet_runtime")
 _FAILED, _WRONG_INPUT, _INTERRUPTED, _PIPE_CLOSED, _TERMINATED = 1, 2, 130, 141, 143
+_AGAIN_SECONDS: Final = 0.05
 #: Columns where the width cannot be known: tables are as wide as they need, up to this.
 _WIDE: Final = 200
 
@@ -278,12 +279,17 @@ class _Interrupted(KeyboardInterrupt):
     exactly that type has left a string that it ran (``exec``, as code generators use it)."""
 
 
+class _Terminated(SystemExit):
+    """SIGTERM."""
+
+
 @contextlib.contextmanager
 def _signals_raise() -> Iterator[None]:
     """SIGTERM raises SystemExit and Ctrl-C KeyboardInterrupt, so that context managers clean up.
 
     A second SIGTERM kills. Where Ctrl-C is ignored or another's (``nohup``, a program that calls
-    us), it stays so.
+    us), it stays so. What is raised while an object is being freed is lost to Python, which only
+    reports it: then the signal is sent once more.
     """
     if threading.current_thread() is not threading.main_thread():
         yield  # Python sets signal handlers in the main thread alone
@@ -291,19 +297,44 @@ def _signals_raise() -> Iterator[None]:
 
     def leave(number: int, _: object) -> NoReturn:
         signal.signal(number, signal.SIG_DFL)
-        raise SystemExit(_TERMINATED)
+        raise _Terminated(_TERMINATED)
 
     def interrupt(_: int, __: object) -> NoReturn:
         raise _Interrupted
 
+    reported = sys.unraisablehook
+    again: list[threading.Timer] = []
+
+    def report(lost: "sys.UnraisableHookArgs") -> None:
+        match lost.exc_value:
+            case _Terminated():
+                signal.signal(signal.SIGTERM, leave)
+                again.append(_sent_later(signal.SIGTERM))
+            case _Interrupted():
+                again.append(_sent_later(signal.SIGINT))
+            case _:
+                reported(lost)
+
+    sys.unraisablehook = report
     before = {signal.SIGTERM: signal.signal(signal.SIGTERM, leave)}
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         before[signal.SIGINT] = signal.signal(signal.SIGINT, interrupt)
     try:
         yield
     finally:
+        sys.unraisablehook = reported
+        for timer in again:
+            timer.cancel()
         for each, handler in before.items():
             signal.signal(each, handler)
+
+
+def _sent_later(number: signal.Signals) -> threading.Timer:
+    """A signal to this process, once what is being freed is gone."""
+    timer = threading.Timer(_AGAIN_SECONDS, os.kill, (os.getpid(), number))
+    timer.daemon = True
+    timer.start()
+    return timer
 
 
 def _explain(error: Exception, prog: str) -> tuple[int, str]:

@@ -228,6 +228,32 @@ def test_signals_clean_up_and_answer(number: signal.Signals, code: int) -> None:
     assert json.loads(out)["error"]["message"]
 
 
+_FREED = """
+class Freed:
+    def __del__(self):
+        import signal
+        signal.raise_signal({number})
+"""
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_while_something_is_freed_is_not_lost(number: signal.Signals, code: int) -> None:
+    """Python reports what is raised there, and goes on."""
+    program = _FREED.format(number=int(number)) + PROGRAM
+    program = program.replace("try:", "try:\n        Freed()", 1)
+    done = subprocess.run(
+        [sys.executable, "-c", program, "--wait", "--json"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == code, done.stderr
+    assert "cleaned up" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert json.loads(done.stdout)["error"]["message"]
+
+
 def test_ctrl_c_in_generated_code_has_the_same_exit_code(tmp_path: Path) -> None:
     text = PROGRAM.replace("try:", 'try:\n        exec("import signal; signal.raise_signal(2)")', 1)
     assert text != PROGRAM
