@@ -34,6 +34,15 @@ def plan(tmp_path: Path) -> CheckPlan:
     )
 
 
+@pytest.fixture
+def timed(plan: CheckPlan, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> CheckPlan:
+    """With a bundle, and no call before those that count."""
+    Path(plan.bundles).mkdir()
+    plan.bundle("tiny", "fp16").symlink_to(tiny_bundle)
+    monkeypatch.setattr(parts, "_WARM_UP", 0)
+    return plan
+
+
 def written(plan: CheckPlan, part: str) -> Any:
     """A part's file."""
     return json.loads(Path(plan.output, f"gpu-check-{part}.json").read_text(encoding="utf-8"))
@@ -82,30 +91,24 @@ def test_labels_of_a_bundle_are_compared(plan: CheckPlan, tiny_bundle: Path) -> 
     assert 0 < row["clear_share"] <= 1
 
 
-def test_implementations_take_turns(
-    plan: CheckPlan, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    Path(plan.bundles).mkdir()
-    plan.bundle("tiny", "fp16").symlink_to(tiny_bundle)
-    monkeypatch.setattr(parts, "_WARM_UP", 0)
-    report = Report.begin("latency", plan)
-    parts.RUN["latency"](plan, report)
-    found = written(plan, "latency")
+def test_implementations_take_turns(timed: CheckPlan) -> None:
+    report = Report.begin("latency", timed)
+    parts.RUN["latency"](timed, report)
+    found = written(timed, "latency")
     assert not found["errors"]
     assert [row["implementation"] for row in found["rows"]] == ["escnet", "torch eager fp32"]
     assert all(row["p99_ms"] >= row["p50_ms"] > 0 for row in found["rows"])
 
 
 def test_several_chunks_are_timed_where_they_differ(
-    plan: CheckPlan, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+    timed: CheckPlan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    Path(plan.bundles).mkdir()
-    plan.bundle("tiny", "fp16").symlink_to(tiny_bundle)
-    monkeypatch.setattr(parts, "_WARM_UP", 0)
     monkeypatch.setattr(parts, "_in_torch", lambda *_, **__: {})
-    plan = dataclasses.replace(plan, chunks=(16, 32, 64), categories=(5, 19))
-    parts.RUN["latency"](plan, Report.begin("latency", plan))
-    found = [(row["categories"], row["implementation"]) for row in written(plan, "latency")["rows"]]
+    timed = dataclasses.replace(timed, chunks=(16, 32, 64), categories=(5, 19))
+    parts.RUN["latency"](timed, Report.begin("latency", timed))
+    found = [
+        (row["categories"], row["implementation"]) for row in written(timed, "latency")["rows"]
+    ]
     assert found == [
         (5, "escnet, chunks of 16"),
         (19, "escnet, chunks of 16"),
@@ -114,11 +117,8 @@ def test_several_chunks_are_timed_where_they_differ(
 
 
 def test_cuda_graphs_of_onnx_runtime_are_timed_beside_the_default(
-    plan: CheckPlan, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+    timed: CheckPlan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    Path(plan.bundles).mkdir()
-    plan.bundle("tiny", "fp16").symlink_to(tiny_bundle)
-    monkeypatch.setattr(parts, "_WARM_UP", 0)
     monkeypatch.setattr(parts, "_in_torch", lambda *_, **__: {})
     monkeypatch.delenv("ESCNET_ORT_CUDA_GRAPHS", raising=False)
     asked = []
@@ -129,22 +129,35 @@ def test_cuda_graphs_of_onnx_runtime_are_timed_beside_the_default(
         return opened(*words, **more)
 
     monkeypatch.setattr(parts, "open_segmenter", watched)
-    plan = dataclasses.replace(plan, ort_graphs=True)
-    parts.RUN["latency"](plan, Report.begin("latency", plan))
-    rows = written(plan, "latency")["rows"]
+    timed = dataclasses.replace(timed, ort_graphs=True)
+    parts.RUN["latency"](timed, Report.begin("latency", timed))
+    rows = written(timed, "latency")["rows"]
     names = ["escnet", "escnet, ONNX Runtime's own CUDA graphs"]
-    assert [row["implementation"] for row in rows] == names
-    assert [row["agreement"] for row in rows] == [1, 1]
+    assert [row["implementation"] for row in rows] == ["escnet", *names]
+    assert [row.get("agreement") for row in rows] == [None, 1, 1]
     assert asked == [None, "1"]
     assert "ESCNET_ORT_CUDA_GRAPHS" not in os.environ
 
 
-def test_what_compilers_take_costs_no_row_of_the_others(
-    plan: CheckPlan, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("other", ["torch", "recorded"])
+def test_what_cannot_run_costs_none_of_our_rows(
+    other: str, timed: CheckPlan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    Path(plan.bundles).mkdir()
-    plan.bundle("tiny", "fp16").symlink_to(tiny_bundle)
-    monkeypatch.setattr(parts, "_WARM_UP", 0)
+    def fail(*_: object, **__: object) -> Any:
+        raise RuntimeError("made up")
+
+    monkeypatch.setattr(parts, "_in_torch", fail if other == "torch" else lambda *_, **__: {})
+    monkeypatch.setattr(parts, "_recorded", fail)
+    report = Report.begin("latency", timed)
+    parts.RUN["latency"](dataclasses.replace(timed, ort_graphs=other == "recorded"), report)
+    assert {row["implementation"] for row in report.rows} == {"escnet"}
+    [error] = report.errors
+    assert error.endswith("tiny fp16, 5 categories: RuntimeError: made up")
+
+
+def test_what_compilers_take_costs_no_row_of_the_others(
+    timed: CheckPlan, monkeypatch: pytest.MonkeyPatch
+) -> None:
 
     def in_torch(*_: object, compiled: bool) -> dict[str, parts.Call]:
         if compiled:
@@ -152,11 +165,12 @@ def test_what_compilers_take_costs_no_row_of_the_others(
         return {"torch eager": lambda image: None}
 
     monkeypatch.setattr(parts, "_in_torch", in_torch)
-    plan = dataclasses.replace(plan, compile=True, categories=(3, 5))
-    report = Report.begin("latency", plan)
-    parts.RUN["latency"](plan, report)
+    timed = dataclasses.replace(timed, compile=True, categories=(3, 5))
+    report = Report.begin("latency", timed)
+    parts.RUN["latency"](timed, report)
     rows = [(row["categories"], row["implementation"]) for row in report.rows]
-    assert rows == [(n, name) for n in (3, 5) for name in ("escnet", "torch eager")]
+    plain = [(n, name) for n in (3, 5) for name in ("escnet", "torch eager")]
+    assert rows == [*plain, (3, "escnet"), (5, "escnet")]
     assert len(report.errors) == 2
 
 

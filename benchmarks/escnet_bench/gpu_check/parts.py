@@ -33,6 +33,8 @@ _WARM_UP: Final = 3
 _COMPARED: Final = 4  # images whose labels are compared, at most
 _CLEAR: Final = 0.01  # lead of a clear label, as a share of the logits' standard deviation
 _SOAK_CATEGORIES: Final = 19
+#: Images until ONNX Runtime's graphs are launched as they were recorded.
+_UNTIL_RECORDED: Final = 4
 _RECORDED: Final = "escnet, ONNX Runtime's own CUDA graphs"
 _TESTS: Final = ("tests/kernels", "tests/device", "tests/gpu")
 
@@ -204,22 +206,21 @@ def _latency(plan: CheckPlan, report: Report) -> None:
                 owned.enter_context(open_segmenter(bundle, plan, chunk=chunk))
                 for chunk in plan.chunks or (None,)
             ]
-            recording: list[Segmenter] = []
-            if plan.ort_graphs:
-                with ort_graphs():
-                    recording = [owned.enter_context(open_segmenter(bundle, plan))]
-            # Compilers take minutes: what needs none is measured and written before they begin.
-            for compiled, categories in itertools.product(
-                (False, True) if plan.compile else (False,), plan.categories
-            ):
+            # What takes minutes, or may end the process, comes when the others are on disk.
+            beside = ["torch eager"]
+            beside += ["recorded"] if plan.ort_graphs else []
+            beside += ["torch.compile"] if plan.compile else []
+            for other, categories in itertools.product(beside, plan.categories):
                 what = f"{model} {precision}, {categories} categories"
-                with report.attempt(what + (", compiled" if compiled else "")):
+                with report.attempt(what), ExitStack() as opened:
                     vocabulary = words(ours[0], categories)
-                    mine = _ours(ours, vocabulary)
-                    for segmenter in recording:
-                        mine[_RECORDED] = partial(segmenter, vocabulary=vocabulary)
-                    runs = mine | _in_torch(model, vocabulary, plan, compiled=compiled)
-                    rows = list(_taking_turns(runs, image, plan.repeats))
+                    mine, runs = _ours(ours, vocabulary), dict[str, Call]()
+                    with report.attempt(f"{other}, {what}"):
+                        if other == "recorded":
+                            mine[_RECORDED] = _recorded(opened, bundle, plan, vocabulary, image)
+                        else:
+                            runs = _in_torch(model, vocabulary, plan, compiled="compile" in other)
+                    rows = list(_taking_turns(mine | runs, image, plan.repeats))
                     equal = _equal_labels(mine, image) if len(mine) > 1 else {}
                     for row in rows:
                         name = row["implementation"]
@@ -227,6 +228,17 @@ def _latency(plan: CheckPlan, report: Report) -> None:
                         report.add(
                             model=model, precision=precision, categories=categories, **row, **more
                         )
+
+
+def _recorded(
+    owned: ExitStack, bundle: Path, plan: CheckPlan, vocabulary: Vocabulary, image: ImageArray
+) -> "Ours":
+    """ONNX Runtime's own CUDA graphs, which have been recorded when this returns."""
+    with ort_graphs():
+        segmenter = owned.enter_context(open_segmenter(bundle, plan))
+    for _ in range(_UNTIL_RECORDED):
+        segmenter(image, vocabulary)
+    return partial(segmenter, vocabulary=vocabulary)
 
 
 def _equal_labels(runs: Mapping[str, "Ours"], image: ImageArray) -> dict[str, float]:
