@@ -61,6 +61,7 @@ from .parity import (
 )
 from .plan import PrecisionPlan
 from .scenes import SceneSet, default_scenes
+from .tensors import TensorStore
 from .workshop import Built, Step, Workshop, open_backend
 
 __all__ = ["ExportReport", "export_bundle"]
@@ -143,7 +144,7 @@ def export_bundle(
     if not measured.images:
         raise InputError("there is no image to measure parity on; expected at least one")
     plan = PrecisionPlan(base=precision, image_encoder=image_encoder, rest=rest)
-    with atomic_directory(output) as folder:
+    with atomic_directory(output) as folder, TensorStore(folder) as store:
         (folder / "graphs").mkdir()
         context = model.config.clip.context_length
         write_tokenizer(
@@ -154,7 +155,7 @@ def export_bundle(
         tokenizer = Tokenizer.open(folder / "tokenizer.json", context)
         spec = _preprocessing(model)
         texts = _texts(model, tokenizer, measured)
-        samples = _samples(model, measured, texts, spec, step)
+        samples = _samples(model, measured, texts, spec, store, step)
         workshop = Workshop(
             model,
             folder / "work",
@@ -210,7 +211,12 @@ def _texts(model: EscNet, tokenizer: Tokenizer, scenes: SceneSet) -> Texts:
 
 
 def _samples(
-    model: EscNet, scenes: SceneSet, texts: Texts, spec: Preprocessing, step: Step
+    model: EscNet,
+    scenes: SceneSet,
+    texts: Texts,
+    spec: Preprocessing,
+    store: TensorStore,
+    step: Step,
 ) -> list[Sample]:
     """All images through float32 torch."""
     text = assemble(texts.plan, texts.embeddings).embeddings
@@ -218,7 +224,7 @@ def _samples(
     for index, image in enumerate(scenes.images):
         step(f"torch, image {index + 1}")
         labels = _rows(scenes.labels[index], texts.plan) if scenes.labels else None
-        samples.append(reference_sample(model, image, text, spec, labels))
+        samples.append(reference_sample(model, image, text, spec, labels, store=store))
     return samples
 
 
@@ -289,7 +295,8 @@ def _golden_run(
     tolerance = max(report.budget.stage_l2, usual, _GOLDEN_FACTOR * _worst(report.stages.values()))
     if sample is None:
         text = assemble(texts.plan, texts.embeddings).embeddings
-        sample = reference_sample(model, scenes.images[0], text, spec)
+        store = TensorStore(folder)
+        sample = reference_sample(model, scenes.images[0], text, spec, store=store)
         found, pixels = _on_golden(model, decision.built, sample, texts, spec)
         worst = _worst(found)
         if worst > tolerance:

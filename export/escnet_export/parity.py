@@ -31,7 +31,8 @@ from .kept import Kept
 from .plan import graph_of
 from .precision import DTYPES
 from .ranges import Trap
-from .reference import Call, RecordingBackend
+from .reference import Call, RecordingBackend, StoredCall
+from .tensors import TensorStore
 
 __all__ = [
     "Budget",
@@ -268,7 +269,7 @@ class Sample:
 
     image: ImageArray
     text: npt.NDArray[np.float32]
-    calls: list[Call]
+    calls: list[StoredCall]
     outcome: Outcome
     labels: Labels | None = None
 
@@ -280,8 +281,11 @@ def reference_sample(
     spec: Preprocessing,
     labels: Labels | None = None,
 ) -> Sample:
-    """Run ``image`` through float32 torch, all categories in one chunk."""
-    backend = RecordingBackend(model)
+    """Run ``image`` through float32 torch, all categories in one chunk.
+
+    What the graphs took and gave is in ``store``, by default one of this sample alone.
+    """
+    backend = RecordingBackend(model, store or TensorStore())
     pipeline = _pipeline(model, backend)
     outcome = _run(pipeline, image, text, spec)
     return Sample(image, text, backend.calls, outcome, labels)
@@ -291,6 +295,8 @@ def measure_parity(
     model: EscNet,
     backend: Backend,
     samples: Sequence[Sample],
+    *,
+    store: TensorStore | None = None,
     *,
     precision: Precision,
     spec: Preprocessing,

@@ -11,8 +11,9 @@ from escnet.model import EscNet
 from escnet_runtime.backends.base import Array, Tensor
 
 from .graphs import model_graphs
+from .tensors import StoredTensors, TensorStore
 
-__all__ = ["Call", "RecordingBackend", "TorchBackend"]
+__all__ = ["Call", "RecordingBackend", "StoredCall", "TorchBackend"]
 
 
 class TorchBackend:
@@ -61,26 +62,34 @@ class TorchBackend:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One run of a graph, as NumPy arrays."""
+    """One run of a graph, as NumPy arrays, which may lie on disk until they are asked for."""
 
     graph: str
-    inputs: dict[str, Array]
-    outputs: dict[str, Array]
+    inputs: Mapping[str, Array]
+    outputs: Mapping[str, Array]
+
+
+@dataclass(frozen=True, slots=True)
+class StoredCall(Call):
+    """A run whose arrays are in a store."""
+
+    inputs: StoredTensors
+    outputs: StoredTensors
 
 
 class RecordingBackend(TorchBackend):
     """A reference that keeps every call, so that each graph can be fed what torch fed it."""
 
-    def __init__(self, model: EscNet) -> None:
+    def __init__(self, model: EscNet, store: TensorStore) -> None:
         super().__init__(model)
-        self.calls: list[Call] = []
+        self._store = store
+        self.calls: list[StoredCall] = []
 
     def run(self, graph: str, inputs: Mapping[str, Tensor | Array]) -> dict[str, Tensor]:
         """As the base class, and remember."""
         outputs = super().run(graph, inputs)
-        self.calls.append(Call(graph, self._kept(inputs), self._kept(outputs)))
+        self.calls.append(StoredCall(graph, self._kept(inputs), self._kept(outputs)))
         return outputs
 
-    def _kept(self, tensors: Mapping[str, Tensor | Array]) -> dict[str, Array]:
-        """Copies: the pipeline refines its scores in place after a graph has read them."""
-        return {name: np.array(self.to_host(value)) for name, value in tensors.items()}
+    def _kept(self, tensors: Mapping[str, Tensor | Array]) -> StoredTensors:
+        return self._store.put({name: self.to_host(value) for name, value in tensors.items()})

@@ -1,0 +1,125 @@
+"""Tensors of many images, kept on disk: what one image of a large model needs fills gigabytes.
+
+At 150 categories of ``vit-b-16`` the inputs and outputs of all graphs are 1.3 GB an image, and int8
+is calibrated on hundreds of images. A system with memory to spare keeps the file in it anyway.
+"""
+
+import hashlib
+import math
+import tempfile
+import weakref
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from escnet_runtime.backends.base import Array
+
+__all__ = ["StoredTensors", "TensorStore", "digest"]
+
+_ALIGNMENT: Final = 64
+
+
+def digest(array: Array) -> bytes:
+    """Of type, shape and content: equal for arrays that are equal bit by bit, and for no others."""
+    found = hashlib.sha256(f"{array.dtype.str}{array.shape}".encode())
+    found.update(_content(array))
+    return found.digest()
+
+
+def _content(array: Array) -> memoryview:
+    return memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    digest: bytes
+    offset: int
+    dtype: npt.DTypeLike
+    shape: tuple[int, ...]
+
+
+class TensorStore:
+    """A file without a name that arrays are put into, each content once.
+
+    What a graph gives is mostly what the next one takes, and is not written again. The file is gone
+    with the process, however that ends, and before that with the last that uses it or by ``close``.
+
+    Args:
+        folder: on whose disk the file is; the system's folder for temporary files by default.
+    """
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - by close
+        weakref.finalize(self, self._file.close)
+        self._places: dict[bytes, _Place] = {}
+
+    def __enter__(self) -> "TensorStore":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Free the disk; what was put in cannot be read any more."""
+        self._file.close()
+
+    @property
+    def bytes(self) -> int:
+        """What lies in the file."""
+        return self._file.seek(0, 2)
+
+    def put(self, arrays: Mapping[str, Array]) -> "StoredTensors":
+        """Keep copies of ``arrays``, which may change afterwards.
+
+        Raises:
+            OSError: the disk is full.
+        """
+        return StoredTensors(self, {name: self._put(array) for name, array in arrays.items()})
+
+    def _put(self, array: Array) -> _Place:
+        key = digest(array)
+        if key not in self._places:
+            offset = math.ceil(self.bytes / _ALIGNMENT) * _ALIGNMENT
+            self._file.seek(offset)
+            self._file.write(_content(array))
+            self._file.flush()  # a full disk is an error here, and not of whoever reads next
+            self._places[key] = _Place(key, offset, array.dtype, array.shape)
+        return self._places[key]
+
+    def _read(self, place: _Place) -> Array:
+        array = np.empty(place.shape, place.dtype)
+        self._file.seek(place.offset)
+        if self._file.readinto(_content(array)) != array.nbytes:
+            raise OSError("a temporary file of tensors is shorter than what was written into it")
+        return array
+
+
+class StoredTensors(Mapping[str, Array]):
+    """Arrays by name; each is read when it is asked for, and is the caller's own."""
+
+    def __init__(self, store: TensorStore, places: Mapping[str, _Place]) -> None:
+        self._store, self._places = store, places
+
+    def __getitem__(self, name: str) -> Array:
+        return self._store._read(self._places[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    @property
+    def digests(self) -> dict[str, bytes]:
+        """:func:`digest` of each, without reading it."""
+        return {name: place.digest for name, place in self._places.items()}
