@@ -193,24 +193,38 @@ class ParityReport:
                 f"graph {self.worst_stage!r} gives numbers that are not finite where float32 "
                 "torch's are"
             ]
-        budget, missed = (
-            self.budget,
-            [f"{block} overflows: {why}" for block, why in self._overflows().items()],
-        )
-        if "pixels" in self._gates and not self.pixel_agreement >= budget.pixel_agreement:
-            missed.append(self._pixels())
-        if "stages" in self._gates and not worst <= budget.stage_l2:
-            missed.append(self._stages())
-        if budget.prompt_flips is not None and not self.flipped <= budget.prompt_flips:
-            missed.append(
-                f"{self.flipped:.2%} of prompts flipped, budget at most {budget.prompt_flips:.2%}"
+        overflows = [f"{block} overflows: {why}" for block, why in self._overflows().items()]
+        return overflows + [clause for holds, clause in self._parts() if not holds]
+
+    def _parts(self) -> list[tuple[bool, str]]:
+        """Each part of the budget that counts here, the gate's own first: whether it holds."""
+        budget = self.budget
+        parts: dict[Gate, tuple[bool, str]] = {
+            "pixels": (self.pixel_agreement >= budget.pixel_agreement, self._pixels()),
+            "stages": (
+                self.stages[self.worst_stage].relative_l2 <= budget.stage_l2,
+                self._stages(),
+            ),
+        }
+        found = [parts.pop(self.gate)]
+        found += [part for gate, part in parts.items() if gate in self._gates]
+        if budget.prompt_flips is not None:
+            found.append(
+                (
+                    self.flipped <= budget.prompt_flips,
+                    f"{self.flipped:.2%} of prompts flipped, budget at most "
+                    f"{budget.prompt_flips:.2%}",
+                )
             )
-        if self.miou_loss is not None and not self.miou_loss <= budget.miou_loss:
-            missed.append(
-                f"mIoU {self.miou:.2%} where float32 torch has {self.reference_miou:.2%}, budget "
-                f"at most {budget.miou_loss:.2%} less"
+        if self.miou_loss is not None:
+            found.append(
+                (
+                    self.miou_loss <= budget.miou_loss,
+                    f"mIoU {self.miou:.2%} where float32 torch has {self.reference_miou:.2%}, "
+                    f"budget at most {budget.miou_loss:.2%} less",
+                )
             )
-        return missed
+        return found
 
     @property
     def _gates(self) -> set[Gate]:
@@ -227,10 +241,8 @@ class ParityReport:
         }
 
     def reason(self) -> str:
-        """Why it passed or not, in one sentence."""
-        return "; ".join(self.missed()) or (
-            self._pixels() if self.gate == "pixels" else self._stages()
-        )
+        """Why it did not pass, or all that it was held against, in one sentence."""
+        return "; ".join(self.missed() or [clause for _, clause in self._parts()])
 
     def _pixels(self) -> str:
         return (
@@ -280,6 +292,8 @@ def reference_sample(
     text: npt.NDArray[np.float32],
     spec: Preprocessing,
     labels: Labels | None = None,
+    *,
+    store: TensorStore | None = None,
 ) -> Sample:
     """Run ``image`` through float32 torch, all categories in one chunk.
 
@@ -295,8 +309,6 @@ def measure_parity(
     model: EscNet,
     backend: Backend,
     samples: Sequence[Sample],
-    *,
-    store: TensorStore | None = None,
     *,
     precision: Precision,
     spec: Preprocessing,

@@ -319,7 +319,12 @@ def test_prompts_that_flip_count_where_a_budget_is_given(
     report.budget = dataclasses.replace(STRICT, pixel_agreement=0.0)
     report.judge()
     assert report.passed
+    assert "flipped" not in report.reason()
     assert 0 < report.flipped <= 0.5
+    report.budget = dataclasses.replace(report.budget, prompt_flips=1.0)
+    report.judge()
+    assert report.passed
+    assert "of prompts flipped, budget at most 100.00%" in report.reason()
     report.budget = dataclasses.replace(report.budget, prompt_flips=report.flipped / 2)
     report.judge()
     assert not report.passed
@@ -334,6 +339,7 @@ def test_labels_make_miou_count(mini: EscNet, sample: Sample, spec: Preprocessin
     same = measured(mini, labelled, spec, unchanged)
     assert (same.miou, same.reference_miou, same.miou_loss) == (1.0, 1.0, 0.0)
     assert same.passed
+    assert "mIoU 100.00% where float32 torch has 100.00%" in same.reason()  # a verdict tells all
     report = measured(mini, labelled, spec, larger("decoder", "logits", -1.0), trained=True)
     report.budget = dataclasses.replace(STRICT, pixel_agreement=0.0)
     report.judge()
