@@ -14,6 +14,8 @@ import torch.utils.checkpoint
 from open_clip.model import CLIP
 from torch import Tensor, nn
 
+from escnet_runtime.errors import InputError
+
 from .block import BlockWithoutSam, EscBlock
 from .clip import dense_features, encode_text, unit_norm
 from .config import EscNetConfig
@@ -133,7 +135,11 @@ class EscNet(nn.Module):
         return logits
 
     def forward(self, image: Tensor, text: Tensor) -> Tensor:
-        """Logits float32 [N, 4h, 4w] of one image [1, 3, S, S] and N text embeddings [N, D]."""
+        """Logits float32 [N, 4h, 4w] of one image [1, 3, S, S] and N text embeddings [N, D].
+
+        Raises:
+            InputError: another shape, or no text.
+        """
         return self.trace(image, text).logits
 
     def forward_plain(self, image: Tensor, text: Tensor) -> Tensor:
@@ -141,7 +147,8 @@ class EscNet(nn.Module):
         return self.trace(image, text, plain=True).logits
 
     def trace(self, image: Tensor, text: Tensor, *, plain: bool = False) -> Trace:
-        """A forward pass that keeps the scores and prompts of each block."""
+        """A forward pass that keeps the scores and prompts of each block; see ``forward``."""
+        self._require(image, text)
         return self.segment(self.encode_image(image), text, plain=plain)
 
     def segment(
@@ -195,6 +202,19 @@ class EscNet(nn.Module):
         decode = functools.partial(self.decoder, plain=plain)
         logits: Tensor = step(decode, embedding, *skips)
         return Trace(all_scores, all_prompts, logits)
+
+    def _require(self, image: Tensor, text: Tensor) -> None:
+        size, dimension = self.config.clip.image_size, self.config.clip.embed_dim
+        if image.shape != (1, 3, size, size):
+            raise InputError(
+                f"image has the shape {list(image.shape)}; expected [1, 3, {size}, {size}]: one "
+                "normalised image (encode_image takes several)"
+            )
+        if text.ndim != 2 or text.shape[1] != dimension or text.shape[0] < 1:
+            raise InputError(
+                f"text has the shape {list(text.shape)}; expected [N, {dimension}], an embedding "
+                "from encode_text for each of at least one category"
+            )
 
     def _typed_blocks(self) -> Iterator[EscBlock | BlockWithoutSam]:
         for block in self.blocks:

@@ -1,7 +1,8 @@
 """The whole model: shared form against plain form, chunks, order, seeds, gradients."""
 
 import dataclasses
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ import escnet.model
 from escnet import EscNet, build_model, preset
 from escnet.model import Trace
 from escnet.ppg import TorchPrompts
+from escnet_runtime.errors import InputError
 from tests.model.models import image, model, randomise, relative_l2, text, tokens
 
 both = pytest.mark.parametrize("name", ["tiny", "narrow-large"])
@@ -54,6 +56,25 @@ def test_forward_and_forward_plain_are_the_traces_logits() -> None:
     inputs = image(net.config), text(net.config, 2)
     assert torch.equal(net(*inputs), net.trace(*inputs).logits)
     assert torch.equal(net.forward_plain(*inputs), net.trace(*inputs, plain=True).logits)
+
+
+@pytest.mark.parametrize(
+    ("wrong_image", "wrong_text", "named"),
+    [
+        (lambda given: given[0], lambda given: given, "image has the shape [3, "),
+        (lambda given: given[..., :-1], lambda given: given, "expected [1, 3, "),
+        (lambda given: given.expand(2, -1, -1, -1), lambda given: given, "encode_image takes"),
+        (lambda given: given, lambda given: given[:0], "at least one category"),
+        (lambda given: given, lambda given: given[0], "text has the shape ["),
+        (lambda given: given, lambda given: given[:, 1:], "from encode_text"),
+    ],
+)
+def test_inputs_of_other_shapes_are_refused_by_name(
+    wrong_image: Callable[[Tensor], Tensor], wrong_text: Callable[[Tensor], Tensor], named: str
+) -> None:
+    net = model()
+    with pytest.raises(InputError, match=re.escape(named)):
+        net(wrong_image(image(net.config)), wrong_text(text(net.config, 2)))
 
 
 def test_image_text_and_every_block_reach_the_logits(monkeypatch: pytest.MonkeyPatch) -> None:
