@@ -32,7 +32,7 @@ def digest(array: Array) -> bytes:
 
 
 def _content(array: Array) -> memoryview:
-    return memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
 
 @dataclass(frozen=True, slots=True)

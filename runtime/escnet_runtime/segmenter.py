@@ -92,8 +92,9 @@ class Segmenter:
             CPU, the one that ``escnet-build`` has measured to be the fastest on this machine, else
             the bundle's own; on a GPU what fills it, made smaller, with a warning, where memory
             does not suffice.
-        cache: folder for text embeddings, and for small graphs as ONNX Runtime or OpenVINO has
-            rewritten them for this processor; None keeps neither. By default ``$ESCNET_CACHE`` or
+        cache: folder for text embeddings, for small graphs as ONNX Runtime or OpenVINO has
+            rewritten them for this processor, and for what TensorRT-RTX has compiled for this GPU;
+            None keeps none of them. By default ``$ESCNET_CACHE`` or
             the user's cache folder.
 
     Raises:

@@ -156,7 +156,7 @@ def device(host: HostMachine) -> HostDevice:
 def segmenter(bundle: Bundle, device: HostDevice) -> Iterator[Segmenter]:
     """On the device, shared by the tests of this module."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(choose, "_opener", lambda name: opener_of(device))
+        patch.setattr(choose, "_opener", lambda name, cache: opener_of(device))
         made = Segmenter(bundle, "onnxruntime-cuda", device=device, cache=None)
     with made:
         yield made

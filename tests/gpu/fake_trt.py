@@ -94,11 +94,21 @@ class FakeTrt:
 
 
 class FakeTrtRtx(FakeTrt):
-    """Stands for TensorRT-RTX, which compiles kernels for a shape when it sees it."""
+    """Stands for TensorRT-RTX, which compiles kernels for a shape when it sees it.
+
+    Attributes:
+        compiled: graphs that a context was compiled for, in order.
+        driver: what is compiled with; what another one compiled is refused.
+    """
 
     DynamicShapesKernelSpecializationStrategy = enum.Enum(
         "DynamicShapesKernelSpecializationStrategy", ["LAZY", "EAGER", "NONE"]
     )
+    driver = "13.0"
+
+    def __init__(self, manifest: Manifest, device: HostDevice) -> None:
+        super().__init__(manifest, device)
+        self.compiled: list[str] = []
 
 
 class _Runtime:
@@ -122,7 +132,7 @@ class _Engine:
 
     def create_runtime_config(self) -> "_RuntimeConfig":
         assert isinstance(self.trt, FakeTrtRtx), "TensorRT has none"
-        return _RuntimeConfig()
+        return _RuntimeConfig(self.trt)
 
     def create_execution_context(self, strategy: "enum.Enum | _RuntimeConfig") -> "_Context":
         self.trt.require_current()
@@ -131,16 +141,51 @@ class _Engine:
             assert specialization is not None
             self.trt.specialized.add(specialization.name)
             assert strategy.allocation is not None
+            assert isinstance(self.trt, FakeTrtRtx)
+            cache = strategy.cache
+            if cache is None or self.graph not in cache.compiled:
+                self.trt.compiled.append(self.graph)
+            if cache is not None:
+                cache.compiled.add(self.graph)
             strategy = strategy.allocation
         assert strategy.name == "USER_MANAGED"
         return _Context(self)
 
 
+class _RuntimeCache:
+    """Its content names the shapes that were compiled, and whose it is."""
+
+    def __init__(self, trt: "FakeTrtRtx") -> None:
+        self._trt, self.compiled = trt, set[str]()
+
+    def deserialize(self, blob: bytes) -> bool:
+        self._trt.require_current()
+        document = json.loads(blob)
+        if document["driver"] != self._trt.driver:
+            return False
+        self.compiled |= set(document["compiled"])
+        return True
+
+    def serialize(self) -> bytes:
+        self._trt.require_current()
+        document = {"driver": self._trt.driver, "compiled": sorted(self.compiled)}
+        return json.dumps(document).encode()
+
+
 class _RuntimeConfig:
     dynamic_shapes_kernel_specialization_strategy: enum.Enum | None = None
 
-    def __init__(self) -> None:
+    def __init__(self, trt: "FakeTrtRtx") -> None:
+        self._trt = trt
         self.allocation: enum.Enum | None = None
+        self.cache: _RuntimeCache | None = None
+
+    def create_runtime_cache(self) -> _RuntimeCache:
+        return _RuntimeCache(self._trt)
+
+    def set_runtime_cache(self, cache: _RuntimeCache) -> bool:
+        self.cache = cache
+        return True
 
     def set_execution_context_allocation_strategy(self, strategy: enum.Enum) -> None:
         self.allocation = strategy
@@ -220,6 +265,7 @@ class _Context:
 CLASSES = SimpleNamespace(
     Runtime=_Runtime,
     ICudaEngine=_Engine,
+    IRuntimeCache=_RuntimeCache,
     IRuntimeConfig=_RuntimeConfig,
     IExecutionContext=_Context,
 )

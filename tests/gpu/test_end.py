@@ -25,7 +25,7 @@ def made(
     """A device, and what runs graphs there for each Segmenter."""
     device, graphs = HostDevice(host), list[MadeUpGraphs]()
 
-    def opener(name: str) -> choose.Opener:
+    def opener(name: str, cache: Path | None) -> choose.Opener:
         def make(bundle: Bundle, device: object, stream: object, chunk: int | None) -> MadeUpGraphs:
             graphs.append(MadeUpGraphs(bundle.manifest, stream, device))  # type: ignore[arg-type]
             return graphs[-1]

@@ -27,7 +27,7 @@ def alone(
 ) -> Iterator[Segmenter]:
     """A Segmenter of the test's own."""
     device = HostDevice(host)
-    monkeypatch.setattr(choose, "_opener", lambda name: opener_of(device))
+    monkeypatch.setattr(choose, "_opener", lambda name, cache: opener_of(device))
     with Segmenter(bundle, "onnxruntime-cuda", device=device, cache=None) as made:
         yield made
         graphs_of(made).before = lambda graph: None

@@ -21,7 +21,7 @@ def test_labels_are_those_of_the_cpu(
     picture = np.stack(areas, axis=-1).astype(np.uint8)
     names = ["sky", "tree", "grass", "road", "house", "car"]
     device = HostDevice(host)
-    monkeypatch.setattr(choose, "_opener", lambda name: host_opener(device))
+    monkeypatch.setattr(choose, "_opener", lambda name, cache: host_opener(device))
     with (
         Segmenter(tiny_bundle, "onnxruntime", cache=tmp_path) as on_cpu,
         Segmenter(tiny_bundle, "onnxruntime-cuda", device=device, cache=tmp_path) as segmenter,

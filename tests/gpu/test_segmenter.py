@@ -407,7 +407,7 @@ def test_closing_in_the_middle_of_a_stream_says_so(
     bundle: Bundle, host: HostMachine, picture: ImageArray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     device = HostDevice(host)
-    monkeypatch.setattr(choose, "_opener", lambda name: opener_of(device))
+    monkeypatch.setattr(choose, "_opener", lambda name, cache: opener_of(device))
     made = Segmenter(bundle, "onnxruntime-cuda", device=device, cache=None)
     stream = made.stream(frames(picture, 4, []), made.vocabulary(NAMES[:2]))
     next(stream)
@@ -429,7 +429,7 @@ def opened(
     def pretend(failing: dict[str, Exception]) -> HostDevice:
         device = HostDevice(host)
 
-        def opener(name: str) -> choose.Opener:
+        def opener(name: str, cache: Path | None) -> choose.Opener:
             if name in failing:
                 raise failing[name]
             return opener_of(device)
@@ -483,7 +483,7 @@ def test_auto_goes_on_from_damaged_engines_with_a_warning(
 ) -> None:
     device = HostDevice(host)
 
-    def opener(name: str) -> choose.Opener:
+    def opener(name: str, cache: Path | None) -> choose.Opener:
         def damaged(*_: Any) -> Any:
             raise damage(f"The engines of {name} are damaged")
 

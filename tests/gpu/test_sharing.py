@@ -147,7 +147,7 @@ def test_logits_of_a_segmenter_that_is_closed_say_so(
     bundle: Bundle, host: HostMachine, picture: ImageArray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     device = HostDevice(host)
-    monkeypatch.setattr(choose, "_opener", lambda name: opener_of(device))
+    monkeypatch.setattr(choose, "_opener", lambda name, cache: opener_of(device))
     made = Segmenter(bundle, "onnxruntime-cuda", device=device, chunk=4, cache=None)
     words = made.vocabulary(NAMES)
     logits, never_begun = (made.image_logits(picture, words) for _ in range(2))

@@ -43,6 +43,7 @@ class Engines:
         folder: Path,
         chunks: tuple[int, ...] = (8,),
         library: type[FakeTrt] = FakeTrt,
+        cache: Path | None = None,
     ) -> None:
         self.device = HostDevice(host)
         self.trt = library(manifest, self.device)
@@ -53,7 +54,13 @@ class Engines:
             path.write_text(json.dumps(name), encoding="utf-8")
         self.files = files
         self.backend = EngineGraphs(
-            self.trt, made_up_record(manifest, chunks), files, manifest.stages, self.device, stream
+            self.trt,
+            made_up_record(manifest, chunks),
+            files,
+            manifest.stages,
+            self.device,
+            stream,
+            cache=cache,
         )
         self.pipeline = DevicePipeline(
             self.device, self.backend, manifest, chunk=self.backend.most_rows
@@ -86,6 +93,63 @@ def test_a_captured_image_has_the_kernels_of_its_shapes(
     assert_same(engines.rig.picture(image, text[:5]), engines.rig.expected(image, text[:5]))
     assert engines.device.calls("capture")
     assert engines.trt.specialized == {"EAGER"}
+
+
+def rtx(made_up: Manifest, host: HostMachine, folder: Path, driver: str = "13.0") -> Engines:
+    """With a cache, as another process would have it."""
+    engines = Engines(made_up, host, folder, library=FakeTrtRtx, cache=folder / "cache")
+    assert isinstance(engines.trt, FakeTrtRtx)
+    engines.trt.driver = driver
+    return engines
+
+
+def test_the_next_process_finds_what_was_compiled_on_the_device(
+    made_up: Manifest, host: HostMachine, tmp_path: Path, image: ImageArray, text: Floats
+) -> None:
+    compiled = []
+    for driver in ("13.0", "13.0", "13.1", "13.1"):
+        engines = rtx(made_up, host, tmp_path, driver)
+        assert_same(engines.rig.picture(image, text[:5]), engines.rig.expected(image, text[:5]))
+        engines.pipeline.close()
+        engines.backend.close()
+        assert isinstance(engines.trt, FakeTrtRtx)
+        compiled.append(sorted(set(engines.trt.compiled)))
+        assert not engines.trt.freed_elsewhere
+    first, again, other_driver, once_more = compiled
+    assert "decoder" in first
+    assert other_driver == first  # what is of another driver is refused
+    assert again == once_more == []
+
+
+def test_without_a_cache_folder_nothing_is_kept(
+    made_up: Manifest, host: HostMachine, tmp_path: Path, image: ImageArray, text: Floats
+) -> None:
+    engines = Engines(made_up, host, tmp_path, library=FakeTrtRtx)
+    before = set(tmp_path.iterdir())
+    engines.rig.picture(image, text[:5])
+    engines.backend.close()
+    assert set(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("call", ["create_runtime_cache", "set_runtime_cache", "serialize"])
+def test_a_library_whose_cache_fails_runs_without_it(
+    call: str,
+    made_up: Manifest,
+    host: HostMachine,
+    tmp_path: Path,
+    image: ImageArray,
+    text: Floats,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("no such luck")
+
+    owner = "IRuntimeCache" if call == "serialize" else "IRuntimeConfig"
+    monkeypatch.setattr(getattr(CLASSES, owner), call, broken)
+    engines = rtx(made_up, host, tmp_path)
+    assert_same(engines.rig.picture(image, text[:5]), engines.rig.expected(image, text[:5]))
+    engines.backend.close()
+    assert not (tmp_path / "cache").exists() or not list((tmp_path / "cache").rglob("*.onnx"))
 
 
 def test_an_image_is_one_upload_one_graph_and_one_download(
@@ -306,7 +370,7 @@ def test_the_made_up_library_has_the_calls_of_the_real_one() -> None:
                 lines = _signatures(getattr(theirs, member))
                 assert takes(lines, count), f"{name}.{member} with {count}: {lines}"
                 checked += 1
-    assert checked == 9
+    assert checked == 13
     assert takes(_signatures(real.Runtime.__init__), 1)
     assert "USER_MANAGED" in real.ExecutionContextAllocationStrategy.__members__
     assert "EAGER" in real.DynamicShapesKernelSpecializationStrategy.__members__

@@ -501,7 +501,7 @@ def test_a_backend_on_a_device_is_run_stage_by_stage_and_as_a_whole(
 ) -> None:
     """ONNX Runtime on a device on the CPU, with the shipped kernels, in place of engines."""
     device = HostDevice(host)
-    monkeypatch.setattr(choose, "_opener", lambda name: host_opener(device))
+    monkeypatch.setattr(choose, "_opener", lambda name, cache: host_opener(device))
     monkeypatch.setattr(choose, "open_device", lambda: device)
     add_engines(bundle_copy)
     checks = checks_of(bundle_copy)

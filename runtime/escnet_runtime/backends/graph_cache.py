@@ -3,8 +3,11 @@
 Reading a typed graph and rewriting it for the processor takes most of the time to the first mask of
 a small model: all sessions of what was rewritten are there in a quarter of it (docs/cpu.md).
 
-A file is called ``KEY.onnx`` and ends with the sha256 of what is before it: what is damaged is
-known before it is loaded. Nothing here is worth an error: a cache that cannot be used is bypassed.
+What TensorRT-RTX compiles on a GPU is kept here too (``escnet_runtime.gpu.runtime_cache``).
+
+A file is called ``KEY.onnx``, whatever it holds, and ends with the sha256 of what is before it:
+what is damaged is known before it is loaded. Nothing here is worth an error: a cache that cannot be
+used is bypassed.
 """
 
 import contextlib

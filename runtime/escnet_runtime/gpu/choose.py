@@ -67,7 +67,8 @@ def choose_backend(
         name: one of BACKENDS.
         device: where to run; by default the first visible GPU, for a backend that needs one.
         chunk: categories at a time; what suits the backend by default.
-        cache: see :func:`escnet_runtime.backends.create_backend`.
+        cache: see :func:`escnet_runtime.backends.create_backend`; for TensorRT-RTX, what it has
+            compiled for the GPU.
 
     Raises:
         BackendError: the name is unknown, or a library is not here.
@@ -80,7 +81,7 @@ def choose_backend(
     if name == "auto":
         return _automatic(bundle, device, chunk, cache)
     if name in _ON_A_GPU:
-        return on_device(bundle, _opener(name), device=device, chunk=chunk)
+        return on_device(bundle, _opener(name, cache), device=device, chunk=chunk)
     return _on_the_cpu(bundle, name, cache)
 
 
@@ -114,7 +115,7 @@ def _automatic(
     else:
         for name in _ON_A_GPU:
             try:
-                chosen = on_device(bundle, _opener(name), device=device, chunk=chunk)
+                chosen = on_device(bundle, _opener(name, cache), device=device, chunk=chunk)
             except (BackendError, DeviceError, BundleError) as error:
                 reasons.append(f"not {name}: {error}")
                 damaged |= isinstance(error, BundleError) and not isinstance(
@@ -165,14 +166,14 @@ def _on_the_cpu(bundle: Bundle, name: str, cache: Path | None) -> Chosen:
     return Chosen(backend=backend, device=None, owned=owned)
 
 
-def _opener(name: str) -> Opener:
+def _opener(name: str, cache: Path | None) -> Opener:
     """What makes the backend of that name; its library is imported here."""
     if name == "onnxruntime-cuda":
         return _onnxruntime()
-    return _engines("tensorrt" if name == "tensorrt" else "tensorrt-rtx")
+    return _engines("tensorrt" if name == "tensorrt" else "tensorrt-rtx", cache)
 
 
-def _engines(backend: Compiler) -> Opener:
+def _engines(backend: Compiler, cache: Path | None) -> Opener:
     from ..libraries import open_bindings
     from .tensorrt import EngineGraphs
 
@@ -182,7 +183,8 @@ def _engines(backend: Compiler) -> Opener:
         version, capability = str(bindings.__version__), device.compute_capability
         here = fingerprint_here(backend, version, capability=capability)
         record, files = find_engines(bundle, here, chunk=chunk)
-        return EngineGraphs(bindings, record, files, bundle.manifest.stages, device, stream)
+        stages = bundle.manifest.stages
+        return EngineGraphs(bindings, record, files, stages, device, stream, cache=cache)
 
     return make
 

@@ -18,6 +18,7 @@ from ..engines import EngineRecord, Profile
 from ..errors import BackendError, DeviceError, OutOfDeviceMemory
 from ..manifest import Stage
 from .backend import Binding
+from .runtime_cache import RuntimeCache
 
 __all__ = ["EngineGraphs"]
 
@@ -39,6 +40,8 @@ class EngineGraphs:
         stages: the graphs, for their dynamic axes.
         device: where they run.
         stream: what they work on, of that device.
+        cache: the folder where what TensorRT-RTX compiles on the device is kept when this is
+            closed; None keeps nothing.
     """
 
     capturable = True
@@ -52,6 +55,8 @@ class EngineGraphs:
         stages: Mapping[str, Stage],
         device: Device,
         stream: Stream,
+        *,
+        cache: Path | None = None,
     ) -> None:
         self._trt, self._record, self._files, self._stages = trt, record, dict(files), stages
         self._device, self._stream = device, stream
@@ -60,6 +65,7 @@ class EngineGraphs:
             self._runtime = trt.Runtime(self._said.logger)
         self._engines: dict[str, Any] = {}
         self._contexts: dict[tuple[str, _Shapes], Any] = {}
+        self._compiled = None if cache is None else RuntimeCache(cache, record, device.name)
         self._closed = False
 
     @property
@@ -173,11 +179,19 @@ class EngineGraphs:
             return
         self._closed = True
         with suppress(DeviceError):  # it was closed too early
+            if self._compiled is not None:
+                with self._device.current():
+                    self._compiled.keep(next(iter(self._files.values())))
             self.unload()
             with self._device.current():
-                self._runtime = None
+                self._drop_library()
         self._contexts.clear()
         self._engines.clear()
+        self._drop_library()
+
+    def _drop_library(self) -> None:
+        if self._compiled is not None:
+            self._compiled.close()
         self._runtime = None
 
     def _load(self, graph: str) -> Any:
@@ -223,6 +237,8 @@ class EngineGraphs:
         config = engine.create_runtime_config()
         config.set_execution_context_allocation_strategy(managed)
         config.dynamic_shapes_kernel_specialization_strategy = strategies.EAGER
+        if self._compiled is not None:
+            self._compiled.give(config)
         return engine.create_execution_context(config)
 
     def _profile(self, graph: str, shapes: _Shapes) -> int:
