@@ -6,7 +6,7 @@ import json
 import time
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,7 +21,7 @@ from escnet_runtime.world import WORLD_VERSION
 
 __all__ = ["Counting", "Totals", "WorkFile", "counting", "identity_of"]
 
-_VERSION: Final = 1
+_VERSION: Final = 2
 _EVERY: Final = 20.0  # seconds between two times that counts are written
 _TOTALS: Final = "totals"
 _OF: Final = "of"
@@ -86,15 +86,15 @@ class WorkFile:
         counter.restore(content)
         return totals
 
-    def write(self, counter: ConfusionCounter, totals: Totals) -> None:
-        """Keep the counts, in place of those before.
+    def write(self, counts: Mapping[str, Any], totals: Totals) -> None:
+        """Keep what a counter's ``counts`` gave, in place of what was kept before.
 
         Raises:
             InputError: the file cannot be written.
         """
         texts = {_OF: json.dumps(self._of()), _TOTALS: json.dumps(asdict(totals))}
         arrays: dict[str, Any] = {name: np.array(text) for name, text in texts.items()}
-        arrays.update(counter.counts())
+        arrays.update(counts)
         with atomic_file(self.path) as temporary, temporary.open("wb") as file:
             np.savez_compressed(file, **arrays)
 
@@ -111,6 +111,7 @@ class Counting:
         self._counter, self._work = counter, work
         self._before, self._start = totals.seconds, time.perf_counter()
         self._written, self._begun = self._start, False
+        self._whole: tuple[Mapping[str, Any], Totals] | None = None
 
     def add(self, labels: Labels, truth: Labels, kept: int) -> None:
         """Count an image that the model was given ``kept`` categories for; see the counter."""
@@ -122,13 +123,16 @@ class Counting:
         totals.kept_sum += kept
         totals.kept_max = max(totals.kept_max, kept)
         totals.seconds = self._before + now - self._start
+        if self._work is not None:
+            # In one step: a signal that comes while an image is counted leaves the one before.
+            self._whole = self._counter.counts(), replace(totals)
         if now - self._written > _EVERY:
             self.write()
 
     def write(self) -> None:
-        """Keep what was counted, if it is kept and there is something new."""
-        if self._work is not None and self._begun:
-            self._work.write(self._counter, self.totals)
+        """Keep the images that are counted as a whole, if they are kept and some are new."""
+        if self._work is not None and self._whole is not None:
+            self._work.write(*self._whole)
             self._written = time.perf_counter()
 
 

@@ -77,7 +77,6 @@ class ConfusionCounter:
                 f"got {extra} categories beside {classes} classes; expected 0 to {65_535 - classes}"
             )
         self.classes = classes
-        self.unlabelled = 0  # pixels
         self.categories = classes + extra
         shape = (classes, self.categories)
         self._whole = classes * self.categories <= MATRIX_LIMIT**2
@@ -85,6 +84,12 @@ class ConfusionCounter:
         self._right = np.zeros(classes, np.int64)
         self._truth = np.zeros(classes, np.int64)
         self._predicted = np.zeros(self.categories, np.int64)
+        self._unlabelled = np.zeros(1, np.int64)
+
+    @property
+    def unlabelled(self) -> int:
+        """Pixels that are not labelled."""
+        return int(self._unlabelled[0])
 
     @property
     def matrix(self) -> NDArray[np.int64] | None:
@@ -110,7 +115,7 @@ class ConfusionCounter:
         actual = self._checked(truth[kept], "label", self.classes)
         ignore_index(prediction)  # its type is checked
         guess = self._checked(prediction[kept], "predicted class", self.categories)
-        self.unlabelled += truth.size - actual.size
+        self._unlabelled += truth.size - actual.size
         self._truth += np.bincount(actual, minlength=self.classes)
         self._predicted += np.bincount(guess, minlength=self.categories)
         self._right += np.bincount(actual[actual == guess], minlength=self.classes)
@@ -142,6 +147,7 @@ class ConfusionCounter:
             "right": self._right,
             "truth": self._truth,
             "predicted": self._predicted,
+            "unlabelled": self._unlabelled,
         }
 
     def scores(self, classes: Sequence[int] | None = None) -> Scores:
