@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -128,6 +129,11 @@ def _eval(arguments: argparse.Namespace, console: Console) -> tuple[int, Mapping
         raise InputError(f"--limit is {arguments.limit}, expected at least 1")
     if arguments.merge_extra and arguments.classes_file is None:
         raise InputError("--merge-extra goes with --classes-file, which has the further categories")
+    if arguments.work is not None and _same_file(arguments.work, arguments.output):
+        raise InputError(
+            f"--work and --output are both {arguments.work}: the result would replace the counts, "
+            "name another file for one of them"
+        )
     objects = None if arguments.objects is None else (arguments.objects[0], arguments.objects[1])
     dataset = open_labelled(arguments.dataset, scenes=arguments.limit, objects=objects)
     path = arguments.classes_file
@@ -185,6 +191,11 @@ def _work(
         backend=segmenter.backend,
     )
     return WorkFile(arguments.work, identity)
+
+
+def _same_file(one: Path, other: Path | None) -> bool:
+    """Whether both are one file, or are to become it."""
+    return other is not None and os.path.realpath(one) == os.path.realpath(other)
 
 
 def _conditions(model: Path, segmenter: Segmenter) -> Conditions:

@@ -93,6 +93,9 @@ def test_masks_of_0_and_255_are_warned_of(
     assert f"warning: no pixel of {data} is labelled as 'crack'" in err
     assert main([*words, "--limit", "1"]) == 0
     assert "labelled as" not in capsys.readouterr().err
+    for _ in range(2):  # counted, and then read from the file
+        assert main([*words, "--work", str(tmp_path / "counts")]) == 0
+        assert "is labelled as 'crack'" in capsys.readouterr().err
 
 
 def test_the_small_world_is_evaluated_without_torch(
@@ -155,6 +158,17 @@ def test_an_evaluation_that_is_interrupted_goes_on(
     again = run_json(capsys, *words)[1]  # all is counted
     assert asked == [0, 1, 1]
     assert (again["miou"], again["runs"]) == (found["miou"], 2)
+
+
+def test_counts_are_not_kept_where_the_result_goes(
+    tiny_bundle: Path, dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "one")
+    words = ("--work", tmp_path / "one", "--output", tmp_path / "link")
+    code, found = run_json(capsys, tiny_bundle, dataset, *words)
+    assert code == 2
+    assert "--work and --output are both" in found["error"]["message"]
+    assert not (tmp_path / "one").exists()
 
 
 def test_counts_of_a_few_images_are_a_beginning(
