@@ -22,6 +22,7 @@ from tests.bench.distributed import (
     ade_tree,
     coco_tree,
     context_tree,
+    full_ade_tree,
     mat_file,
     prepare,
     prepared,
@@ -150,6 +151,40 @@ def test_another_layout_is_told_what_was_looked_for(
     said = refused(capsys, "coco-stuff", source)
     assert message in said
     assert "coco" in said
+
+
+@pytest.mark.parametrize(
+    ("kind", "tree", "count"),
+    [
+        ("coco-stuff", coco_tree, 171),
+        ("ade20k-150", ade_tree, 150),
+        ("ade20k-847", full_ade_tree, 847),
+        ("pascal-context-459", context_tree, 459),
+        ("pascal-voc-20", voc_tree, 20),
+    ],
+)
+def test_files_that_a_mac_leaves_beside_others_are_no_data(
+    kind: str,
+    tree: Callable[[Path], Path],
+    count: int,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    source = tree(tmp_path / "source")
+    words: list[str | Path] = []
+    if kind == "ade20k-847":
+        words = ["--classes-file", tmp_path / "names.json"]
+    others = [f"class {index}" for index in range(count - 1)]
+    write_text(tmp_path / "names.json", json.dumps(["wall", *others]))
+    expected = prepared(capsys, kind, source, *words)
+    for path in list(source.rglob("*.*")):
+        if path.is_file():
+            path.with_name(f"._{path.name}").write_bytes(b"\0\5\x16\7")
+    again = prepared(capsys, kind, source, *words)
+    assert again.names == expected.names
+    assert len(again) == len(expected)
+    marker = (again.root / "prepared.json").read_text(encoding="utf-8")
+    assert "._" not in marker
 
 
 def test_the_other_split_is_another_folder(

@@ -13,7 +13,7 @@ from typing import Final
 from escnet_runtime.errors import InputError
 from escnet_runtime.pictures import read_label_png
 
-from .layout import class_names, find_file, find_folder, pair_up, require_source
+from .layout import class_names, files_of, find_file, find_folder, pair_up, require_source
 from .plan import LabelMap, Plan, lookup, remap
 from .releases import count_warnings, unlabelled_warnings
 
@@ -40,7 +40,7 @@ def plan_ade20k_150(source: Path, split: str, classes_file: Path | None) -> Plan
     def read(path: Path) -> LabelMap:
         return remap(read_label_png(path)[0], table, path)
 
-    stems = sorted(path.stem for path in labels.glob("*.png") if not path.name.startswith("."))
+    stems = sorted(path.stem for path in files_of(labels, "*.png"))
     return Plan(
         dataset="ade20k-150",
         split=split,

@@ -26,7 +26,7 @@ from escnet_runtime.vocabulary import read_classes_file
 
 from ..class_names import match_synonyms, terms
 from .ade20k import PARTS
-from .layout import require_source
+from .layout import files_of, require_source
 from .plan import UNLABELLED, LabelMap, Pair, Plan, lookup, remap
 from .releases import count_warnings
 
@@ -127,7 +127,7 @@ def _pairs(source: Path, part: str) -> tuple[Pair, ...]:
     places = [root / "images" / "ADE" / part for root in roots]
     labels: list[Path] = []
     for place in places:
-        labels = labels or sorted(place.rglob(f"*{_SUFFIX}"))
+        labels = labels or sorted(files_of(place, f"**/*{_SUFFIX}"))
     if not labels:
         shown = " or ".join(f"{place}/**/*{_SUFFIX}" for place in places)
         raise InputError(f"label maps of the full ADE20K: looked for {shown}, and found none")

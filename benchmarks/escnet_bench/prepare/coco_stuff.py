@@ -16,7 +16,15 @@ from typing import Final
 from escnet_runtime.errors import InputError
 from escnet_runtime.pictures import read_label_png
 
-from .layout import class_names, find_file, find_folder, numbered_names, pair_up, require_source
+from .layout import (
+    class_names,
+    files_of,
+    find_file,
+    find_folder,
+    numbered_names,
+    pair_up,
+    require_source,
+)
 from .plan import LabelMap, Plan, lookup, remap
 from .releases import count_warnings, unlabelled_warnings
 
@@ -48,7 +56,7 @@ def plan_coco_stuff(source: Path, split: str, classes_file: Path | None) -> Plan
     def read(path: Path) -> LabelMap:
         return remap(read_label_png(path)[0], table, path)
 
-    every = [path.stem for path in labels.glob("*.png") if not path.name.startswith(".")]
+    every = [path.stem for path in files_of(labels, "*.png")]
     stems = sorted(stem for stem in every if not stem.endswith(_CONVERTED))
     if not stems:
         raise InputError(

@@ -1,7 +1,7 @@
 """Finding the files of a distributed data set; errors say what was looked for and where."""
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from .plan import Pair
 __all__ = [
     "ClassNames",
     "class_names",
+    "files_of",
     "find_file",
     "find_folder",
     "numbered_names",
@@ -32,13 +33,18 @@ def require_source(source: Path) -> None:
         raise InputError(f"there is no data set at {source}: no such folder")
 
 
+def files_of(folder: Path, pattern: str) -> Iterator[Path]:
+    """What matches there, without hidden files: some systems leave "._NAME.jpg" beside NAME.jpg."""
+    return (path for path in folder.glob(pattern) if not path.name.startswith("."))
+
+
 def find_folder(candidates: Sequence[Path], what: str, *, holding: str) -> Path:
     """The first of ``candidates`` that is a folder with a file that matches ``holding``.
 
     Raises InputError that lists all of them.
     """
     for folder in candidates:
-        if folder.is_dir() and next(folder.glob(holding), None) is not None:
+        if folder.is_dir() and next(files_of(folder, holding), None) is not None:
             return folder
     places = " or ".join(str(folder / holding) for folder in candidates)
     raise InputError(f"{what}: looked for {places}, and found none")

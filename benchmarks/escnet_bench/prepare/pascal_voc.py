@@ -16,7 +16,15 @@ from escnet_runtime.dataset import listed
 from escnet_runtime.errors import InputError
 from escnet_runtime.pictures import read_label_png
 
-from .layout import class_names, find_file, find_folder, pair_up, read_list, require_source
+from .layout import (
+    class_names,
+    files_of,
+    find_file,
+    find_folder,
+    pair_up,
+    read_list,
+    require_source,
+)
 from .plan import UNLABELLED, LabelMap, Plan, lookup, remap
 from .releases import count_warnings
 
@@ -109,7 +117,7 @@ def _extended(root: Path) -> tuple[tuple[Path, Path] | None, tuple[str, ...]]:
 
 def _own_names(root: Path) -> tuple[str, tuple[str, ...]]:
     folder = root / "ImageSets" / "Main"
-    names = sorted(path.name.removesuffix("_val.txt") for path in folder.glob("*_val.txt"))
+    names = sorted(path.name.removesuffix("_val.txt") for path in files_of(folder, "*_val.txt"))
     if len(names) != _CLASSES:
         raise InputError(
             f"class names of PASCAL VOC: looked for {_CLASSES} lists {folder}/NAME_val.txt, found "

@@ -6,6 +6,8 @@ from typing import Final
 
 from escnet_runtime.dataset import listed
 
+from .layout import files_of
+
 __all__ = ["RELEASES", "count_warnings", "unlabelled_warnings"]
 
 #: Data set → split → images with labels, as released; VOC's training images also as often extended.
@@ -35,7 +37,7 @@ def count_warnings(dataset: str, split: str, found: int) -> tuple[str, ...]:
 
 def unlabelled_warnings(images: Path, stems: Collection[str]) -> tuple[str, ...]:
     """A sentence if ``images`` holds .jpg files that are none of ``stems``, which have labels."""
-    found = {path.stem for path in images.glob("*.jpg") if not path.name.startswith(".")}
+    found = {path.stem for path in files_of(images, "*.jpg")}
     lonely = sorted(found - set(stems))
     if not lonely:
         return ()
