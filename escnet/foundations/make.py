@@ -1,8 +1,8 @@
 """``make tiny``: from seeds to the checkpoint that ships, in one resumable run.
 
 A folder a stage (``clip-64``, ``clip-128``, ``sam``, ``esc-net``, ...), each as the training loop
-leaves it, and ``tiny.safetensors`` with ``tiny.json`` (provenance) at the end. Run again, it goes
-on where it stopped; a finished stage is not repeated.
+leaves it, with its part of the recipe, and ``tiny.safetensors`` with ``tiny.json`` (provenance) at
+the end. Run again, it goes on where it stopped; a finished stage is not repeated.
 """
 
 import dataclasses
@@ -32,6 +32,7 @@ from escnet.train.validate import correlation, validate
 from escnet.weights import load_checkpoint, load_clip, load_sam, view_at
 from escnet_runtime.atomic import atomic_file
 from escnet_runtime.console import Console
+from escnet_runtime.errors import InputError
 from escnet_runtime.labelled import ShapesImages
 from escnet_runtime.world import dataset
 
@@ -47,6 +48,7 @@ __all__ = ["CHECKPOINT", "PROVENANCE", "make_tiny"]
 CHECKPOINT: Final = "tiny.safetensors"
 PROVENANCE: Final = "tiny.json"
 _STAGE: Final = "stage.json"
+_BEGUN: Final = "recipe.json"
 #: Scenes that the run itself validates on; the figures that are published are escnet-eval's, of
 #: other scenes.
 _VALIDATION: Final = "shapes:heldout:900"
@@ -63,7 +65,7 @@ def make_tiny(folder: Path, *, recipe: Recipe = TINY, console: Console) -> Path:
 
     Raises:
         Stopped: SIGTERM or Ctrl-C came; run it again to go on.
-        InputError: ``folder`` holds something else.
+        InputError: a stage in ``folder`` was begun by another recipe.
     """
     config = preset("tiny")
     provenance()
@@ -114,6 +116,7 @@ def _clip_stage(
             console=console,
         )
 
+    _begin(folder, recipe, **dataclasses.asdict(phase))
     return _stage(folder, task, phase.loop, console)
 
 
@@ -128,6 +131,7 @@ def _sam_stage(folder: Path, config: EscNetConfig, recipe: Recipe, console: Cons
         sam = _seeded(recipe.seed, lambda: build_sam(config))
         return SamTask(config, sam, rate=recipe.sam_rate, seed=recipe.seed)
 
+    _begin(folder, recipe, rate=recipe.sam_rate, loop=dataclasses.asdict(recipe.sam))
     return _stage(folder, task, recipe.sam, console)
 
 
@@ -160,7 +164,30 @@ def _escnet_stage(
             weights=_WEIGHTS.format(seed=recipe.seed),
         )
 
+    _begin(folder, recipe, **dataclasses.asdict(phase))
     return _stage(folder, task, phase.loop, console)
+
+
+def _begin(folder: Path, recipe: Recipe, **part: Any) -> None:
+    """Note in a stage's folder the part of the recipe that it is made by, or compare it.
+
+    Recipes share stages: ``tiny-192`` goes on where ``tiny`` ended. Others of one name differ.
+    """
+    note = folder / _BEGUN
+    made: dict[str, Any] = json.loads(json.dumps({"seed": recipe.seed, **part}))
+    if not note.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        with atomic_file(note) as temporary:
+            temporary.write_text(json.dumps(made, indent=2) + "\n", encoding="utf-8")
+        return
+    before = json.loads(note.read_text(encoding="utf-8"))
+    other = sorted(key for key in {*before, *made} if before.get(key) != made.get(key))
+    if other:
+        raise InputError(
+            f"{folder} was begun by another recipe than {recipe.name}: it has another "
+            f"{', '.join(other)}. Go on with the recipe it was begun by (--recipe), or name "
+            "another folder"
+        )
 
 
 def _workers() -> int:

@@ -14,12 +14,13 @@ from escnet import EscNet, build_model
 from escnet.foundations import __main__ as command
 from escnet.foundations import make
 from escnet.foundations.clip import CropPool
-from escnet.foundations.recipe import TINY_192, Recipe
+from escnet.foundations.recipe import TINY, TINY_192, TWO_CORES, Recipe
 from escnet.presets import preset
 from escnet.train.categories import CategorySampling
 from escnet.train.settings import LoopSettings
 from escnet.weights import load_checkpoint
 from escnet_runtime.console import Console
+from escnet_runtime.errors import InputError
 
 _LOOP = LoopSettings(steps=2, batch=2, log_every=1, save_every=1)
 
@@ -73,6 +74,27 @@ def test_all_stages_give_a_checkpoint_with_its_provenance(tmp_path: Path) -> Non
     changed = (tmp_path / "clip-64" / "last.safetensors").stat().st_mtime_ns
     make.make_tiny(tmp_path, recipe=toy(), console=Console(quiet=True))
     assert (tmp_path / "clip-64" / "last.safetensors").stat().st_mtime_ns == changed
+
+
+def test_a_stage_goes_on_by_the_recipe_that_it_was_begun_by(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``tiny-192`` begins with the stages of ``tiny``; those of ``two-cores`` are others."""
+    made: list[str] = []
+
+    def stage(folder: Path, *_: object) -> Path:
+        made.append(folder.name)
+        return folder / "last.safetensors"
+
+    monkeypatch.setattr(make, "_stage", stage)
+    monkeypatch.setattr(make, "_write", lambda folder, *_: folder / make.CHECKPOINT)
+    for recipe in (TINY, TINY_192):
+        make.make_tiny(tmp_path / "run", recipe=recipe, console=Console(quiet=True))
+    assert made[-1] == "esc-net-192"
+    made.clear()
+    with pytest.raises(InputError, match=r"begun by another recipe than two-cores: .* loop, pool"):
+        make.make_tiny(tmp_path / "run", recipe=TWO_CORES, console=Console(quiet=True))
+    assert made == []
 
 
 def test_sigterm_is_no_failure_and_says_how_to_go_on(
