@@ -227,6 +227,27 @@ def test_images_are_chosen_by_name_or_number(dataset: Path) -> None:
         list(choose(Endless(4), ["scene1", "scene4"], None))
 
 
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["sky", "tree"], "got 2 categories for a dataset of 3 classes; expected 3, in"),
+        (["wall", "sky", "tree, plant"], "'wall' is entry 1 and class 3"),
+    ],
+)
+def test_categories_that_do_not_fit_are_refused_before_the_model_is_opened(
+    names: list[str],
+    message: str,
+    dataset: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "names.json").write_text(json.dumps(names), encoding="utf-8")
+    words = ("--output", tmp_path / "gallery", "--classes-file", tmp_path / "names.json")
+    code, result = run_json(capsys, tmp_path / "no model", dataset, *words)
+    assert code == 2
+    assert message in result["error"]["message"]
+
+
 def test_labels_beyond_the_classes_are_refused(tiny_bundle: Path) -> None:
     sample = Sample(
         name="odd", image=np.zeros((4, 4, 3), np.uint8), labels=np.full((4, 4), 2, np.uint8)

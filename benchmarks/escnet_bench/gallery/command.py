@@ -73,11 +73,7 @@ def gallery(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
     dataset = open_labelled(arguments.dataset)
     path = arguments.classes_file
     asked = dataset.names if path is None else tuple(read_classes_file(path))
-    if len(asked) != len(dataset.names):
-        raise InputError(
-            f"got {len(asked)} categories for a dataset of {len(dataset.names)} classes; expected "
-            f"{len(dataset.names)}, in the order of the dataset's classes"
-        )
+    check_categories(dataset.names, asked, arguments.limit)
     with (
         atomic_directory(arguments.output, kind="gallery", marker=_FIGURES) as folder,
         open_model(arguments.model, arguments.backend, chunk=arguments.chunk) as segmenter,
@@ -102,7 +98,6 @@ def _draw(
     is_bundle = arguments.model.is_dir()
     conditions = Conditions.now(_METHOD, segmenter.bundle if is_bundle else None)
     model = _model(arguments, segmenter, len(dataset.names))
-    check_categories(dataset.names, asked, arguments.limit)
     vocabulary = segmenter.vocabulary(asked)
     counter = ConfusionCounter(len(dataset.names))
     entries = []
