@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from rich.table import Table
 from rich.text import Text
@@ -16,8 +16,20 @@ from rich.text import Text
 from escnet_runtime.console import Console, command_parser, run_command
 from escnet_runtime.errors import EscNetError, InputError
 
-from .config import TrainConfig, changed_keys, find_config, read_config, shipped_configs, to_toml
+from .config import (
+    TrainConfig,
+    changed_keys,
+    find_config,
+    parse_config,
+    read_config,
+    require_utf8,
+    shipped_configs,
+    to_toml,
+)
 from .task import ParameterGroup
+
+if TYPE_CHECKING:
+    from .folder import RunFolder
 
 __all__ = ["main"]
 
@@ -72,7 +84,7 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="replace a value of the configuration, such as training.steps=100",
+        help="replace a value of the configuration, such as training.steps=100; KEY= takes it away",
     )
     return parser
 
@@ -84,6 +96,7 @@ def _train(arguments: argparse.Namespace, console: Console) -> tuple[int, Mappin
     if not output:
         raise InputError("where should the run be kept? give --output DIR, or output in the file")
     config = dataclasses.replace(config, output=str(output))
+    require_utf8(config)
     try:
         from .folder import RunFolder
         from .listing import parameter_list
@@ -97,8 +110,8 @@ def _train(arguments: argparse.Namespace, console: Console) -> tuple[int, Mappin
         ) from error
     folder = RunFolder(output)
     folder.require_free(resume=arguments.resume)
-    if folder.state.is_file() and folder.config.is_file():
-        _require_same(read_config(folder.config), config, folder.config)
+    if folder.state.is_file():
+        _require_same(folder, config)
     start = prepared(config, console=console)
     task = start.task
     if not arguments.quiet:
@@ -148,7 +161,16 @@ def _kept_in(path: Path) -> list[str]:
     return [f"output={json.dumps(str(folder.path), ensure_ascii=False)}"]
 
 
-def _require_same(before: TrainConfig, now: TrainConfig, path: Path) -> None:
+def _require_same(folder: "RunFolder", now: TrainConfig) -> None:
+    """By what the state says: its config.toml, which may be ``now``, can have been edited."""
+    kept, path = folder.begun_with(), folder.state
+    if kept is not None:
+        before = parse_config(kept, str(path))
+    elif folder.config.is_file():  # a state from before it said so
+        path = folder.config
+        before = read_config(path)
+    else:
+        return
     changed = changed_keys(before, now)
     if changed:
         raise InputError(

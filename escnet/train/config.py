@@ -31,7 +31,9 @@ __all__ = [
     "TrainingSection",
     "changed_keys",
     "find_config",
+    "parse_config",
     "read_config",
+    "require_utf8",
     "shipped_configs",
     "to_toml",
 ]
@@ -73,8 +75,13 @@ class ModelSection:
     image_size: int | None = None
 
     def __post_init__(self) -> None:
-        if (self.preset is None) == (self.checkpoint is None):
-            raise InputError("expected either preset or checkpoint")
+        if self.preset is None and self.checkpoint is None:
+            raise InputError("expected either preset or checkpoint, got none of them")
+        if self.preset is not None and self.checkpoint is not None:
+            raise InputError(
+                "expected either preset or checkpoint, got both: leave one out (on the command "
+                "line by --set model.preset=)"
+            )
         if self.preset is not None and self.preset not in PRESETS:
             raise InputError(f"preset is {self.preset!r}; expected one of {', '.join(PRESETS)}")
         parts = [name for name in ("clip", "sam", "seed") if getattr(self, name) is not None]
@@ -191,26 +198,53 @@ def read_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
     """Read a file; overrides such as ``training.steps=100`` replace single values.
 
     The value of an override is read as TOML, and as plain text where it is none, or where the key
-    holds text: the folder of ``data.train=2024`` is called 2024.
+    holds text: the folder of ``data.train=2024`` is called 2024. Without a value, as in
+    ``model.preset=``, it takes the key away.
 
     Raises:
         InputError: the file cannot be read, or a key is unknown, missing, of another type, or out
             of its range.
     """
     try:
-        data = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+        text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise InputError(f"cannot read the configuration {path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
         raise InputError(f"{path} is not TOML: {error}") from error
+    return parse_config(text, str(path), overrides)
+
+
+def parse_config(text: str, source: str, overrides: Sequence[str] = ()) -> TrainConfig:
+    """The same of the text of a file, which messages call ``source``."""
+    try:
+        data = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(f"{source} is not TOML: {error}") from error
     for override in overrides:
         _override(data, override)
     _default_augmentation(data)
     try:
-        return typed(_with_defaults(data, TrainConfig), TrainConfig)
+        config = typed(_with_defaults(data, TrainConfig), TrainConfig)
     except BundleFormatError as error:
         message = str(error).removeprefix("$: ").removeprefix("$.").replace(" or NoneType", "")
-        raise InputError(f"{path}: {message}") from error
+        raise InputError(f"{source}: {message}") from error
+    require_utf8(config)
+    return config
+
+
+def require_utf8(config: TrainConfig) -> None:
+    """Raise InputError for a name that a TOML file cannot keep, as those of files may be any bytes.
+
+    A run writes its configuration down, and resumes by what it has written.
+    """
+    for name, value in _flat(dataclasses.asdict(config)).items():
+        try:
+            str(value).encode()
+        except UnicodeEncodeError as error:
+            raise InputError(
+                f"{name} is {value!r}, which is not UTF-8, and config.toml could not keep it: "
+                "rename the folder or file, or reach it by a link"
+            ) from error
 
 
 def to_toml(config: TrainConfig) -> str:
@@ -253,8 +287,12 @@ def _override(data: dict[str, Any], override: str) -> None:
         data = data.setdefault(section, {})
         if not isinstance(data, dict):
             raise InputError(f"the override {override!r} goes into {section}, which is no section")
+    known = _kind(kind, name)
+    if known is not None and not text.strip():
+        data.pop(name, None)
+        return
     is_toml = parsed.keys() == {"value"}
-    if is_toml and not isinstance(parsed["value"], str) and _is_text(_kind(kind, name)):
+    if is_toml and not isinstance(parsed["value"], str) and _is_text(known):
         is_toml = False
     data[name] = parsed["value"] if is_toml else text.strip()
 
@@ -305,7 +343,8 @@ def _lines(items: Iterable[tuple[str, Any]]) -> Iterable[str]:
     # JSON's numbers, texts and lists are TOML's; nothing stands for None but leaving it out.
     for name, value in items:
         if value is not None:
-            yield f"{name} = {json.dumps(value, ensure_ascii=False)}"
+            text = json.dumps(value, ensure_ascii=False)
+            yield f"{name} = {text}".replace("\x7f", "\\u007f")  # a control character to TOML alone
 
 
 def _flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -142,14 +142,11 @@ class RunFolder:
             InputError: it is another task's, of another format, or damaged.
         """
         try:
-            content = torch.load(self.state, map_location="cpu", weights_only=True)
+            content = self._content()
             version, of = content.pop("format"), content.pop("task")
             progress = Progress(**content.pop("progress")) if version == _FORMAT else Progress()
         except Exception as error:  # a damaged file makes the unpickler stumble anywhere
-            raise InputError(
-                f"{self.state} is no state of a run, or damaged ({error}): start anew in another "
-                "folder"
-            ) from error
+            raise self._damaged(error) from error
         if version != _FORMAT:
             raise InputError(
                 f"{self.state} has format {version!r}, this version of escnet reads {_FORMAT}: "
@@ -158,3 +155,26 @@ class RunFolder:
         if of != task:
             raise InputError(f"{self.state} is the state of a run of {of!r}, this is {task!r}")
         return progress, content
+
+    def begun_with(self) -> str | None:
+        """The configuration that the state keeps; None if it keeps none. No tensor is read.
+
+        Raises:
+            InputError: as :meth:`load`.
+        """
+        try:
+            found: str | None = self._content(mmap=True).get("config")
+        except Exception as error:
+            raise self._damaged(error) from error
+        return found
+
+    def _content(self, *, mmap: bool = False) -> dict[str, Any]:
+        found: dict[str, Any] = torch.load(
+            self.state, map_location="cpu", weights_only=True, mmap=mmap
+        )
+        return found
+
+    def _damaged(self, error: Exception) -> InputError:
+        return InputError(
+            f"{self.state} is no state of a run, or damaged ({error}): start anew in another folder"
+        )

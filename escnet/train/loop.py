@@ -68,7 +68,8 @@ def train(
         settings: how long and how fast.
         folder: of this run; made if it is missing.
         resume: go on from the state in ``folder``. Without a state there it starts anew.
-        config: of which these settings are a part; kept in the folder of a run that starts anew.
+        config: of which these settings are a part; kept in the state, and in the folder of a run
+            that starts anew.
         data: what the task's data is told apart by, under names for messages; a run that resumes
             must have that it was started with.
         console: shows progress.
@@ -293,6 +294,7 @@ class _Run:
             optimizer=self.optimizer,
             accelerator=self.accelerator,
             data=self.data,
+            config=self.config,
         )
 
     def _note(self) -> None:

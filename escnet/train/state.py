@@ -28,6 +28,7 @@ class RunState:
         optimizer: as accelerate prepared it.
         accelerator: has the scaler of fp16, and the number of processes.
         data: see :func:`escnet.train.loop.train`.
+        config: see there.
     """
 
     folder: RunFolder
@@ -35,6 +36,7 @@ class RunState:
     optimizer: Any
     accelerator: Accelerator
     data: Mapping[str, DataFingerprint]
+    config: str | None
 
     def save(self, progress: Progress) -> None:
         """Write it; raises what :meth:`RunFolder.save` raises."""
@@ -45,6 +47,7 @@ class RunState:
             "scaler": None if scaler is None else scaler.state_dict(),
             "processes": self.accelerator.num_processes,
             "data": {key: one.plain() for key, one in self.data.items()},
+            "config": self.config,
         }
         self.folder.save(self.task.name, progress, tensors)
 

@@ -191,6 +191,8 @@ def test_the_run_keeps_the_whole_configuration(place: Path, trained: Path) -> No
     given = read_config(place / "config.toml")
     kept = read_config(trained / "config.toml")
     assert kept == dataclasses.replace(given, output=str(trained))
+    state = torch.load(trained / "state.pt", weights_only=True)
+    assert state["config"] == (trained / "config.toml").read_text(encoding="utf-8")
 
 
 def test_a_run_resumes_by_its_own_configuration_wherever_it_is(
@@ -265,6 +267,28 @@ def test_another_configuration_is_not_resumed(
     message = result["error"]["message"]
     assert "training.steps: 4, now 8; rates.small: 0.0001, now 0.1" in message
     assert "model.checkpoint" in message
+
+
+def test_a_configuration_that_was_edited_in_the_runs_folder_is_not_resumed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = CONFIG.format(checkpoint=tmp_path / "gone.safetensors", data=tmp_path / "gone")
+    config, state = tmp_path / "config.toml", tmp_path / "state.pt"
+    words = ("--config", config, "--output", tmp_path, "--resume")
+    config.write_text(text.replace("steps = 4", "steps = 6"), encoding="utf-8")
+    cases: list[tuple[dict[str, Any], str]] = [
+        ({"config": text}, f"({state}): training.steps: 4, now 6"),
+        ({"config": text.replace("log_every = 1", "log_every = 3")}, "training.steps: 4, now 6"),
+        ({"config": text.replace("steps = 4", "steps = 6")}, "gone.safetensors"),  # the same
+        ({}, "gone.safetensors"),  # from before states said so: the file is the configuration
+    ]
+    for kept, message in cases:
+        torch.save(kept, state)
+        code, result = run_json(capsys, *words)
+        assert code != 0
+        assert message in result["error"]["message"]
+    state.write_bytes(b"cut off")
+    assert "no state of a run, or damaged" in run_json(capsys, *words)[1]["error"]["message"]
 
 
 def test_sigterm_ends_a_validation(

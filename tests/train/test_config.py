@@ -1,6 +1,7 @@
 """Configurations: read strictly, overridden, written, compared."""
 
 import dataclasses
+import os
 import tomllib
 from pathlib import Path
 
@@ -101,6 +102,28 @@ def test_a_value_of_a_key_that_holds_text_is_text(tmp_path: Path, text: str) -> 
     for key in ("training.steps", "training.seed"):
         with pytest.raises(InputError, match=rf"{key}: expected int, got str"):
             read(tmp_path, LEAST, f"{key}='{text}'")
+
+
+def test_an_override_without_a_value_takes_the_key_away(tmp_path: Path) -> None:
+    overrides = ("data.limit=3", "model.preset=", "model.checkpoint=a.safetensors", "data.limit= ")
+    config = read(tmp_path, LEAST, *overrides)
+    assert (config.model.preset, config.model.checkpoint) == (None, "a.safetensors")
+    assert config.data.limit is None
+    with pytest.raises(InputError, match=r"got both: leave one out .*--set model\.preset="):
+        read(tmp_path, LEAST, "model.checkpoint=a.safetensors")
+    with pytest.raises(InputError, match="got none of them"):
+        read(tmp_path, LEAST, "model.preset=")
+    with pytest.raises(InputError, match="missing steps"):
+        read(tmp_path, LEAST, "training.steps=")
+    with pytest.raises(InputError, match="unknown key 'stepz'"):
+        read(tmp_path, LEAST, "training.stepz=")
+
+
+def test_names_that_toml_cannot_keep(tmp_path: Path) -> None:
+    config = read(tmp_path, LEAST, "data.train=a\x7fb")
+    assert read(tmp_path, to_toml(config)).data.train == "a\x7fb"
+    with pytest.raises(InputError, match=r"data\.train is 'b\\udcff', which is"):
+        read(tmp_path, LEAST, f"data.train={os.fsdecode(b'b' + bytes([255]))}")
 
 
 @pytest.mark.parametrize("override", ["steps", "=3", "training.=3", ".steps=3", "data.train.x=1"])
