@@ -434,6 +434,20 @@ def test_only_what_was_prepared_is_replaced(
     assert len(Dataset.open(tmp_path / "mine")) == 3
 
 
+def test_what_lies_beside_a_prepared_dataset_is_not_removed_with_it(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    words = ("coco-stuff", coco_tree(tmp_path / "coco"), "--output", tmp_path / "mine")
+    assert prepare(capsys, *words)[0] == 0
+    (tmp_path / "mine" / ".DS_Store").touch()
+    assert prepare(capsys, *words)[0] == 0
+    (tmp_path / "mine" / "counts").write_text("of hours")
+    code, document = prepare(capsys, *words)
+    assert code == 2
+    assert "beside a prepared dataset it holds counts" in document["error"]["message"]
+    assert (tmp_path / "mine" / "counts").read_text() == "of hours"
+
+
 def test_people_are_told_what_is_there(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     source, output = coco_tree(tmp_path / "coco"), tmp_path / "out"
     assert main(["coco-stuff", str(source), "--output", str(output)]) == 0

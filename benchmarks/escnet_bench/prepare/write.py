@@ -16,7 +16,15 @@ from PIL import Image
 from escnet_runtime import __version__
 from escnet_runtime.atomic import atomic_directory, require_replaceable
 from escnet_runtime.confusion import ignore_index
-from escnet_runtime.dataset import CLASSES, IMAGES, LABELS, LabelledImages, Sample, require_distinct
+from escnet_runtime.dataset import (
+    CLASSES,
+    IMAGES,
+    LABELS,
+    LabelledImages,
+    Sample,
+    listed,
+    require_distinct,
+)
 from escnet_runtime.errors import InputError
 from escnet_runtime.labelled import PREPARED
 
@@ -28,6 +36,7 @@ __all__ = ["MARKER", "Written", "require_free", "write_dataset", "write_samples"
 #: A folder without it is never replaced.
 MARKER: Final = PREPARED
 _KIND: Final = "prepared dataset"
+_CONTENT: Final = frozenset({IMAGES, LABELS, CLASSES, MARKER})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,8 +55,20 @@ class Written:
 
 
 def require_free(output: Path) -> None:
-    """Raise InputError if ``output`` is something that :func:`write_dataset` will not replace."""
+    """Raise InputError if ``output`` is something that :func:`write_dataset` will not replace.
+
+    A dataset that was prepared goes as a whole, so nothing else may lie in its folder.
+    """
     require_replaceable(output, kind=_KIND, marker=MARKER)
+    if not (output / MARKER).is_file():
+        return
+    names = (entry.name for entry in output.iterdir())
+    strange = sorted(name for name in names if name not in _CONTENT and not name.startswith("."))
+    if strange:
+        raise InputError(
+            f"Will not replace {output}: beside a {_KIND} it holds {listed(strange)}. Move that "
+            "away, or name another folder."
+        )
 
 
 def write_dataset(
@@ -57,7 +78,8 @@ def write_dataset(
 
     Args:
         plan: what to write.
-        output: a folder that does not exist, is empty, or was written by this module.
+        output: a folder that does not exist, is empty, or was written by this module and holds
+            nothing else.
         copy: copy the images, instead of giving the same files a second name (hard links).
         progress: called after each image with its name.
 
@@ -144,6 +166,7 @@ def _write(
 
     ``warnings`` are asked for when all labels have been read.
     """
+    require_free(output)
     require_distinct(names, f"the list of classes of {about['dataset']}")
     bits = 8 if len(names) <= 255 else 16
     seen = np.zeros(UNLABELLED + 1, np.int64)
