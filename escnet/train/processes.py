@@ -13,7 +13,7 @@ from typing import Any, Final
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
 from accelerate.state import AcceleratorState, GradientState
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import GradientAccumulationPlugin, broadcast_object_list
 from torch import Tensor, nn
 
 from escnet_runtime.errors import EscNetError, InputError
@@ -82,7 +82,10 @@ def accelerator_of(settings: LoopSettings) -> Iterator[Accelerator]:
             accelerator = Accelerator(
                 cpu=cpu,  # with torchrun, accelerate asks the CPU's backend only if told so
                 mixed_precision=settings.precision,
-                gradient_accumulation_steps=settings.accumulate,
+                # A plain number would give way to ACCELERATE_GRADIENT_ACCUMULATION_STEPS.
+                gradient_accumulation_plugin=GradientAccumulationPlugin(
+                    num_steps=settings.accumulate
+                ),
                 kwargs_handlers=[InitProcessGroupKwargs(timeout=_PATIENCE)],
             )
         except ValueError as error:

@@ -116,6 +116,16 @@ def test_accumulated_batches_are_one_large_batch(tmp_path: Path) -> None:
         torch.testing.assert_close(large[name], small[name])
 
 
+def test_how_often_gradients_are_added_up_is_not_the_environments_to_say(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """accelerate's launcher sets such a variable."""
+    train(ToyTask(), settings(accumulate=2), tmp_path / "plain")
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "5")
+    train(ToyTask(), settings(accumulate=2), tmp_path / "set")
+    assert_same(tmp_path / "plain", tmp_path / "set")
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_an_unreadable_sample_is_its_own_error(tmp_path: Path, workers: int) -> None:
     def hook(index: int) -> None:
