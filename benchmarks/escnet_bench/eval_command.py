@@ -10,7 +10,7 @@ from typing import Any, Final
 from rich.table import Table
 
 from escnet_runtime.confusion import DEFINITION, Scores
-from escnet_runtime.console import Console, command_parser, run_command
+from escnet_runtime.console import Console, command_parser, printable, run_command
 from escnet_runtime.dataset import LabelledImages
 from escnet_runtime.errors import InputError
 from escnet_runtime.labelled import ShapesImages, dataset_name, open_labelled
@@ -276,7 +276,7 @@ def _report(document: Mapping[str, Any], found: Evaluation) -> list[Table | str]
     there = [(name, iou) for name, iou in document["per_class"].items() if iou is not None]
     there.sort(key=lambda entry: -entry[1])
     for name, iou in there[:_SHOWN]:
-        table.add_row(name, f"{iou:.2%}")
+        table.add_row(printable(name), f"{iou:.2%}")
     more = f"and {len(there) - _SHOWN} more: --json has them all\n" if len(there) > _SHOWN else ""
     absent = len(found.names) - len(there)
     what = "the correlation of its CLIP alone, " if document["correlation"] else ""

@@ -98,6 +98,16 @@ def test_masks_of_0_and_255_are_warned_of(
         assert "is labelled as 'crack'" in capsys.readouterr().err
 
 
+def test_the_name_of_a_class_does_not_steer_the_terminal(
+    tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = made_dataset(tmp_path / "data", ["sky", "tree\x1b[2J"])
+    assert main([str(tiny_bundle), str(data)]) == 0
+    out = capsys.readouterr().out
+    assert "tree\\x1b[2J" in out
+    assert "\x1b" not in out
+
+
 def test_the_small_world_is_evaluated_without_torch(
     tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
