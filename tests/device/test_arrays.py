@@ -5,6 +5,8 @@ are real takers and givers of DLPack. Real ones on a GPU are in ``test_cuda.py``
 """
 
 import gc
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -402,3 +404,26 @@ def test_following_is_not_waiting(device: HostDevice) -> None:
     assert [one.name for one in device.log] == ["allocate", "fill", "record", "wait"]
     got = read(device, DeviceArray(device, memory.address, (4,), np.uint8), later)
     assert got.tolist() == [8, 8, 8, 8]
+
+
+AT_THE_END = """
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+
+from escnet_runtime.device.arrays import DeviceArray
+
+content = np.arange(6, dtype=np.uint8)
+device = SimpleNamespace(dlpack=(1, 0))
+ours = DeviceArray(device, content.ctypes.data, (6,), np.uint8, owner=content)
+sys.taken, sys.untaken = np.from_dlpack(ours), ours.__dlpack__()
+"""
+
+
+def test_arrays_may_outlive_the_modules_of_a_process_that_ends() -> None:
+    """The deleter is called by the taker, when this package has gone."""
+    done = subprocess.run(
+        [sys.executable, "-c", AT_THE_END], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")

@@ -90,19 +90,27 @@ class Tensor:
 _given: dict[int, tuple[object, ...]] = {}
 
 
-def _forget(address: int) -> None:
-    _given.pop(address, None)
+def _forget(address: int, *, given: dict[int, tuple[object, ...]] = _given) -> None:
+    given.pop(address, None)
 
 
-_delete = _Deleter(_forget)
+def _forget_untaken(
+    capsule: int,
+    *,
+    named: Any = _is_named,
+    pointer: Any = _pointer,
+    name: bytes = _NAME,
+    forget: Any = _forget,
+) -> None:
+    if named(capsule, name):
+        forget(pointer(capsule, name))
 
 
-def _forget_untaken(capsule: int) -> None:
-    if _is_named(capsule, _NAME):
-        _forget(_pointer(capsule, _NAME))
-
-
-_destroy = _Destructor(_forget_untaken)
+_delete, _destroy = _Deleter(_forget), _Destructor(_forget_untaken)
+# A taker may let go of an array while the process ends, when this module has been freed: so both
+# stay for ever, and what they call refers to nothing by the names of this module.
+for _stays in (_delete, _destroy):
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(_stays))
 
 
 def give(tensor: Tensor) -> Any:
