@@ -2,7 +2,7 @@
 // hand over is what a driver gets. It does every piece of work at once. It is strict where a mistake
 // would show late on a GPU: no call without a current context, no module loaded while captures are
 // guarded, nothing freed that is not there. Kernels do not run: a launch writes its grid and block
-// to the address that is its first argument.
+// to the address that is its first argument. FAKE_DRIVER_FULL names what finds no memory.
 #include <dlfcn.h>
 
 #include <chrono>
@@ -59,6 +59,11 @@ int give(void* handle, const Work& work) {
     work();
   }
   return kSuccess;
+}
+
+bool full(const std::string& what) {
+  const char* wanted = getenv("FAKE_DRIVER_FULL");
+  return wanted != nullptr && what == wanted;
 }
 
 double milliseconds() {
@@ -158,6 +163,7 @@ int cuMemFree_v2(Address address) {
 }
 int cuMemAllocHost_v2(void** address, size_t size) {
   NEED_CONTEXT;
+  if (full("host")) return kOutOfMemory;
   return *address = malloc(size), size == 0 ? kInvalidValue : kSuccess;
 }
 int cuMemFreeHost(void* address) {
@@ -250,6 +256,7 @@ int cuStreamEndCapture(void* handle, void** graph) {
 }
 int cuGraphInstantiateWithFlags(void** executable, void* graph, Address flags) {
   NEED_CONTEXT;
+  if (full("graph")) return kOutOfMemory;
   *executable = new Graph(*static_cast<Graph*>(graph));
   return flags == 0 ? kSuccess : kInvalidValue;
 }
@@ -257,12 +264,14 @@ int cuGraphDestroy(void* graph) { return destroy<Graph>(graph); }
 int cuGraphExecDestroy(void* graph) { return destroy<Graph>(graph); }
 int cuGraphLaunch(void* graph, void*) {
   NEED_CONTEXT;
+  if (full("launch")) return kOutOfMemory;
   for (const Work& work : static_cast<Graph*>(graph)->work) work();
   return kSuccess;
 }
 
 int cuModuleLoadData(void** module, const void* image) {
   NEED_CONTEXT;
+  if (full("module")) return kOutOfMemory;
   if (capture_mode != kRelaxed) return kCaptureForbidden;
   *module = new Graph;
   return memcmp(image, "\x7f" "ELF", 4) == 0 ? kSuccess : kNoImage;

@@ -424,6 +424,6 @@ sys.taken, sys.untaken = np.from_dlpack(ours), ours.__dlpack__()
 def test_arrays_may_outlive_the_modules_of_a_process_that_ends() -> None:
     """The deleter is called by the taker, when this package has gone."""
     done = subprocess.run(
-        [sys.executable, "-c", AT_THE_END], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", AT_THE_END], capture_output=True, text=True, timeout=300, check=False
     )
     assert (done.returncode, done.stderr) == (0, "")

@@ -36,6 +36,30 @@ with open_device() as device, device.stream() as stream:
         print(array.copy_to_host().tolist(), [*launch.grid, *launch.block])
 """
 
+FULL = f"""
+import os
+from escnet_runtime.device import open_device
+from escnet_runtime.errors import DeviceError
+
+with open_device() as device, device.stream() as stream, device.allocate(8) as memory:
+    work = lambda: device.fill(memory.address, 0, 8, stream)
+    graph = device.capture(stream, work)
+    for what, ask in (
+        ("module", lambda: device.prepare("{KERNEL}")),
+        ("launch", lambda: graph.launch(stream)),
+        ("graph", lambda: device.capture(stream, work)),
+        ("host", lambda: device.allocate_host(8)),
+    ):
+        os.environ["FAKE_DRIVER_FULL"] = what
+        try:
+            ask()
+        except DeviceError as error:
+            print(what, type(error).__name__, error, sep="|")
+        del os.environ["FAKE_DRIVER_FULL"]
+        ask()
+    graph.close()
+"""
+
 
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
@@ -83,6 +107,20 @@ def test_the_tests_of_the_gpu_that_need_no_kernels_pass(environment: dict[str, s
 def test_a_launch_brings_its_shape_and_its_arguments(environment: dict[str, str]) -> None:
     done = python(environment, "-c", LAUNCH)
     assert done.stdout == "[3, 1, 1, 256, 1, 1] [3, 1, 1, 256, 1, 1]\n", done.stderr
+
+
+def test_memory_is_not_asked_for_by_allocating_alone(environment: dict[str, str]) -> None:
+    """What a smaller chunk may mend is told apart from what it does not."""
+    done = python(environment, "-W", "ignore::ResourceWarning", "-c", FULL)
+    told = [line.split("|") for line in done.stdout.splitlines()]
+    assert [(what, kind) for what, kind, _ in told] == [
+        ("module", "OutOfDeviceMemory"),
+        ("launch", "OutOfDeviceMemory"),
+        ("graph", "DeviceError"),
+        ("host", "DeviceError"),
+    ], done.stderr
+    assert "there is no room for a graph: cuGraphInstantiate fails" in told[2][2]
+    assert "cuMemAllocHost of 8 bytes on the host fails" in told[3][2]
 
 
 def test_a_driver_that_is_too_old_gets_a_sentence(environment: dict[str, str]) -> None:

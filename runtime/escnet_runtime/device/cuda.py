@@ -39,10 +39,16 @@ _NAME_BYTES: Final = 256
 
 
 def _call(function: Any, *arguments: Any) -> Any:
-    """What a function of the driver gives besides its status; raises DeviceError."""
+    """What a function of the driver gives besides its status.
+
+    Raises:
+        OutOfDeviceMemory: kernels, graphs and launches take some, too.
+        DeviceError: any other failure.
+    """
     status, *values = function(*arguments)
     if status != _SUCCESS:
-        raise DeviceError(f"{function.__name__} fails: {_explained(status)}")
+        kind = OutOfDeviceMemory if status == _OUT_OF_MEMORY else DeviceError
+        raise kind(f"{function.__name__} fails: {_explained(status)}")
     return values[0] if len(values) == 1 else tuple(values)
 
 
@@ -291,7 +297,11 @@ class CudaDevice:
     def allocate_host(self, size: int) -> _CudaHostMemory:
         context = self._open()
         with context:
-            address = _call(driver.cuMemAllocHost, max(size, 1))
+            status, address = driver.cuMemAllocHost(max(size, 1))
+        if status != _SUCCESS:  # also for want of memory, which a smaller chunk would not mend
+            raise DeviceError(
+                f"cuMemAllocHost of {size} bytes on the host fails: {_explained(status)}"
+            )
         return _CudaHostMemory(context, address, size)
 
     def stream(self) -> _CudaStream:
@@ -358,6 +368,8 @@ class CudaDevice:
             graph = _call(driver.cuStreamEndCapture, stream.handle)
             try:
                 return _CudaGraph(context, graph)
+            except OutOfDeviceMemory as error:  # a graph takes memory that its work does not
+                raise DeviceError(f"there is no room for a graph: {error}") from error
             finally:
                 driver.cuGraphDestroy(graph)
 
@@ -400,6 +412,8 @@ class CudaDevice:
                 module = _call(driver.cuModuleLoadData, code)
                 function = _call(driver.cuModuleGetFunction, module, kernel.encode())
                 _call(driver.cuFuncLoad, function)  # now, not when it is first launched
+            except OutOfDeviceMemory:
+                raise
             except DeviceError as error:
                 version = _call(driver.cuDriverGetVersion)
                 raise DeviceError(
