@@ -2,16 +2,18 @@
 
 import re
 import sys
+from collections import deque
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Literal, Self
+from typing import Any, Final, Literal, NamedTuple, Self
 
 import av
 import numpy as np
 from av.container import InputContainer, OutputContainer
 from av.video.stream import VideoStream
+from numpy.typing import NDArray
 
 from .errors import ImageError, InputError
 from .frames import Nv12Frame
@@ -34,13 +36,22 @@ _FULL: Final = 2  # of AVColorRange
 _USUAL_RATE: Final = Fraction(30)  # frames a second, where a source does not say
 #: The first that the installed FFmpeg has. All of them take yuv420p and go into .mp4.
 _CODECS: Final = ("libx264", "libopenh264", "mpeg4")
+#: Of what is written: 24, 25, 30, 60 and 30000/1001 frames a second last a whole number of it, and
+#: MPEG-4 takes none much shorter.
+_TICK: Final = Fraction(1, 60000)
 
 
 class VideoReader:
     """The frames of a video file, or of a camera until somebody stops asking.
 
+    Frames stand upright: a phone that is turned writes how, in place of turning its pictures.
+
     Args:
         source: a file, or "camera:N" for the N-th camera (Linux and macOS).
+
+    Attributes:
+        times: takes, for each frame that is read, when it is shown, in seconds (None where the
+            source does not say); for who sets it to an empty deque and takes them from there.
 
     Raises:
         ImageError: it cannot be opened, or has no video.
@@ -61,10 +72,11 @@ class VideoReader:
             raise ImageError(f"{source} has no video in it")
         self._stream = self._container.streams.video[0]
         self._stream.thread_type = "AUTO"
+        self.times: deque[Fraction | None] | None = None
 
     @property
     def rate(self) -> Fraction:
-        """Frames a second."""
+        """Frames a second, on average."""
         return self._stream.average_rate or _USUAL_RATE
 
     @property
@@ -95,7 +107,10 @@ class VideoReader:
 
     def _decoded(self) -> Iterator[av.VideoFrame]:
         try:
-            yield from self._container.decode(self._stream)
+            for frame in self._container.decode(self._stream):
+                if self.times is not None:
+                    self.times.append(_time(frame))
+                yield frame
         except av.FFmpegError as error:
             raise ImageError(f"cannot read on in {self.source}: {_reason(error)}") from error
 
@@ -120,7 +135,7 @@ class VideoWriter:
 
     Args:
         path: the file; its suffix decides the container, such as ".mp4".
-        rate: frames a second.
+        rate: frames a second, where :meth:`write` is not told when one is shown.
 
     Raises:
         InputError: it cannot be written, or no codec for it is here.
@@ -135,9 +150,17 @@ class VideoWriter:
         except (OSError, ValueError, av.FFmpegError) as error:
             raise InputError(f"cannot write the video {path}: {_reason(error)}") from error
         self._stream: VideoStream | None = None
+        self._tick = -1  # of the last frame
+        self._start = Fraction(0)  # of the video, by the clock of the frames
 
-    def write(self, frame: ImageArray) -> None:
+    def write(self, frame: ImageArray, time: Fraction | None = None) -> None:
         """Add a frame, uint8 [H,W,3]; an odd last row or column is left out, as codecs need it.
+
+        Args:
+            frame: the pixels.
+            time: when it is shown, in seconds by any clock; None, and a time that is not behind
+                the frame before, stand for the next one of ``rate``. A camera that is faster than
+                who segments, and a video without a fixed rate, keep their pace so.
 
         Raises:
             InputError: its size is not that of the first.
@@ -157,6 +180,8 @@ class VideoWriter:
             )
         even = np.ascontiguousarray(frame[:height, :width])
         picture = av.VideoFrame.from_ndarray(even, format="rgb24")
+        self._tick = self._next_tick(time)
+        picture.pts, picture.time_base = self._tick, _TICK
         self._container.mux(self._stream.encode(picture))
 
     def close(self) -> None:
@@ -176,11 +201,21 @@ class VideoWriter:
     ) -> None:
         self.close()
 
+    def _next_tick(self, time: Fraction | None) -> int:
+        following = 0 if self._tick < 0 else self._tick + max(1, round(1 / (self._rate * _TICK)))
+        if time is None:
+            return following
+        tick = round((time - self._start) / _TICK)
+        if self._tick < 0 or tick <= self._tick:  # a clock that begins, or begins anew
+            self._start, tick = time - following * _TICK, following
+        return tick
+
     def _begun(self, height: int, width: int) -> VideoStream:
         for codec in _CODECS:
             if codec in av.codecs_available:
                 stream: VideoStream = self._container.add_stream(codec, rate=self._rate)
                 stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
+                stream.codec_context.time_base = _TICK
                 return stream
         raise InputError(
             f"cannot write {self._path}: the FFmpeg here has none of {', '.join(_CODECS)}"
@@ -195,12 +230,54 @@ def _encoding(frame: av.VideoFrame) -> YuvEncoding | None:
     matrix = _MATRICES.get(int(frame.colorspace))
     if frame.format.name not in _NEARLY_NV12 or matrix is None:
         return None
+    if (frame.height % 2 or frame.width % 2) and _turn(frame) != _UPRIGHT:
+        return None  # turned, its pairs of pixels would begin in the middle of a chroma sample
     full = frame.format.name == "yuvj420p" or int(frame.color_range) == _FULL
     return YuvEncoding(matrix=matrix, range="full" if full else "limited")
 
 
+def _time(frame: av.VideoFrame) -> Fraction | None:
+    """When a frame is shown, in seconds."""
+    return None if frame.pts is None or not frame.time_base else frame.pts * frame.time_base
+
+
+class _Turn(NamedTuple):
+    """How a picture is brought upright: rows become columns, then rows or columns change order."""
+
+    transposed: bool
+    rows_reversed: bool
+    columns_reversed: bool
+
+    def of(self, plane: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """A view of a plane [H,W] or [H,W,C]."""
+        plane = plane.swapaxes(0, 1) if self.transposed else plane
+        return plane[:: -1 if self.rows_reversed else 1, :: -1 if self.columns_reversed else 1]
+
+
+_UPRIGHT: Final = _Turn(False, False, False)
+
+
+def _turn(frame: av.VideoFrame) -> _Turn:
+    """By the frame's matrix of FFmpeg's libavutil/display.h, as phones write it.
+
+    A pixel (x, y) goes to (a x + c y, b x + d y), and the picture is moved to where it begins at
+    (0, 0). A picture that is turned by no multiple of 90 degrees stays as it is.
+    """
+    data: Any = frame.side_data  # PyAV's types know motion vectors alone
+    found = data.get("DISPLAYMATRIX")
+    if found is None:
+        return _UPRIGHT
+    (a, b), (c, d) = np.frombuffer(found, np.int32).reshape(3, 3)[:2, :2].tolist()
+    if not a and not d and b and c:
+        return _Turn(True, b < 0, c < 0)
+    if a and d and not b and not c:
+        return _Turn(False, d < 0, a < 0)
+    return _UPRIGHT
+
+
 def _rgb_frame(frame: av.VideoFrame) -> ImageArray:
-    return np.ascontiguousarray(frame.to_ndarray(format="rgb24"))
+    pixels = np.asarray(frame.to_ndarray(format="rgb24"), np.uint8)
+    return np.ascontiguousarray(_turn(frame).of(pixels))
 
 
 def _nv12_frame(frame: av.VideoFrame, encoding: YuvEncoding) -> Nv12Frame:
@@ -214,10 +291,13 @@ def _nv12_frame(frame: av.VideoFrame, encoding: YuvEncoding) -> Nv12Frame:
     )
     half, wide = -(-frame.height // 2), -(-frame.width // 2)
     if len(chroma) == 1:
-        pairs = chroma[0][:half, : 2 * wide]
+        pairs = chroma[0][:half, : 2 * wide].reshape(half, wide, 2)
     else:
         pairs = np.stack([plane[:half, :wide] for plane in chroma], axis=2)
-    return Nv12Frame(luma=luma[: frame.height, : frame.width], chroma=pairs, encoding=encoding)
+    turn = _turn(frame)
+    return Nv12Frame(
+        luma=turn.of(luma[: frame.height, : frame.width]), chroma=turn.of(pairs), encoding=encoding
+    )
 
 
 def _open_camera(number: int) -> InputContainer:

@@ -1,7 +1,9 @@
 """Videos: what is written is read, what is no video says so, and escnet-segment takes them."""
 
 import json
-from collections.abc import Iterator
+import struct
+from collections import deque
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
 
@@ -13,7 +15,7 @@ from escnet_runtime import Nv12Frame, YuvEncoding
 from escnet_runtime.commands.segment import main
 from escnet_runtime.errors import ImageError, InputError
 from escnet_runtime.images import ImageArray, load_image
-from escnet_runtime.video import VideoReader, VideoWriter, _encoding, _nv12_frame
+from escnet_runtime.video import VideoReader, VideoWriter, _encoding, _nv12_frame, _Turn
 
 
 def frame(index: int, height: int = 48, width: int = 64) -> ImageArray:
@@ -280,3 +282,92 @@ def test_what_does_not_go_with_videos_is_refused(
 ) -> None:
     assert main([str(tmp_path), "bar.mp4", *options, "--classes", "sky", "--json"]) == 2
     assert message in capsys.readouterr().err
+
+
+TURNS: dict[tuple[int, ...], Callable[[ImageArray], ImageArray]] = {
+    (1, 0, 0, 1): lambda picture: picture,
+    (0, 1, -1, 0): lambda picture: np.rot90(picture, -1),  # a phone held upright
+    (-1, 0, 0, -1): lambda picture: np.rot90(picture, 2),
+    (0, -1, 1, 0): lambda picture: np.rot90(picture, 1),
+    (-1, 0, 0, 1): np.fliplr,
+    (1, 0, 0, -1): np.flipud,
+    (0, 1, 1, 0): lambda picture: picture.swapaxes(0, 1),
+    (0, -1, -1, 0): lambda picture: np.rot90(picture, 2).swapaxes(0, 1),
+}
+
+
+def turned(video: Path, matrix: tuple[int, ...]) -> Path:
+    """The same file with another matrix of its track, a movie's `tkhd`."""
+    content = bytearray(video.read_bytes())
+    start = content.index(b"tkhd") + 44
+    a, b, c, d = (one << 16 for one in matrix)
+    assert struct.unpack_from(">9i", content, start)[0] == 1 << 16
+    struct.pack_into(">9i", content, start, a, b, 0, c, d, 0, 0, 0, 1 << 30)
+    path = video.with_name("turned.mp4")
+    path.write_bytes(content)
+    return path
+
+
+@pytest.mark.parametrize("matrix", TURNS)
+def test_what_a_turned_phone_takes_stands_upright(video: Path, matrix: tuple[int, ...]) -> None:
+    with VideoReader(str(video)) as reader:
+        plain = list(reader)
+    path = turned(video, matrix)
+    with VideoReader(str(path)) as reader:
+        for got, lying in zip(reader, plain, strict=True):
+            np.testing.assert_array_equal(got, TURNS[matrix](lying))
+            assert got.flags.c_contiguous
+    with VideoReader(str(path)) as reader:
+        for frame_, lying in zip(reader.nv12(), plain, strict=True):
+            assert isinstance(frame_, Nv12Frame)
+            off = frame_.rgb().astype(int) - TURNS[matrix](lying)
+            assert np.abs(off).max() <= 3  # FFmpeg's tables are off by a level or two
+
+
+def test_a_turn_by_half_a_right_angle_is_left_alone(video: Path) -> None:
+    with VideoReader(str(turned(video, (1, 1, -1, 1)))) as reader:
+        assert next(iter(reader)).shape == (48, 64, 3)
+
+
+def test_a_turned_frame_of_odd_sides_keeps_the_pairs_of_its_chroma(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    decoded = av.VideoFrame(65, 49, "yuv420p")
+    decoded.colorspace = 1
+    assert _encoding(decoded) is not None
+    monkeypatch.setattr("escnet_runtime.video._turn", lambda _: _Turn(False, False, True))
+    assert _encoding(decoded) is None
+
+
+def read_times(path: Path) -> list[float]:
+    """In seconds, of each frame."""
+    with VideoReader(str(path)) as reader:
+        reader.times = deque()
+        frames = list(reader)
+        times = [float(one) for one in reader.times if one is not None]
+    assert len(frames) == len(times)
+    return times
+
+
+def test_an_overlay_has_the_pace_of_its_video(
+    tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Frames of a screen recording are not even, nor those of a camera that is not waited for."""
+    path, times = tmp_path / "uneven.mp4", [0.0, 0.1, 2.1, 2.5]
+    with VideoWriter(path, Fraction(10)) as writer:
+        for index, time in enumerate(times):
+            writer.write(frame(index), Fraction(time).limit_denominator(10) + 77)
+    assert read_times(path) == pytest.approx(times)
+    words = ["--classes", "sky, car", "--output", str(tmp_path / "out"), "--no-legend", "--json"]
+    assert main([str(tiny_bundle), str(path), *words]) == 0
+    [entry] = json.loads(capsys.readouterr().out)["videos"]
+    assert read_times(Path(entry["overlay"])) == pytest.approx(times)
+
+
+def test_a_clock_that_begins_anew_or_says_nothing_goes_on_at_the_rate(tmp_path: Path) -> None:
+    path = tmp_path / "anew.mp4"
+    said = [None, None, Fraction(5), Fraction(51, 10), Fraction(1), Fraction(1), Fraction(3), None]
+    with VideoWriter(path, Fraction(10)) as writer:
+        for index, time in enumerate(said):
+            writer.write(frame(index), time)
+    assert read_times(path) == pytest.approx([0, 0.1, 5, 5.1, 5.2, 5.3, 7.3, 7.4])

@@ -6,9 +6,10 @@ import itertools
 import logging
 import re
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, suppress
+from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -156,6 +157,8 @@ def _run(
                 drawn = VideoOverlay(vocabulary.names, float(reader.rate), note=segmenter.note)
         total = most or reader.frames
         advance = owned.enter_context(console.progress(Path(name).name, total))
+        times: deque[Fraction | None] = deque()
+        reader.times = times
         # A GPU converts colours itself.
         frames = iter(reader) if segmenter.device_pipeline is None else reader.nv12()
         results = segmenter.stream(
@@ -168,7 +171,7 @@ def _run(
         ends = (KeyboardInterrupt,) if _CAMERA.fullmatch(name) else ()
         with suppress(*ends), closing(results):
             for result in seen.counted(results):
-                _write(writer, drawn, result)
+                _write(writer, drawn, result, times.popleft() if times else None)
                 advance(f"{seen.rate:.1f} frames a second")
         if seen.last is None:
             raise InputError(f"{name} has no frame")
@@ -176,14 +179,17 @@ def _run(
 
 
 def _write(
-    writer: "VideoWriter | None", drawn: "VideoOverlay | None", result: Segmentation
+    writer: "VideoWriter | None",
+    drawn: "VideoOverlay | None",
+    result: Segmentation,
+    time: Fraction | None,
 ) -> None:
     if writer is None:
         return
     if drawn is None:
-        writer.write(np.asarray(result.overlay(legend=False)))
+        writer.write(np.asarray(result.overlay(legend=False)), time)
     else:
-        writer.write(drawn.draw(result))
+        writer.write(drawn.draw(result), time)
 
 
 class _Seen:
