@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from .errors import DeviceError
 
-__all__ = ["Gpu", "find_gpu", "require_gpu"]
+__all__ = ["Gpu", "broken_driver", "find_gpu", "require_gpu"]
 
 _LIBRARY: Final = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
 # cuda.h: CUdevice_attribute.
@@ -23,6 +23,8 @@ _REASONS: Final = {
     803: "the driver's library and kernel module differ: restart after an update",
     804: "this driver's compatibility package does not support this GPU",
 }
+#: Of them, those of a machine that has no GPU, or hides it.
+_ABSENT: Final = (34, 100)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,6 +53,18 @@ def find_gpu() -> Gpu | None:
         return None
 
 
+def broken_driver() -> str | None:
+    """What is said of a driver that does not start, though that is not for want of a GPU.
+
+    None if it starts, if there is none, and if it finds no GPU.
+    """
+    try:
+        status = ctypes.CDLL(_LIBRARY).cuInit(0)
+    except OSError:
+        return None
+    return None if status in (0, *_ABSENT) else _does_not_start(status)
+
+
 def require_gpu() -> Gpu:
     """Ask the driver.
 
@@ -67,9 +81,7 @@ def require_gpu() -> Gpu:
     version = _integer(cuda.cuDriverGetVersion)
     status = cuda.cuInit(0)
     if version is None or status != 0:
-        raise DeviceError(
-            f"got an NVIDIA driver that does not start (cuInit returns {status}, {_reason(status)})"
-        )
+        raise DeviceError(_does_not_start(status))
     device = _integer(cuda.cuDeviceGet, 0)
     if device is None:
         raise DeviceError(f"got an NVIDIA driver that shows no GPU; {_HIDDEN}")
@@ -85,8 +97,9 @@ def require_gpu() -> Gpu:
     )
 
 
-def _reason(status: int) -> str:
-    return _REASONS.get(status, "see CUresult in NVIDIA's documentation")
+def _does_not_start(status: int) -> str:
+    reason = _REASONS.get(status, "see CUresult in NVIDIA's documentation")
+    return f"got an NVIDIA driver that does not start (cuInit returns {status}, {reason})"
 
 
 def _name(cuda: Any, device: int) -> str | None:

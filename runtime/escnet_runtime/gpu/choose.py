@@ -15,7 +15,7 @@ from ..device.base import Device, Stream
 from ..engines import Compiler, find_engines, fingerprint_here
 from ..errors import BackendError, BundleError, DeviceError, EngineMismatchError
 from ..manifest import Precision
-from ..nvidia import find_gpu
+from ..nvidia import broken_driver, find_gpu
 from .backend import DeviceBackend
 from .bridge import BridgedGraphs
 from .pipeline import DevicePipeline
@@ -109,9 +109,10 @@ def on_device(
 def _automatic(
     bundle: Bundle, device: Device | None, chunk: int | None, cache: Path | None
 ) -> Chosen:
-    reasons, damaged = [], False
+    reasons, damaged, broken = [], False, None
     if device is None and find_gpu() is None:
-        reasons.append("there is no NVIDIA GPU with a driver")
+        broken = broken_driver()
+        reasons.append(broken or "there is no NVIDIA GPU with a driver")
     else:
         for name in _ON_A_GPU:
             try:
@@ -124,8 +125,8 @@ def _automatic(
                 continue
             _say(chosen, reasons, logging.WARNING if damaged else logging.INFO)
             return chosen
-    # With a GPU at hand, the CPU is not what somebody expects.
-    level = logging.INFO if len(reasons) == 1 else logging.WARNING
+    # With a GPU at hand, also one whose driver is broken, the CPU is not what somebody expects.
+    level = logging.INFO if len(reasons) == 1 and broken is None else logging.WARNING
     chosen = _automatic_on_the_cpu(bundle, reasons, cache)
     _say(chosen, reasons, level)
     return chosen
