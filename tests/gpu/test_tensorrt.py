@@ -44,8 +44,9 @@ class Engines:
         chunks: tuple[int, ...] = (8,),
         library: type[FakeTrt] = FakeTrt,
         cache: Path | None = None,
+        total: int = 1 << 30,
     ) -> None:
-        self.device = HostDevice(host)
+        self.device = HostDevice(host, total=total)
         self.trt = library(manifest, self.device)
         stream = self.device.stream()
         self.trt.graphs = MadeUpGraphs(manifest, stream, self.device)
@@ -391,3 +392,23 @@ def test_a_library_that_is_not_installed_names_what_to_install() -> None:
             open_bindings("tensorrt")
     else:
         pytest.skip("TensorRT is installed here")
+
+
+def test_what_would_fit_counts_the_scratch_of_the_engines(
+    made_up: Manifest,
+    host: HostMachine,
+    tmp_path: Path,
+    image: ImageArray,
+    text: Floats,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("tests.gpu.fake_trt.SCRATCH", 200_000)
+    monkeypatch.setattr("tests.gpu.fake_trt._Engine.device_memory_size_v2", 200_000)
+    enough = Engines(made_up, host, tmp_path, (4,)).pipeline.plan(64, (11, 9)).total_bytes
+    engines = Engines(made_up, host, tmp_path, (4,), total=enough + 40_000)
+    with pytest.raises(OutOfDeviceMemory) as caught:
+        engines.rig.picture(image, text[:300])
+    number = int(str(caught.value).split("about ")[1].split()[0])
+    assert 0 < number < 300
+    words = text[:number]
+    assert_same(engines.rig.picture(image, words), engines.rig.expected(image, words))

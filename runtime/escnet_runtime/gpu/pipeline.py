@@ -252,11 +252,13 @@ class DevicePipeline:
             OutOfDeviceMemory: the chunk is the smallest; says what would fit.
         """
         error.let_go()
+        scratch = self._backend.scratch_bytes()  # known as long as the graphs are there
         self.make_room()
         bucket = bucket_of(categories)
         chunk = min(self.chunk, whole_groups(bucket, self._group))
         if chunk <= self._group:
-            raise OutOfDeviceMemory(self._what_fits(error, categories, size, sliding)) from error
+            fits = self._what_fits(error, categories, size, sliding, scratch)
+            raise OutOfDeviceMemory(fits) from error
         smaller = whole_groups(chunk // 2, self._group)
         smaller = smaller if smaller < chunk else chunk - self._group
         _LOG.warning(
@@ -489,12 +491,24 @@ class DevicePipeline:
         return self._staging
 
     def _what_fits(
-        self, error: Exception, categories: int, size: tuple[int, int], sliding: bool
+        self,
+        error: Exception,
+        categories: int,
+        size: tuple[int, int],
+        sliding: bool,
+        scratch: int,
     ) -> str:
         """In a sentence, from plans at the smallest chunk."""
         free, total = self._device.memory()
         counts = (8 * self._group, 16 * self._group)
-        plan = partial(make_layout, self._manifest, size=size, chunk=self._group, sliding=sliding)
+        plan = partial(
+            make_layout,
+            self._manifest,
+            size=size,
+            chunk=self._group,
+            scratch=scratch,
+            sliding=sliding,
+        )
         plans = [plan(count) for count in counts]
         each = (plans[1].bytes - plans[0].bytes) / (counts[1] - counts[0])
         need = plan(categories)
