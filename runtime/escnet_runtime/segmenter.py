@@ -308,6 +308,13 @@ class Segmenter:
             OutOfDeviceMemory: it does not fit; says what would.
         """
         _check_window(window)
+        _positive("categories", categories)
+        try:
+            height, width = size
+        except (TypeError, ValueError):
+            raise InputError(f"size is {size!r}, expected (height, width) in pixels") from None
+        _positive("height", height)
+        _positive("width", width)
         with self._lock:
             self._check_open()
             if self._device is None:
@@ -391,10 +398,17 @@ class Segmenter:
                     pixels = self._on_host(loaded)
                     yield self(pixels, vocabulary, window=window, shortlist=shortlist)
                     continue
-                with self._lock:
-                    self._check_open()
-                    text = vocabulary.embeddings
-                    waiting.append(sender.send(loaded, text, window=window, shortlist=shortlist))
+                try:
+                    with self._lock:
+                        self._check_open()
+                        waiting.append(
+                            sender.send(
+                                loaded, vocabulary.embeddings, window=window, shortlist=shortlist
+                            )
+                        )
+                except InputError as error:  # an array on the device is looked at only there
+                    failure = error
+                    break
             while sender is not None and waiting:
                 yield self._next(sender, waiting, vocabulary)
         finally:

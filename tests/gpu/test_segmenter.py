@@ -3,8 +3,10 @@
 import logging
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -98,6 +100,25 @@ def test_memory_can_be_planned(segmenter: Segmenter, on_cpu: Segmenter) -> None:
     assert "canvas" in segmenter.plan(6, (12, 16), window="sliding").table()
     with pytest.raises(InputError, match="planned on a GPU, this Segmenter has made up"):
         on_cpu.plan(6, (12, 16))
+
+
+@pytest.mark.parametrize(
+    ("categories", "size", "message"),
+    [
+        (0, (12, 16), "categories is 0, expected a whole number of at least 1"),
+        (2.5, (12, 16), "categories is 2.5"),
+        (70_000, (12, 16), "expected 1 to 65535 categories"),
+        (6, (12,), r"size is \(12,\), expected \(height, width\)"),
+        (6, 12, "size is 12, expected"),
+        (6, (0, 16), "height is 0"),
+        (6, (12, 16.0), "width is 16.0"),
+    ],
+)
+def test_a_plan_of_numbers_out_of_range_says_what_is_expected(
+    segmenter: Segmenter, categories: Any, size: Any, message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        segmenter.plan(categories, size)
 
 
 # Streams
@@ -474,6 +495,51 @@ def test_auto_on_the_cpu_beside_a_gpu_is_a_warning(
 
 
 @pytest.mark.parametrize("damage", [BundleFormatError, BundleIntegrityError])
+class Unstarted:
+    """A driver's library that does not start."""
+
+    def __init__(self, status: int) -> None:
+        self._status = status
+
+    def cuDriverGetVersion(self, out: Any) -> int:
+        return 0
+
+    def cuInit(self, flags: int) -> int:
+        return self._status
+
+
+@pytest.mark.parametrize(
+    ("status", "level", "reason"),
+    [
+        (803, logging.WARNING, "restart after an update"),
+        (999, logging.WARNING, "cuInit returns 999"),
+        (100, logging.INFO, "there is no NVIDIA GPU with a driver"),
+        (34, logging.INFO, "there is no NVIDIA GPU with a driver"),
+    ],
+)
+def test_auto_on_the_cpu_beside_a_broken_driver_is_a_warning_too(
+    bundle: Bundle,
+    status: int,
+    level: int,
+    reason: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr("escnet_runtime.nvidia.ctypes.CDLL", lambda _: Unstarted(status))
+    monkeypatch.setattr(choose, "_on_the_cpu", lambda *_: pretended())
+    with caplog.at_level(logging.INFO):
+        choose.choose_backend(bundle, "auto").close()
+    [record] = [record for record in caplog.records if "'auto' chose" in record.getMessage()]
+    assert record.levelno == level
+    assert reason in record.getMessage()
+
+
+def pretended() -> choose.Chosen:
+    """Something on the CPU."""
+    backend: Any = SimpleNamespace(name="onnxruntime", description="made up")
+    return choose.Chosen(backend=backend, device=None, owned=ExitStack())
+
+
 def test_auto_goes_on_from_damaged_engines_with_a_warning(
     bundle: Bundle,
     host: HostMachine,

@@ -195,6 +195,21 @@ def test_an_error_in_the_middle_of_an_image_leaves_the_next_one_right(
     np.testing.assert_array_equal(segmenter(image, vocabulary, window=window).labels, want)
 
 
+def test_an_array_that_is_refused_comes_behind_the_results_before_it(
+    segmenter: Segmenter, vocabulary: Vocabulary, picture: ImageArray, lend: Lend
+) -> None:
+    """As a file that cannot be read does, though it is looked at only on its way to the device."""
+    want = segmenter(picture, vocabulary).labels
+    grey = lend(picture[:, :, :1])
+    stream = segmenter.stream([picture, picture, grey, picture], vocabulary)
+    for _ in range(2):
+        np.testing.assert_array_equal(next(stream).labels, want)
+    with pytest.raises(ImageError, match=r"got an array \[12, 16, 1\] on the device"):
+        next(stream)
+    assert in_use(segmenter) == 0
+    np.testing.assert_array_equal(segmenter(picture, vocabulary).labels, want)
+
+
 @pytest.mark.parametrize("window", WINDOWS)
 def test_a_stream_that_is_closed_early_leaves_the_next_one_right(
     segmenter: Segmenter,
