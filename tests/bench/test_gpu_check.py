@@ -4,7 +4,10 @@ import dataclasses
 import json
 import os
 import subprocess
+from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -89,6 +92,93 @@ def test_labels_of_a_bundle_are_compared(plan: CheckPlan, tiny_bundle: Path) -> 
     assert row["agreement"] == row["clear_agreement"] == 1
     assert row["logits_relative_l2"] == 0
     assert 0 < row["clear_share"] <= 1
+
+
+@pytest.mark.parametrize(("agreement", "failed"), [(0.9989, True), (0.999, False)])
+def test_labels_that_differ_from_those_of_the_cpu_fail(
+    plan: CheckPlan, agreement: float, failed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But for near-ties: those of five made-up names in pictures of 194."""
+    plan.bundle("tiny", "fp16").mkdir(parents=True)
+    monkeypatch.setattr(parts, "open_segmenter", lambda *_: nullcontext())
+    monkeypatch.setattr(parts, "words", lambda *_: None)
+    monkeypatch.setattr(parts, "_compared", lambda *_: {"agreement": agreement})
+    report = Report.begin("pipeline", plan)
+    parts.RUN["pipeline"](plan, report)
+    assert len(report.rows) == 2
+    assert report.errors == written(plan, "pipeline")["errors"]
+    assert len(report.errors) == failed
+    if failed:
+        assert "194 categories: 99.89% of the labels are the CPU's" in report.errors[0]
+
+
+@pytest.mark.parametrize(("taken", "failed"), [(105, False), (95, False), (80, True), (120, True)])
+def test_a_plan_that_is_far_from_what_is_taken_fails(
+    plan: CheckPlan, taken: int, failed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan.bundle("tiny", "fp16").mkdir(parents=True)
+    planned = SimpleNamespace(
+        total_bytes=100, chunk=16, arena_bytes=1, slot_bytes=1, backend_bytes=1, table=lambda: ""
+    )
+    used = [0]
+
+    def stream(*_: object) -> list[None]:
+        used[0] += taken
+        return []
+
+    segmenter = SimpleNamespace(plan=lambda *_: planned, stream=stream)
+    monkeypatch.setattr(parts, "open_segmenter", lambda *_: nullcontext(segmenter))
+    monkeypatch.setattr(parts, "words", lambda *_: None)
+    monkeypatch.setattr(parts, "watched_memory", lambda: nullcontext(lambda: used[0]))
+    report = Report.begin("memory", plan)
+    parts.RUN["memory"](plan, report)
+    assert report.rows[0]["measured_bytes"] == taken
+    assert len(report.errors) == failed
+    assert all(f"100 bytes were planned and {taken} taken" in error for error in report.errors)
+
+
+@pytest.mark.parametrize(
+    ("host", "device", "wrong", "message"),
+    [
+        ([0, 60, 100, 120], [0, 0, 9000, 60], 0, None),
+        ([0, 300, 600, 900], [0, 0, 0, 0], 0, "the host's memory grew"),
+        ([0, 0, 0, 0], [0, 0, 400, 400], 0, "the GPU's memory grew"),
+        ([0, 0, 0, 0], [0, 0, 0, 0], 3, "images got other labels than at first"),
+    ],
+)
+def test_a_soak_that_grows_or_goes_wrong_fails(
+    plan: CheckPlan,
+    host: list[int],
+    device: list[int],
+    wrong: int,
+    message: str | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The leak of the first run on a GPU, 2.6 GB, passed for done."""
+    plan.bundle("tiny", "fp16").mkdir(parents=True)
+    given = iter(zip(host, device, strict=True))
+    now = [0, 0]
+
+    def stream(source: Iterable[object], _: object) -> Iterator[SimpleNamespace]:
+        for index, _image in enumerate(source):
+            now[:] = [one << 20 for one in next(given)]
+            yield SimpleNamespace(labels=np.array([index < wrong]))
+
+    class Pretended:
+        def __call__(self, *_: object) -> SimpleNamespace:
+            return SimpleNamespace(labels=np.array([False]))
+
+    segmenter = Pretended()
+    segmenter.stream = stream  # type: ignore[attr-defined]
+    monkeypatch.setattr(parts, "open_segmenter", lambda *_: nullcontext(segmenter))
+    monkeypatch.setattr(parts, "words", lambda *_: None)
+    monkeypatch.setattr(parts, "watched_memory", lambda: nullcontext(lambda: now[1]))
+    monkeypatch.setattr(parts, "_resident", lambda: now[0])
+    report = Report.begin("soak", plan)
+    parts.RUN["soak"](dataclasses.replace(plan, images=4), report)
+    assert [row["images"] for row in report.rows] == [1, 2, 3, 4]
+    assert len(report.errors) == (message is not None)
+    assert all(str(message) in error for error in report.errors)
 
 
 def test_implementations_take_turns(timed: CheckPlan) -> None:

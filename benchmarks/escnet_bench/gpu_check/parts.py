@@ -33,6 +33,14 @@ _WARM_UP: Final = 3
 _COMPARED: Final = 4  # images whose labels are compared, at most
 _CLEAR: Final = 0.01  # lead of a clear label, as a share of the logits' standard deviation
 _SOAK_CATEGORIES: Final = 19
+#: Least share of equal labels on pictures that a model knows, with all names that it knows.
+_AGREEMENT: Final = 0.999
+#: How far a plan may be from what was taken, as a share of that.
+_OFF_PLAN: Final = 0.1
+#: Bytes that a soak may take more in its second half than in its first. What ONNX Runtime keeps of
+#: 256 images, until it is waited for, is about half of that.
+_GROWTH: Final = 128 << 20
+_LEAST_ROWS: Final = 4  # of a soak that tells of growth
 #: Images until ONNX Runtime's graphs are launched as they were recorded.
 _UNTIL_RECORDED: Final = 4
 _RECORDED: Final = "escnet, ONNX Runtime's own CUDA graphs"
@@ -81,6 +89,14 @@ def _pipeline(plan: CheckPlan, report: Report) -> None:
                     vocabulary = words(on_cpu, categories)
                     row = _compared(on_gpu, on_cpu, vocabulary, vocabulary, images)
                     report.add(model=model, precision=precision, categories=categories, **row)
+                    # With other words, labels are near-ties.
+                    known = model in KNOWN and categories == known_categories(model)
+                    report.expect(
+                        not known or row["agreement"] >= _AGREEMENT,
+                        f"{model} {precision}, {categories} categories: "
+                        f"{row['agreement']:.2%} of the labels are the CPU's, expected at least "
+                        f"{_AGREEMENT:.1%}",
+                    )
 
 
 def _cpu_categories(model: str, plan: CheckPlan) -> list[int]:
@@ -181,6 +197,8 @@ def _memory(plan: CheckPlan, report: Report) -> None:
                 ready = used()
                 for _ in segmenter.stream(images * 3, vocabulary):
                     pass
+                measured = used() - opened
+                ratio = planned.total_bytes / max(measured, 1)
                 report.add(
                     model=model,
                     precision=precision,
@@ -192,8 +210,13 @@ def _memory(plan: CheckPlan, report: Report) -> None:
                     backend_bytes=planned.backend_bytes,
                     opened_bytes=opened,
                     ready_bytes=ready - opened,
-                    measured_bytes=used() - opened,
-                    ratio=planned.total_bytes / max(used() - opened, 1),
+                    measured_bytes=measured,
+                    ratio=ratio,
+                )
+                report.expect(
+                    abs(ratio - 1) <= _OFF_PLAN,
+                    f"{model} {precision}, {categories} categories: {planned.total_bytes:,} bytes "
+                    f"were planned and {measured:,} taken, expected within {_OFF_PLAN:.0%}",
                 )
                 print(planned.table(), flush=True)
 
@@ -368,6 +391,25 @@ def _soak(plan: CheckPlan, report: Report) -> None:
                     images_a_second=count / (time.perf_counter() - start),
                     other_labels=wrong,
                 )
+        report.expect(wrong == 0, f"{wrong:,} images got other labels than at first")
+    _expect_no_growth(report)
+
+
+def _expect_no_growth(report: Report) -> None:
+    """The least of each half is compared: other processes on the GPU come and go."""
+    rows = report.rows
+    if len(rows) < _LEAST_ROWS:
+        return
+    for name, what in (("device_bytes", "the GPU's memory"), ("host_bytes", "the host's memory")):
+        first, second = (
+            min(int(row[name]) for row in half)
+            for half in (rows[: len(rows) // 2], rows[len(rows) // 2 :])
+        )
+        report.expect(
+            second - first <= _GROWTH,
+            f"{what} grew from {first:,} to {second:,} bytes, expected at most {_GROWTH:,} more "
+            "(on the GPU, other processes count too)",
+        )
 
 
 def _resident() -> int:

@@ -127,6 +127,12 @@ class Report:
             "  " + ", ".join(f"{name} {_short(value)}" for name, value in row.items()), flush=True
         )
 
+    def expect(self, holds: bool, otherwise: str) -> None:
+        """Note, where it does not hold, what was found and expected; the part then fails."""
+        if not holds:
+            self.errors.append(otherwise)
+            self.save()
+
     @contextmanager
     def attempt(self, what: str) -> Iterator[None]:
         """Keep the error of one piece of the part and go on."""
