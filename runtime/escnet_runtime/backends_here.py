@@ -10,7 +10,7 @@ from .backends import BACKENDS
 from .engines import Compiler, EngineFolder, installed_version, rebuild_command
 from .errors import BackendError
 from .manifest import Precision
-from .nvidia import find_gpu
+from .nvidia import broken_driver, find_gpu
 
 __all__ = ["BackendHere", "backends_here"]
 
@@ -51,7 +51,7 @@ def _lacks(
     if name == "openvino":
         return _openvino_lacks(precisions)
     if find_gpu() is None:
-        return _NO_GPU
+        return broken_driver() or _NO_GPU
     for compiler in get_args(Compiler):
         if name == compiler:
             lack = _engines_lack(compiler, root, folders)

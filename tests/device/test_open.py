@@ -3,13 +3,15 @@
 import ctypes
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from escnet_runtime.backends_here import backends_here
 from escnet_runtime.device import open_device
 from escnet_runtime.errors import DeviceError
-from escnet_runtime.nvidia import find_gpu
+from escnet_runtime.nvidia import broken_driver, find_gpu
 
 
 class Driver:
@@ -59,6 +61,18 @@ def test_a_driver_without_a_gpu_says_why(
     with pytest.raises(DeviceError, match=message):
         open_device()
     assert find_gpu() is None
+
+
+@pytest.mark.parametrize("status", [802, 803, 999])
+def test_a_broken_driver_is_told_from_no_gpu(status: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    for fine in (Driver(), Driver(status=34), Driver(status=100)):
+        monkeypatch.setattr(ctypes, "CDLL", lambda _, driver=fine: driver)
+        assert broken_driver() is None
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: Driver(status=status))
+    said = f"got an NVIDIA driver that does not start (cuInit returns {status}, "
+    assert (broken_driver() or "").startswith(said)
+    lacks = {one.name: one.lacks or "" for one in backends_here(Path("bundle"), (), ())}
+    assert all(lacks[name].startswith(said) for name in ("tensorrt", "onnxruntime-cuda"))
 
 
 def test_without_a_driver_there_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
