@@ -13,6 +13,7 @@ import pytest
 
 from escnet_runtime import Nv12Frame, YuvEncoding
 from escnet_runtime.commands.segment import main
+from escnet_runtime.commands.segment_video import is_video
 from escnet_runtime.errors import ImageError, InputError
 from escnet_runtime.images import ImageArray, load_image
 from escnet_runtime.video import VideoReader, VideoWriter, _encoding, _nv12_frame, _Turn
@@ -254,6 +255,12 @@ def test_no_input_is_written_over(
     assert f"the input {lost} would be written over" in capsys.readouterr().err
     assert main(["no bundle", *words, "--no-overlay"]) == 2
     assert "written over" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["clip.mpg", "00001.MTS", "a.3gp", "b.wmv", "camera:0"])
+def test_what_camcorders_and_phones_write_is_a_video(name: str) -> None:
+    assert is_video(name)
+    assert not is_video(f"{name}.png")
 
 
 def test_a_bad_video_does_not_stop_the_others(

@@ -37,7 +37,11 @@ __all__ = [
 ]
 
 _LOG = logging.getLogger(__name__)
-VIDEO_SUFFIXES: Final = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm"})
+#: Of files that FFmpeg reads and Pillow does not: containers, and those of camcorders and phones.
+VIDEO_SUFFIXES: Final = frozenset(
+    {".3gp", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts"}
+    | {".ogv", ".ts", ".webm", ".wmv"}
+)
 _CAMERA: Final = re.compile(r"camera:\d{1,3}")
 _SHOWN: Final = 3  # categories of a video in its line
 
