@@ -31,7 +31,13 @@ from pathlib import Path
 
 from tools.workspace import DISTRIBUTIONS, third_party
 
-__all__ = ["EnvironmentBuildError", "activated", "cache_folder", "checkout_environment"]
+__all__ = [
+    "EnvironmentBuildError",
+    "activated",
+    "adopt_commands",
+    "cache_folder",
+    "checkout_environment",
+]
 
 # Not tested here. The first installs over onnxruntime's files, the second is built by nvcc, the
 # third fetches its libraries from an index of NVIDIA's own.
@@ -134,24 +140,26 @@ def _build_checkout(target: Path, root: Path, dependencies: Path, lock: int) -> 
     projects = [argument for folder in DISTRIBUTIONS for argument in ("-e", str(root / folder))]
     options = ["--no-deps", "--no-index", "--no-build-isolation"]
     _run([str(python), "-m", "pip", "install", *options, *projects], log, lock)
-    _adopt_commands(dependencies / "bin", target / "bin")
+    adopt_commands(dependencies / "bin", target / "bin")
     (target / "complete").touch()
 
 
-def _adopt_commands(source: Path, target: Path) -> None:
+def adopt_commands(source: Path, target: Path) -> None:
     """Bring the commands of the shared layer over, so that they run under this checkout's Python.
 
-    A script names its interpreter in its first line: that line is rewritten. Other programs are
-    linked. What ``target`` has already is kept.
+    A script names its interpreter in its first line, or, where that path has a space or is long, in
+    the second one, for a shell to start: that line is rewritten. Other programs are linked. What
+    ``target`` has already is kept.
     """
-    own, other = f"#!{target}/python".encode(), f"#!{source}/python".encode()
+    own, other = f"{target}/python".encode(), f"{source}/python".encode()
     for command in source.iterdir():
         here = target / command.name
         if here.exists() or command.name.lower().startswith("activate") or command.is_symlink():
             continue
         content = command.read_bytes()
-        if content.startswith(other):
-            here.write_bytes(own + content.removeprefix(other))
+        head = b"\n".join(content.split(b"\n", 2)[:2])
+        if head.startswith(b"#!") and other in head:
+            here.write_bytes(content.replace(other, own, 1))
             here.chmod(0o755)
         else:
             here.symlink_to(command)

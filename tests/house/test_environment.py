@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 import sys
+import venv
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,6 +14,7 @@ from tools.environment import (
     NOT_INSTALLED,
     EnvironmentBuildError,
     activated,
+    adopt_commands,
     cache_folder,
     checkout_environment,
     dependency_key,
@@ -92,6 +94,29 @@ def test_commands_of_the_environment_come_first(tmp_path: Path) -> None:
     assert variables["PATH"].split(":") == [f"{tmp_path}/bin", "/usr/bin"]
     assert "PYTHONPATH" not in variables
     assert variables["LANG"] == "C"
+
+
+@pytest.mark.parametrize("folder", ["cache", "a cache", "long" * 40])
+def test_commands_of_the_shared_layer_run_under_the_python_of_the_checkout(
+    tmp_path: Path, folder: str
+) -> None:
+    """Where the path has a space or is longer than a kernel reads, pip has a shell start them."""
+    shared, checkout = tmp_path / folder / "dependencies-0", tmp_path / folder / "checkout-0"
+    for layer in (shared, checkout):
+        venv.create(layer, symlinks=True)
+    python = f"{shared}/bin/python"
+    start = f"#!{python}\n"
+    if " " in start or len(start) > 127:
+        start = f"#!/bin/sh\n'''exec' \"{python}\" \"$0\" \"$@\"\n' '''\n"
+    script = shared / "bin" / "tool"
+    script.write_text(f"{start}import sys\nprint(sys.prefix)\n", encoding="utf-8")
+    script.chmod(0o755)
+
+    adopt_commands(shared / "bin", checkout / "bin")
+
+    command = [str(checkout / "bin" / "tool")]
+    found = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    assert Path(found) == checkout
 
 
 def test_requirements_leave_out_our_own_packages() -> None:
