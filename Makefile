@@ -41,6 +41,6 @@ format:  ## format the code and sort its imports
 
 check: test lint types  ## tests, style and types
 
-clean:  ## remove caches and build outputs of this checkout (not the shared environment)
-	@rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist out
+clean:  ## remove caches and builds of this checkout (not out/ and demo/, nor the shared environment)
+	@rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist
 	@find . -name .git -prune -o -type d -name __pycache__ -exec rm -rf {} +
