@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Final
 from rich.table import Table
 
 from escnet_engines import COMPILERS
-from escnet_runtime.backends import BACKENDS
 from escnet_runtime.bundle import Bundle, sha256_file
+from escnet_runtime.commands.options import add_backend_option, add_chunk_option
 from escnet_runtime.console import Console, add_common_options, command_parser, run_command
 from escnet_runtime.contract import require_contract
 from escnet_runtime.errors import BackendError, InputError
@@ -112,9 +112,14 @@ def _add_gflop(parser: argparse.ArgumentParser) -> None:
 
 def _add_footprint(parser: argparse.ArgumentParser) -> None:
     _add_categories(parser, [19, 150, 847])
-    parser.add_argument("--bundle", type=Path, required=True, metavar="BUNDLE")
     parser.add_argument(
-        "--image", type=Path, metavar="FILE", help="(default: a made-up one of 640×480)"
+        "--bundle", type=Path, required=True, metavar="BUNDLE", help="folder of the bundle"
+    )
+    parser.add_argument(
+        "--image",
+        type=Path,
+        metavar="FILE",
+        help="to segment (default: a made-up one of 640×480)",
     )
     parser.add_argument(
         "--classes-file",
@@ -125,25 +130,25 @@ def _add_footprint(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--repeats", type=int, default=3, metavar="N", help="images to time (default: 3)"
     )
-    parser.add_argument("--backend", choices=BACKENDS, default="auto")
-    parser.add_argument(
-        "--chunk",
-        type=int,
-        metavar="N",
-        help="categories at a time, rounded up to whole groups (default: the bundle's)",
-    )
+    add_backend_option(parser)
+    add_chunk_option(parser)
 
 
 def _add_ppg(parser: argparse.ArgumentParser) -> None:
     _add_categories(parser, [19, 150, 847])
     parser.add_argument(
-        "--grid", type=int, nargs=2, default=[24, 24], metavar=("H", "W"), help="(default: 24 24)"
+        "--grid",
+        type=int,
+        nargs=2,
+        default=[24, 24],
+        metavar=("H", "W"),
+        help="cells of a map (default: 24 24)",
     )
     parser.add_argument(
         "--implementations",
         nargs="+",
         choices=("c", "numpy", "torch"),
-        help="(default: the runtime's that are here, c and numpy)",
+        help="what to time (default: the runtime's that are here, c and numpy)",
     )
     parser.add_argument(
         "--repeats", type=int, default=30, metavar="N", help="calls to time (default: 30)"
@@ -151,9 +156,21 @@ def _add_ppg(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_builds(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--bundle", type=Path, required=True, metavar="BUNDLE")
-    parser.add_argument("--backend", choices=COMPILERS, default="tensorrt-rtx")
-    parser.add_argument("--target", default="sm_86", metavar="sm_86,...", help="(default: sm_86)")
+    parser.add_argument(
+        "--bundle", type=Path, required=True, metavar="BUNDLE", help="folder of the bundle"
+    )
+    parser.add_argument(
+        "--backend",
+        choices=COMPILERS,
+        default="tensorrt-rtx",
+        help="what compiles (default: tensorrt-rtx)",
+    )
+    parser.add_argument(
+        "--target",
+        default="sm_86",
+        metavar="sm_86,...",
+        help="GPUs to compile for (default: sm_86)",
+    )
     parser.add_argument(
         "--chunk",
         type=int,
@@ -166,7 +183,10 @@ def _add_builds(parser: argparse.ArgumentParser) -> None:
 
 def _add_precision(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--checkpoint", type=Path, metavar="FILE", help="(default: the trained tiny that ships)"
+        "--checkpoint",
+        type=Path,
+        metavar="FILE",
+        help="an escnet checkpoint (default: the trained tiny that ships)",
     )
     parser.add_argument(
         "--precisions",

@@ -5,7 +5,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Final
 
-from escnet_runtime.backends import BACKENDS
+from escnet_runtime.commands.options import add_backend_option, add_chunk_option
 from escnet_runtime.errors import BackendError, InputError
 from escnet_runtime.segmenter import Segmenter
 
@@ -16,25 +16,14 @@ CHECKPOINT_SUFFIX: Final = ".safetensors"
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
     """What a command asks about the model it runs on a dataset: categories, backend, chunk."""
-    add = parser.add_argument
-    add(
+    parser.add_argument(
         "--classes-file",
         metavar="FILE",
         type=Path,
         help="what to ask the model for, in the order of the dataset's classes (its own names)",
     )
-    add(
-        "--backend",
-        choices=(*BACKENDS, "torch"),
-        default="auto",
-        help="what runs the graphs; a checkpoint's are run by torch (auto)",
-    )
-    add(
-        "--chunk",
-        metavar="N",
-        type=int,
-        help="categories at a time, rounded up to whole groups (16); bounds the memory alone",
-    )
+    add_backend_option(parser, torch=True)
+    add_chunk_option(parser)
 
 
 def open_model(
@@ -45,7 +34,7 @@ def open_model(
     Args:
         path: the bundle's folder, or a ``.safetensors`` of this project.
         backend: one of the runtime's for a bundle; "torch" for a checkpoint; "auto" for either.
-        chunk: categories at a time; the bundle's own value by default.
+        chunk: categories at a time; by default as :class:`Segmenter` chooses.
         image_size: px a side of the image that a checkpoint's model sees; its own by default.
 
     Raises:

@@ -9,8 +9,8 @@ from typing import Final
 
 from rich.table import Table
 
-from escnet_runtime.backends import BACKENDS
 from escnet_runtime.bundle import Bundle
+from escnet_runtime.commands.options import add_backend_option, add_chunk_option
 from escnet_runtime.console import Console
 from escnet_runtime.errors import BackendError, InputError
 from escnet_runtime.labelled import SHAPES, dataset_name, open_labelled
@@ -61,13 +61,8 @@ def add_parity_options(parser: argparse.ArgumentParser) -> None:
         help="images that stages are compared on, which takes as long as another image "
         f"(default: {_STAGE_IMAGES})",
     )
-    add("--backend", choices=BACKENDS, default="auto")
-    add(
-        "--chunk",
-        type=int,
-        metavar="N",
-        help="categories at a time, rounded up to whole groups (default: the bundle's)",
-    )
+    add_backend_option(parser)
+    add_chunk_option(parser)
     add(
         "--classes-file",
         type=Path,

@@ -76,7 +76,7 @@ def _subparser(kinds: Any, name: str, text: str) -> argparse.ArgumentParser:
 def _add_distributed(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("source", metavar="SOURCE", type=Path, help="folder of the unpacked data set")
-    add("--split", choices=("train", "val"), default="val", help="(default: val)")
+    add("--split", choices=("train", "val"), default="val", help="part of it (default: val)")
     add(
         "--classes-file",
         metavar="FILE",
@@ -97,7 +97,12 @@ def _add_distributed(parser: argparse.ArgumentParser) -> None:
 
 def _add_shapes(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--split", choices=("train", "heldout"), default="heldout", help="(default: heldout)")
+    add(
+        "--split",
+        choices=("train", "heldout"),
+        default="heldout",
+        help="whose compositions are shown (default: heldout)",
+    )
     add("--count", metavar="N", type=int, default=_COUNT, help=f"scenes (default: {_COUNT})")
     add("--seed", metavar="SEED", type=int, help="other scenes of heldout (default: 0)")
     add(

@@ -7,7 +7,7 @@ from typing import Final
 
 from rich.table import Table
 
-from escnet_runtime.backends import BACKENDS
+from escnet_runtime.commands.options import add_backend_option, add_chunk_option
 from escnet_runtime.console import Console
 from escnet_runtime.errors import InputError
 from escnet_runtime.labelled import SHAPES, dataset_name
@@ -63,8 +63,8 @@ def add_shortlist_options(parser: argparse.ArgumentParser) -> None:
         f"a file of categories (default: {WORLD} for shapes:...)",
     )
     add("--limit", type=int, default=40, metavar="N", help="the first N images (default: 40)")
-    add("--backend", choices=(*BACKENDS, "torch"), default="auto")
-    add("--chunk", type=int, metavar="N", help="categories at a time (default: the bundle's)")
+    add_backend_option(parser, torch=True)
+    add_chunk_option(parser)
 
 
 def shortlists(arguments: argparse.Namespace, console: Console) -> Document:

@@ -61,7 +61,10 @@ def _parser() -> argparse.ArgumentParser:
         "as far as memory goes)",
     )
     parser.add_argument(
-        "--workspace", type=int, metavar="MIB", help="memory that one layer may use at most"
+        "--workspace",
+        type=int,
+        metavar="MIB",
+        help="memory that one layer may use at most; a plan does not reckon with it",
     )
     parser.add_argument(
         "--categories",
@@ -75,7 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--plan",
         action="store_true",
-        help="tell memory and time, and build nothing; without --chunk for several chunks",
+        help="tell memory and time, and build nothing; of several chunks, unless --chunk is given",
     )
     return parser
 

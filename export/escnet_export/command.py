@@ -85,11 +85,15 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--seed",
         type=int,
+        metavar="N",
         help="with --preset: seeded random weights, for tiny too, whose trained ones are the "
         "default",
     )
     parser.add_argument(
-        "--precision", choices=[p.value for p in Precision], default=Precision.FP16.value
+        "--precision",
+        choices=[p.value for p in Precision],
+        default=Precision.FP16.value,
+        help=f"type of weights and arithmetic in the graphs (default: {Precision.FP16})",
     )
     parser.add_argument(
         "--image-encoder",
@@ -109,7 +113,13 @@ def _parser() -> argparse.ArgumentParser:
         help="how the range of a tensor follows from its values on the images (default: "
         "percentile, 99.99 %%, for int8, largest for fp8)",
     )
-    parser.add_argument("--output", type=Path, required=True, metavar="BUNDLE")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        required=True,
+        metavar="BUNDLE",
+        help="folder of the bundle; an older bundle there is replaced",
+    )
     parser.add_argument(
         "--images",
         metavar="DIR|DATASET",
@@ -167,7 +177,8 @@ def _parser() -> argparse.ArgumentParser:
         nargs="+",
         default=list(CATEGORIES),
         metavar="N",
-        help="numbers of categories at which each graph is compared with torch",
+        help="numbers of categories at which each graph is compared with torch (default: "
+        f"{' '.join(map(str, CATEGORIES))})",
     )
     engines = parser.add_argument_group(
         "engines", "Built once the bundle is there; if that fails, it stays, without engines."

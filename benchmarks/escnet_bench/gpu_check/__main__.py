@@ -61,11 +61,41 @@ def _parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="folder of the bundles MODEL-PRECISION; those missing are exported",
     )
-    add("--models", nargs="+", default=list(_DEFAULT.models), metavar="PRESET")
-    add("--precisions", nargs="+", default=list(_DEFAULT.precisions), metavar="NAME")
-    add("--categories", type=int, nargs="+", default=list(_DEFAULT.categories), metavar="N")
-    add("--backend", default=_DEFAULT.backend, help=f"(default: {_DEFAULT.backend})")
-    add("--size", type=int, nargs=2, default=list(_DEFAULT.size), metavar=("H", "W"))
+    add(
+        "--models",
+        nargs="+",
+        default=list(_DEFAULT.models),
+        metavar="PRESET",
+        help=f"presets (default: {' '.join(_DEFAULT.models)})",
+    )
+    add(
+        "--precisions",
+        nargs="+",
+        default=list(_DEFAULT.precisions),
+        metavar="NAME",
+        help=f"of the bundles (default: {' '.join(_DEFAULT.precisions)})",
+    )
+    add(
+        "--categories",
+        type=int,
+        nargs="+",
+        default=list(_DEFAULT.categories),
+        metavar="N",
+        help=f"numbers of categories (default: {' '.join(map(str, _DEFAULT.categories))})",
+    )
+    add(
+        "--backend",
+        default=_DEFAULT.backend,
+        help=f"of the runtime, on the GPU (default: {_DEFAULT.backend})",
+    )
+    add(
+        "--size",
+        type=int,
+        nargs=2,
+        default=list(_DEFAULT.size),
+        metavar=("H", "W"),
+        help=f"of the images, px (default: {' '.join(map(str, _DEFAULT.size))})",
+    )
     add("--images", type=int, default=_DEFAULT.images, metavar="N", help="images of the soak")
     add("--repeats", type=int, default=_DEFAULT.repeats, metavar="N", help="rounds of timing")
     add(

@@ -22,16 +22,16 @@ def add_latency_options(parser: argparse.ArgumentParser) -> None:
     """What the command asks."""
     add = parser.add_argument
     model = parser.add_mutually_exclusive_group()
-    model.add_argument("--preset", metavar="NAME", help=f"(default: {PRESET})")
-    model.add_argument("--checkpoint", type=Path, metavar="FILE")
-    model.add_argument("--bundle", type=Path, metavar="BUNDLE")
+    model.add_argument("--preset", metavar="NAME", help=f"a configuration (default: {PRESET})")
+    model.add_argument("--checkpoint", type=Path, metavar="FILE", help="an escnet checkpoint")
+    model.add_argument("--bundle", type=Path, metavar="BUNDLE", help="a bundle that is there")
     add(
         "--categories",
         type=int,
         nargs="+",
         default=_CATEGORIES,
         metavar="N",
-        help=f"(default: {' '.join(map(str, _CATEGORIES))})",
+        help=f"numbers of categories (default: {' '.join(map(str, _CATEGORIES))})",
     )
     add(
         "--implementations",
@@ -59,7 +59,7 @@ def add_latency_options(parser: argparse.ArgumentParser) -> None:
         metavar="FOLDER",
         help="a checkout of CAT-Seg: its own code is timed too, as torch-cat-seg",
     )
-    add("--image", type=Path, metavar="FILE", help="(default: a made-up one of 640×480)")
+    add("--image", type=Path, metavar="FILE", help="to segment (default: a made-up one of 640×480)")
     add(
         "--minutes",
         type=float,

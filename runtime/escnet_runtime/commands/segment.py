@@ -12,7 +12,6 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from ..backends import BACKENDS
 from ..console import Console, command_parser, printable, run_command
 from ..errors import EscNetError, InputError
 from ..images import find_images
@@ -22,6 +21,7 @@ from ..result import Segmentation
 from ..segmenter import Segmenter
 from ..shortlist import parse_shortlist
 from ..vocabulary import Vocabulary, parse_classes, read_classes_file
+from .options import add_backend_option, add_chunk_option
 from .segment_video import is_video, path_key, require_videos, segment_video, video_line
 
 __all__ = ["main"]
@@ -82,14 +82,8 @@ def _parser() -> argparse.ArgumentParser:
         default="none",
         help="sliding: four overlapping windows and the whole image; five times the work",
     )
-    add("--backend", choices=BACKENDS, default="auto", help="what runs the graphs (auto)")
-    add(
-        "--chunk",
-        metavar="N",
-        type=int,
-        help="categories at a time, rounded up to whole groups (16); bounds the memory alone (what "
-        "escnet-build has measured here, else the bundle's own)",
-    )
+    add_backend_option(parser)
+    add_chunk_option(parser)
     add(
         "--shortlist",
         metavar="K|auto",
