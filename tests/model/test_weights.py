@@ -165,6 +165,7 @@ def test_the_sizes_among_openais_tensors_are_ignored(net: EscNet, tmp_path: Path
     sizes = {"input_resolution": 128, "context_length": 77, "vocab_size": 520}
     state = clip_state() | {name: torch.tensor(value) for name, value in sizes.items()}
     load_clip(net, str(write(state, tmp_path / "w.pt")))
+    assert torch.equal(net.clip.visual.proj, state["visual.proj"])
 
 
 @pytest.mark.parametrize("kind", [torch.float32, torch.float16])

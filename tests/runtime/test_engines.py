@@ -114,12 +114,14 @@ def test_a_misfit_names_the_field_and_the_command(
 
 
 def test_a_newer_driver_runs_them(bundle: Bundle) -> None:
-    find_engines(bundle, dataclasses.replace(HERE, driver="13.10"))
+    record, _ = find_engines(bundle, dataclasses.replace(HERE, driver="13.10"))
+    assert record == _record(bundle)
 
 
 def test_engines_built_without_a_gpu_depend_on_no_driver(bundle: Bundle) -> None:
     _change(bundle, lambda record: record["fingerprint"].update(driver=None))
-    find_engines(bundle, dataclasses.replace(HERE, driver="12.0"))
+    record, _ = find_engines(bundle, dataclasses.replace(HERE, driver="12.0"))
+    assert record.fingerprint.driver is None
 
 
 def test_engines_of_an_exported_again_graph_are_refused(bundle: Bundle) -> None:

@@ -668,7 +668,13 @@ def test_any_record_of_engines_is_read_or_refused(data: st.DataObject) -> None:
         "driver": "13.0",
         "os": "linux-x86_64",
     }
-    document = {"schema_version": "1.0", "fingerprint": fingerprint, "engines": {"decoder": engine}}
+    document = {
+        "schema_version": "1.1",
+        "fingerprint": fingerprint,
+        "engines": {"decoder": engine},
+        "workspace": 1 << 20,
+    }
+    EngineRecord.from_json(json.dumps(document))  # what is mutated is a record
     with suppress(BundleFormatError):
         record = EngineRecord.from_json(json.dumps(mutated(document, data)))
         record.fingerprint.differences(record.fingerprint)

@@ -146,14 +146,15 @@ def test_weights_are_the_share_of_a_category_in_all(
     chunk: int, graphs: MadeUpGraphs, pipeline: Pipeline, text: Floats
 ) -> None:
     all_logits(pipeline, text, chunk)
-    for name, inputs in graphs.calls:
-        if "weight" in inputs:
-            weight = inputs["weight"]
-            assert weight.dtype == np.float32, name
-            used = min(len(inputs["text"]) if "text" in inputs else len(inputs["points"]), 11)
-            assert weight.shape == (-(-used // GROUP), GROUP)
-            np.testing.assert_allclose(weight.ravel()[:used], 1 / len(text))
-            assert not weight.ravel()[used:].any()
+    weighed = [(name, inputs) for name, inputs in graphs.calls if "weight" in inputs]
+    assert {name.partition("_")[2] for name, _ in weighed} == {"sam", "image"}
+    for name, inputs in weighed:
+        weight = inputs["weight"]
+        assert weight.dtype == np.float32, name
+        used = min(len(inputs["text"]) if "text" in inputs else len(inputs["points"]), 11)
+        assert weight.shape == (-(-used // GROUP), GROUP)
+        np.testing.assert_allclose(weight.ravel()[:used], 1 / len(text))
+        assert not weight.ravel()[used:].any()
 
 
 def test_each_block_gets_prompts_from_the_scores_of_the_one_before(

@@ -45,6 +45,7 @@ def test_hard_ones_share_a_word() -> None:
     related = {i for i, name in enumerate(NAMES) if set(name.split()) & {"red", "ring"}}
     for seed in range(20):
         found = draw([0], seed=seed, per_image=5, hard=1.0)
+        assert len(found) == 5
         assert set(found) <= related
 
 
