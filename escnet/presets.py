@@ -5,6 +5,7 @@ paper's two models (arXiv 2411.14723); where the paper is silent, CAT-Seg's publ
 (README, "Where the paper is silent").
 """
 
+from dataclasses import replace
 from typing import Final
 
 from escnet_runtime.errors import InputError
@@ -106,31 +107,20 @@ _VIT_B_16 = EscNetConfig(
     image_std=_CLIP_STD,
 )
 
-_VIT_L_14_336 = EscNetConfig(
+_VIT_L_14_336 = replace(
+    _VIT_B_16,
     name="vit-l-14-336",
-    clip=ClipConfig(
+    clip=replace(
+        _VIT_B_16.clip,
         embed_dim=768,
-        quick_gelu=True,
         image_size=336,
         patch_size=14,
         vision_width=1024,
         vision_layers=24,
-        vision_head_width=64,
         text_width=768,
         text_heads=12,
-        text_layers=12,
-        context_length=77,
-        vocab_size=49408,
         skip_layers=(7, 15),
     ),
-    sam=_SAM,
-    fusion=_FUSION,
-    decoder=_DECODER,
-    blocks=4,
-    ppg=PpgConstants(),
-    templates=_TEMPLATES,
-    image_mean=_CLIP_MEAN,
-    image_std=_CLIP_STD,
 )
 
 PRESETS: Final = {config.name: config for config in (_TINY, _VIT_B_16, _VIT_L_14_336)}
