@@ -8,8 +8,7 @@ from collections import deque
 from collections.abc import Generator, Iterable
 from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Final, Literal, Protocol, Self
+from typing import Any, Final, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +16,7 @@ from PIL import Image
 
 from .backends import Backend
 from .bundle import Bundle
+from .closing import Closing
 from .contract import require_contract
 from .device.arrays import is_device_array
 from .device.base import Device
@@ -67,7 +67,7 @@ _END_SECONDS: Final = 10.0
 _UNTRAINED = "untrained weights: the masks mean nothing"
 
 
-class Segmenter:
+class Segmenter(Closing):
     """Segments images with the model of a bundle, for any list of categories.
 
     Safe to call from several threads: calls are serialised. Use it as a context manager, or call
@@ -86,12 +86,12 @@ class Segmenter:
             the CPU; it is closed with the Segmenter.
         device: the GPU of a backend that needs one; it stays yours. The first visible one by
             default.
-        chunk: categories worked on at a time; bounds the memory and changes nothing: on the CPU,
-            logits and labels are the same to the last bit. Rounded up to whole groups of the bundle
-            (16 categories), which is what the attribute ``chunk`` then says. By default, on the
-            CPU, the one that ``escnet-build`` has measured to be the fastest on this machine, else
-            the bundle's own; on a GPU what fills it, made smaller, with a warning, where memory
-            does not suffice.
+        chunk: categories worked on at a time: it decides memory and speed. On ONNX Runtime's CPU
+            provider logits and labels are the same to the last bit with any; elsewhere last bits
+            can differ. Rounded up to whole groups of the bundle (16 categories), which is what the
+            attribute ``chunk`` then says. By default, on the CPU, the one that ``escnet-build`` has
+            measured to be the fastest on this machine, else the bundle's own; on a GPU 64, or what
+            its engines were built for, made smaller, with a warning, where memory does not suffice.
         cache: folder for text embeddings, for small graphs as ONNX Runtime or OpenVINO has
             rewritten them for this processor, and for what TensorRT-RTX has compiled for this GPU;
             None keeps none of them. By default ``$ESCNET_CACHE`` or
@@ -341,17 +341,6 @@ class Segmenter:
             self._closed = True
             self._backend.close()
             self._freed()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _made(
         self, name: str, device: Device | None, chunk: int | None, cache: Path | None

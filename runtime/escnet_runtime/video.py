@@ -6,8 +6,7 @@ from collections import deque
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Final, Literal, NamedTuple, Self
+from typing import Any, Final, Literal, NamedTuple
 
 import av
 import numpy as np
@@ -15,6 +14,7 @@ from av.container import InputContainer, OutputContainer
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
+from .closing import Closing
 from .errors import ImageError, InputError
 from .frames import Nv12Frame
 from .images import ImageArray
@@ -41,7 +41,7 @@ _CODECS: Final = ("libx264", "libopenh264", "mpeg4")
 _TICK: Final = Fraction(1, 60000)
 
 
-class VideoReader:
+class VideoReader(Closing):
     """The frames of a video file, or of a camera until somebody stops asking.
 
     Frames stand upright: a phone that is turned writes how, in place of turning its pictures.
@@ -118,19 +118,8 @@ class VideoReader:
         """Let go of the file or the camera."""
         self._container.close()
 
-    def __enter__(self) -> Self:
-        return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
-
-class VideoWriter:
+class VideoWriter(Closing):
     """A video file, written frame by frame; the first one gives its size.
 
     Args:
@@ -189,17 +178,6 @@ class VideoWriter:
         if self._stream is not None:
             self._container.mux(self._stream.encode(None))
         self._container.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _next_tick(self, time: Fraction | None) -> int:
         following = 0 if self._tick < 0 else self._tick + max(1, round(1 / (self._rate * _TICK)))

@@ -10,9 +10,9 @@ import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
-from types import TracebackType
-from typing import Any, Final, Protocol, Self
+from typing import Any, Final, Protocol
 
+from escnet_runtime.closing import Closing
 from escnet_runtime.errors import EscNetError
 
 from .plan import Allocator, Variant
@@ -77,7 +77,7 @@ class Served(Protocol):
         """End it."""
 
 
-class ServedProcess:
+class ServedProcess(Closing):
     """A process that measures; use it as a context manager, or call :meth:`close`.
 
     Args:
@@ -122,17 +122,6 @@ class ServedProcess:
                 stream.close()
             except BrokenPipeError:  # what it was told last it never read
                 continue
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _send(self, what: Mapping[str, Any]) -> None:
         assert self._process.stdin is not None

@@ -8,9 +8,9 @@ host it takes the place of what was uploaded, which has been computed with by th
 
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from types import TracebackType
-from typing import Final, Self
+from typing import Final
 
+from ..closing import Closing
 from ..device.base import Device, DeviceMemory, Event, HostMemory
 from .layout import aligned
 
@@ -127,7 +127,7 @@ class Slot:
 
 
 @dataclass(slots=True)
-class SlotPool:
+class SlotPool(Closing):
     """Slots that are free, and all there are."""
 
     device: Device
@@ -173,14 +173,3 @@ class SlotPool:
         self.drop_free()
         while self.used:
             self.used.pop().close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
