@@ -13,6 +13,7 @@ from typing import Any, Final, Literal, TypeAlias, get_args
 
 from escnet_runtime.errors import BundleFormatError, InputError
 from escnet_runtime.ppg import PpgConstants
+from escnet_runtime.preprocess import Preprocessing
 from escnet_runtime.strict_json import typed
 
 __all__ = ["ClipConfig", "DecoderConfig", "EscNetConfig", "FusionConfig", "SamConfig", "SamPrompts"]
@@ -155,6 +156,11 @@ class EscNetConfig:
     def logits(self) -> int:
         """Logit cells a side: the decoder doubles the grid twice."""
         return 4 * self.grid
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """How an image becomes the model's input."""
+        return Preprocessing(size=self.clip.image_size, mean=self.image_mean, std=self.image_std)
 
     @property
     def image_sizes(self) -> tuple[int, ...]:

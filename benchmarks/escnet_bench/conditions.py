@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final, Literal, Self, TypeAlias
 
 from escnet_runtime.bundle import Bundle, sha256_file
-from escnet_runtime.processor import processor_model
+from escnet_runtime.processor import load_averages, processor_model
 from escnet_runtime.segmenter import Segmenter
 
 from .clocks import Clocks, read_clocks
@@ -140,7 +140,7 @@ class Conditions:
             python=f"{platform.python_implementation()} {platform.python_version()}",
             packages=_versions(),
             variables=_variables(),
-            load_before=_load(),
+            load_before=load_averages(),
             commit=commit,
             changed=changed,
             bundle=None if bundle is None else BundleConditions.of(bundle),
@@ -154,7 +154,7 @@ class Conditions:
 
     def finished(self) -> "Conditions":
         """The same with load and clocks at the end."""
-        return dataclasses.replace(self, load_after=_load(), clocks_after=read_clocks())
+        return dataclasses.replace(self, load_after=load_averages(), clocks_after=read_clocks())
 
 
 def device_of(segmenter: Segmenter) -> Device:
@@ -226,15 +226,6 @@ def _variables() -> dict[str, str]:
     if preloaded:  # such as another allocator; its folder is nobody's business
         found["LD_PRELOAD"] = " ".join(Path(name).name for name in preloaded)
     return found
-
-
-def _load() -> tuple[float, ...] | None:
-    if not hasattr(os, "getloadavg"):
-        return None
-    try:
-        return tuple(round(value, 2) for value in os.getloadavg())
-    except OSError:
-        return None
 
 
 def _commit() -> tuple[str | None, bool | None]:

@@ -12,34 +12,28 @@ from typing import TypeAlias
 
 import torch
 
-from escnet.config import EscNetConfig
 from escnet.model import EscNet
 from escnet.precision import whole_float32
 from escnet.tokenizer import write_tokenizer
 from escnet.weights import LoadedCheckpoint, load_checkpoint, resized
+from escnet_export.description import constants_of, model_info
 from escnet_export.reference import TorchBackend
 from escnet_runtime import __version__
 from escnet_runtime.bundle import Bundle, sha256_file
-from escnet_runtime.groups import GROUP
 from escnet_runtime.manifest import (
-    Constants,
     FileRef,
     Golden,
     Manifest,
-    ModelInfo,
     Parity,
-    Postprocessing,
     Precision,
     Stage,
     TokenizerRef,
 )
-from escnet_runtime.preprocess import Preprocessing
 from escnet_runtime.segmenter import Segmenter
 
 __all__ = ["TorchOf", "checkpoint_reference", "checkpoint_segmenter", "model_segmenter"]
 
 _TOKENIZER = "tokenizer.json"
-_CHUNK = 16  # as in the bundles that escnet-export writes
 
 #: Makes what runs a model's graphs.
 TorchOf: TypeAlias = Callable[[EscNet], TorchBackend]
@@ -112,9 +106,9 @@ def _manifest(loaded: LoadedCheckpoint, source: FileRef, folder: Path) -> Manife
     )
     tokenizer = folder / _TOKENIZER
     return Manifest(
-        model=_model_info(loaded),
+        model=model_info(model.config, weights=loaded.weights, trained=loaded.trained),
         precision=Precision.FP32,
-        constants=_constants(model.config),
+        constants=constants_of(model.config),
         stages={"text_encoder": stage},  # tells vocabularies of different models apart
         tokenizer=TokenizerRef(
             file=_TOKENIZER,
@@ -133,34 +127,4 @@ def _manifest(loaded: LoadedCheckpoint, source: FileRef, folder: Path) -> Manife
             files=(),
         ),
         producer={"escnet": __version__, "torch": str(torch.__version__)},
-    )
-
-
-def _model_info(loaded: LoadedCheckpoint) -> ModelInfo:
-    model: EscNet = loaded.model
-    config = model.config
-    return ModelInfo(
-        name=config.name,
-        trained=loaded.trained,
-        weights=loaded.weights,
-        image_size=config.clip.image_size,
-        grid=(config.grid, config.grid),
-        logits=(config.logits, config.logits),
-        embed_dim=config.clip.embed_dim,
-        hidden_dim=config.fusion.hidden_dim,
-        sam_dim=config.sam.embed_dim,
-        blocks=config.blocks,
-    )
-
-
-def _constants(config: EscNetConfig) -> Constants:
-    return Constants(
-        ppg=config.ppg,
-        preprocessing=Preprocessing(
-            size=config.clip.image_size, mean=config.image_mean, std=config.image_std
-        ),
-        postprocessing=Postprocessing(resize="bilinear", align_corners=False, confidence="softmax"),
-        templates=config.templates,
-        chunk=_CHUNK,
-        group=GROUP,
     )

@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import datetime
 import logging
-import os
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from escnet_runtime.chunk_record import ChunkRecord, CpuBackend, KindTimes, Mach
 from escnet_runtime.contract import require_contract
 from escnet_runtime.errors import BackendError, BundleError, BundleFormatError, InputError
 from escnet_runtime.measured_chunks import chunk_file, measured_graphs, read_chunks
+from escnet_runtime.processor import load_averages
 
 from .chunk_plan import ChunkSizes
 from .chunk_runs import BlockRuns, Run, kinds_of, timed_in_turns
@@ -124,7 +124,7 @@ def _measured(
     runs: Opener,
 ) -> ChunkRecord:
     date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    load = _load()
+    load = load_averages()
     with runs(bundle, backend, sizes.categories) as run:
         times = timed_in_turns(run, sizes.chunks, rounds, step)
     version = library_version(backend)
@@ -152,7 +152,7 @@ def _measured(
             noise=NOISE,
             memory_bytes=sizes.memory_bytes,
             load_before=load,
-            load_after=_load(),
+            load_after=load_averages(),
         ),
     )
     return dataclasses.replace(record, chunk=fastest_chunk(record.together()))
@@ -186,12 +186,3 @@ def _warn(record: ChunkRecord) -> None:
             chunk,
             100 * spread,
         )
-
-
-def _load() -> tuple[float, ...] | None:
-    if not hasattr(os, "getloadavg"):
-        return None
-    try:
-        return tuple(round(value, 2) for value in os.getloadavg())
-    except OSError:
-        return None

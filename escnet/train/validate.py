@@ -23,7 +23,7 @@ from escnet_runtime.dataset import LabelledImages
 from escnet_runtime.errors import InputError
 from escnet_runtime.images import ImageArray
 from escnet_runtime.postprocess import UpsampleArgmax
-from escnet_runtime.preprocess import Preprocessing, preprocess
+from escnet_runtime.preprocess import preprocess
 from escnet_runtime.tokenizer import Tokenizer
 from escnet_runtime.vocabulary import Vocabulary, assemble, plan_texts
 
@@ -117,12 +117,7 @@ def label_map(
 ) -> Labels:
     """Indices into ``words.names`` of an image uint8 [H, W, 3], uint8 or uint16 [H, W]."""
     device = next(model.parameters()).device
-    spec = Preprocessing(
-        size=model.config.clip.image_size,
-        mean=model.config.image_mean,
-        std=model.config.image_std,
-    )
-    pixels = torch.from_numpy(preprocess(image, spec)).to(device)
+    pixels = torch.from_numpy(preprocess(image, model.config.preprocessing)).to(device)
     text = torch.tensor(words.embeddings, device=device)
     scores: NDArray[np.float32] = predict(model, pixels, text).float().cpu().numpy()
     height, width = image.shape[:2]

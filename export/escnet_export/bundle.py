@@ -22,16 +22,12 @@ from escnet_runtime.atomic import atomic_directory
 from escnet_runtime.bundle import sha256_file
 from escnet_runtime.confusion import Labels, ignore_index
 from escnet_runtime.errors import InputError
-from escnet_runtime.groups import GROUP
 from escnet_runtime.images import ImageArray
 from escnet_runtime.manifest import (
-    Constants,
     FileRef,
     Golden,
     Manifest,
-    ModelInfo,
     Parity,
-    Postprocessing,
     Precision,
     Stage,
     TensorSpec,
@@ -43,6 +39,7 @@ from escnet_runtime.vocabulary import TextPlan, assemble, plan_texts
 
 from .calibrate import Calibration
 from .check import CATEGORIES
+from .description import constants_of, model_info
 from .errors import ParityError
 from .gate import AccuracyGate, Decision, Texts, inputs_of
 from .golden import GOLDEN_FILES, write_golden
@@ -66,8 +63,6 @@ from .workshop import Built, Step, Workshop, open_backend
 
 __all__ = ["ExportReport", "export_bundle"]
 
-#: Categories a chunk on the CPU: measured for vit-b-16, benchmarks/results.
-_CHUNK: Final = 16
 _LOG: Final = logging.getLogger("escnet_export")
 #: The oldest ONNX Runtime that reads the opset and IR version we write.
 _ORT_MINIMUM: Final = {Precision.FP32: "1.18", Precision.FP16: "1.18", Precision.BF16: "1.20"}
@@ -153,7 +148,7 @@ def export_bundle(
             context_length=context,
         )
         tokenizer = Tokenizer.open(folder / "tokenizer.json", context)
-        spec = _preprocessing(model)
+        spec = model.config.preprocessing
         texts = _texts(model, tokenizer, measured)
         samples = _samples(model, measured, texts, spec, store, step)
         workshop = Workshop(
@@ -175,16 +170,9 @@ def export_bundle(
         step("golden run")
         first = samples[0] if measured is golden else None
         _golden_run(model, folder, tokenizer, golden, first, decision)
-        data = {
-            **report.to_dict(),
-            "model": model.config.name,
-            "precision": precision.value,
-            "trained": trained,
-            "reason": report.reason(),
-        }
-        (folder / "parity.json").write_text(_json(data), encoding="utf-8")
+        said = {"model": model.config.name, "precision": precision.value, "trained": trained}
         pictures = _pictures(samples, decision.outcomes, texts, spec)
-        (folder / "parity.html").write_text(parity_page(data, pictures), encoding="utf-8")
+        _write_parity(folder, {**report.to_dict(), **said, "reason": report.reason()}, pictures)
         step("manifest")
         manifest = _manifest(model, folder, decision, weights, trained, golden)
         (folder / "bundle.json").write_text(manifest.to_json(), encoding="utf-8")
@@ -241,6 +229,11 @@ def _rows(labels: Labels, plan: TextPlan) -> Labels:
     return rows
 
 
+def _write_parity(folder: Path, data: dict[str, Any], pictures: Sequence[ParityPicture]) -> None:
+    (folder / "parity.json").write_text(_json(data), encoding="utf-8")
+    (folder / "parity.html").write_text(parity_page(data, pictures), encoding="utf-8")
+
+
 def _missed(report: ParityReport, raise_blocks: bool) -> str:
     kept = ", ".join(kept.block for kept in report.kept_higher)
     done = f", with {kept} kept higher" if kept else ""
@@ -290,7 +283,7 @@ def _golden_run(
     off by the default budget at least: a user's tighter one is about stages one by one.
     """
     report, usual = decision.report, Budget.default(decision.plan.base).stage_l2
-    texts, spec = _texts(model, tokenizer, scenes), _preprocessing(model)
+    texts, spec = _texts(model, tokenizer, scenes), model.config.preprocessing
     agreement = report.pixel_agreement
     tolerance = max(report.budget.stage_l2, usual, _GOLDEN_FACTOR * _worst(report.stages.values()))
     if sample is None:
@@ -359,20 +352,9 @@ def _manifest(
     config, report, precision = model.config, decision.report, decision.plan.base
     tokenizer = _reference(folder, "tokenizer.json")
     return Manifest(
-        model=ModelInfo(
-            name=config.name,
-            trained=trained,
-            weights=weights,
-            image_size=config.clip.image_size,
-            grid=(config.grid, config.grid),
-            logits=(config.logits, config.logits),
-            embed_dim=config.clip.embed_dim,
-            hidden_dim=config.fusion.hidden_dim,
-            sam_dim=config.sam.embed_dim,
-            blocks=config.blocks,
-        ),
+        model=model_info(config, weights=weights, trained=trained),
         precision=precision,
-        constants=_constants(model),
+        constants=constants_of(config),
         stages={name: _stage(folder, built) for name, built in decision.built.items()},
         tokenizer=TokenizerRef(**_fields(tokenizer), context_length=config.clip.context_length),
         golden=Golden(
@@ -398,23 +380,6 @@ def _manifest(
             "python": platform.python_version(),
         },
     )
-
-
-def _constants(model: EscNet) -> Constants:
-    config = model.config
-    return Constants(
-        ppg=config.ppg,
-        preprocessing=_preprocessing(model),
-        postprocessing=Postprocessing(resize="bilinear", align_corners=False, confidence="softmax"),
-        templates=config.templates,
-        chunk=_CHUNK,
-        group=GROUP,
-    )
-
-
-def _preprocessing(model: EscNet) -> Preprocessing:
-    config = model.config
-    return Preprocessing(size=config.clip.image_size, mean=config.image_mean, std=config.image_std)
 
 
 def _reference(folder: Path, file: str) -> FileRef:

@@ -138,13 +138,6 @@ class ParityReport:
     kept_higher: list[Kept] = field(default_factory=list)
     traps: list[Trap] = field(default_factory=list)
 
-    def add_stage(
-        self, name: str, got: npt.NDArray[np.generic], want: npt.NDArray[np.generic]
-    ) -> None:
-        """Take one more stage into account, and its figure into the gate if that is the stages."""
-        self.stages.setdefault(name, StageError()).add(got, want)
-        self.judge()
-
     def judge(self) -> None:
         """Hold the figures against the budget; ``passed`` is the result."""
         self.passed = not self.missed()

@@ -1,11 +1,11 @@
-"""What the processor of this machine calls itself; cheap enough to ask at every start."""
+"""What the processor of this machine calls itself, and how busy it is; cheap to ask."""
 
 import os
 import platform
 from pathlib import Path
 from typing import Final
 
-__all__ = ["processor_features", "processor_model"]
+__all__ = ["load_averages", "processor_features", "processor_model"]
 
 _CPUINFO: Final = Path("/proc/cpuinfo")
 #: Arm's cores have numbers in place of a name; where there is one, it is of all of an architecture:
@@ -60,3 +60,13 @@ def processor_features(cpuinfo: Path = _CPUINFO) -> frozenset[str]:
     except OSError:
         pass
     return frozenset()
+
+
+def load_averages() -> tuple[float, ...] | None:
+    """Processes that run or wait to, on average over 1, 5 and 15 minutes; None if unknown."""
+    if not hasattr(os, "getloadavg"):
+        return None
+    try:
+        return tuple(round(value, 2) for value in os.getloadavg())
+    except OSError:
+        return None

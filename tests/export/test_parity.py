@@ -277,9 +277,12 @@ def test_a_stage_added_late_is_judged_too(
 ) -> None:
     report = measured(mini, sample, spec, unchanged, trained=gate == "pixels")
     want: npt.NDArray[np.float32] = np.ones(4, np.float32)
-    report.add_stage("text_encoder", want, want)
+    encoded = report.stages["text_encoder"] = StageError()
+    encoded.add(want, want)
+    report.judge()
     assert report.passed
-    report.add_stage("text_encoder", want * np.float32(late), want)
+    encoded.add(want * np.float32(late), want)
+    report.judge()
     assert not report.passed
 
 

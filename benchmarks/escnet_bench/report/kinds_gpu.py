@@ -1,6 +1,8 @@
 """What the report takes from the parts of ``gpu-check``."""
 
 import dataclasses
+from collections.abc import Iterable
+from typing import Any
 
 from .facts import Result, Timing
 from .opened import Opened
@@ -10,7 +12,8 @@ __all__ = ["gpu_latency", "gpu_memory", "gpu_stages"]
 
 
 def gpu_latency(opened: Opened, result: Result) -> Result:
-    backend = taken(opened.document.get("plan"), GpuPlan, f"{opened.file}: plan").backend
+    """Times of an image; ours run on the backend of the plan."""
+    backend = _backend(opened)
     timings = []
     for row, _ in opened.each(GpuLatencyRow):
         # "escnet" is the bundle on the backend of the plan, "torch eager fp16" a model in PyTorch.
@@ -34,32 +37,36 @@ def gpu_latency(opened: Opened, result: Result) -> Result:
 
 
 def gpu_stages(opened: Opened, result: Result) -> Result:
-    backend = taken(opened.document.get("plan"), GpuPlan, f"{opened.file}: plan").backend
-    timings = tuple(
-        Timing(
-            **opened.where,
-            model=row.model,
-            implementation=backend,
-            precision=row.precision,
-            categories=row.categories,
-            stages=row.stages,
-        )
-        for row, _ in opened.each(GpuStagesRow)
-    )
-    return dataclasses.replace(result, timings=timings)
+    """Times of our stages."""
+    rows = ((row, {"stages": row.stages}) for row, _ in opened.each(GpuStagesRow))
+    return dataclasses.replace(result, timings=_ours(opened, rows))
 
 
 def gpu_memory(opened: Opened, result: Result) -> Result:
-    backend = taken(opened.document.get("plan"), GpuPlan, f"{opened.file}: plan").backend
-    timings = tuple(
+    """What we take of the device's memory."""
+    rows = (
+        (row, {"device_memory_bytes": row.measured_bytes}) for row, _ in opened.each(GpuMemoryRow)
+    )
+    return dataclasses.replace(result, timings=_ours(opened, rows))
+
+
+def _ours(
+    opened: Opened, rows: Iterable[tuple[GpuStagesRow | GpuMemoryRow, dict[str, Any]]]
+) -> tuple[Timing, ...]:
+    """Rows of our own pipeline, each with what it tells of it."""
+    backend = _backend(opened)
+    return tuple(
         Timing(
             **opened.where,
             model=row.model,
             implementation=backend,
             precision=row.precision,
             categories=row.categories,
-            device_memory_bytes=row.measured_bytes,
+            **told,
         )
-        for row, _ in opened.each(GpuMemoryRow)
+        for row, told in rows
     )
-    return dataclasses.replace(result, timings=timings)
+
+
+def _backend(opened: Opened) -> str:
+    return taken(opened.document.get("plan"), GpuPlan, f"{opened.file}: plan").backend

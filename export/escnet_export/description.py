@@ -1,0 +1,36 @@
+"""What a manifest says of a model, whatever runs its graphs."""
+
+from escnet.chunks import CHUNK
+from escnet.config import EscNetConfig
+from escnet_runtime.groups import GROUP
+from escnet_runtime.manifest import Constants, ModelInfo, Postprocessing
+
+__all__ = ["constants_of", "model_info"]
+
+
+def model_info(config: EscNetConfig, *, weights: str, trained: bool) -> ModelInfo:
+    """Names and sizes; ``weights`` says where they come from, for people."""
+    return ModelInfo(
+        name=config.name,
+        trained=trained,
+        weights=weights,
+        image_size=config.clip.image_size,
+        grid=(config.grid, config.grid),
+        logits=(config.logits, config.logits),
+        embed_dim=config.clip.embed_dim,
+        hidden_dim=config.fusion.hidden_dim,
+        sam_dim=config.sam.embed_dim,
+        blocks=config.blocks,
+    )
+
+
+def constants_of(config: EscNetConfig) -> Constants:
+    """What happens before, between and after the graphs."""
+    return Constants(
+        ppg=config.ppg,
+        preprocessing=config.preprocessing,
+        postprocessing=Postprocessing(resize="bilinear", align_corners=False, confidence="softmax"),
+        templates=config.templates,
+        chunk=CHUNK,
+        group=GROUP,
+    )
