@@ -57,6 +57,8 @@ def test_siblings_are_required_at_that_version(one: Distribution) -> None:
 def test_metadata_is_the_same_everywhere(one: Distribution) -> None:
     assert one.project["license"] == "Apache-2.0"
     assert one.project["requires-python"] == ">=3.11"
+    assert one.project["classifiers"] == WORKSPACE["escnet"].project["classifiers"]
+    assert "Typing :: Typed" in one.project["classifiers"]
     assert (one.folder / "LICENSE").read_bytes() == (ROOT / "LICENSE").read_bytes()
 
 
