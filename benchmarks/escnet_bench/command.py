@@ -26,6 +26,7 @@ from .footprint import FootprintRow, Startup, measure_footprint
 from .gallery.command import add_gallery_options, gallery
 from .latency.command import latency
 from .latency.options import add_latency_options
+from .models import require_checkpoint
 from .parity_command import add_parity_options, parity
 from .ppg_time import PpgRow, measure_ppg, runtime_implementations
 from .report.command import add_report_options, report
@@ -386,8 +387,7 @@ def _precision(arguments: argparse.Namespace, console: Console) -> Document:
             name = f"--{option.replace('_', '-')}"
             raise InputError(f"{name} is {getattr(arguments, option)}, expected at least 1")
     checkpoint = arguments.checkpoint or shipped_checkpoint(_PRESET)
-    if not checkpoint.is_file():
-        raise InputError(f"there is no checkpoint {checkpoint}")
+    require_checkpoint(checkpoint)
     images = len(open_labelled(arguments.images))
     task = Task(
         checkpoint=checkpoint,

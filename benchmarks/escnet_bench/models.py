@@ -9,7 +9,7 @@ from escnet_runtime.commands.options import add_backend_option, add_chunk_option
 from escnet_runtime.errors import BackendError, InputError
 from escnet_runtime.segmenter import Segmenter
 
-__all__ = ["CHECKPOINT_SUFFIX", "add_model_options", "open_model"]
+__all__ = ["CHECKPOINT_SUFFIX", "add_model_options", "open_model", "require_checkpoint"]
 
 CHECKPOINT_SUFFIX: Final = ".safetensors"
 
@@ -24,6 +24,17 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     )
     add_backend_option(parser, torch=True)
     add_chunk_option(parser)
+
+
+def require_checkpoint(path: Path) -> None:
+    """What torch is to load is there; said before torch is imported.
+
+    Raises:
+        InputError: there is no such file.
+    """
+    if not path.is_file():
+        got = f"{path} is a folder" if path.is_dir() else f"there is no checkpoint {path}"
+        raise InputError(f"{got}; expected a file of escnet-train, NAME{CHECKPOINT_SUFFIX}")
 
 
 def open_model(

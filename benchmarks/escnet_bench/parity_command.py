@@ -18,6 +18,7 @@ from escnet_runtime.segmenter import Segmenter
 from escnet_runtime.vocabulary import read_classes_file
 
 from .conditions import Conditions, device_of
+from .models import require_checkpoint
 from .parity import METHOD, ParityRow, Reference, measure_parity
 from .results import Document, result_document
 
@@ -132,8 +133,7 @@ def _reference(
     manifest = segmenter.bundle.manifest
     weights: Weights | None
     if arguments.checkpoint is not None:
-        if not arguments.checkpoint.is_file():
-            raise InputError(f"there is no checkpoint {arguments.checkpoint}")
+        require_checkpoint(arguments.checkpoint)
         weights = Weights.of_checkpoint(arguments.checkpoint)
     elif arguments.preset is not None:
         weights = Weights.of_preset(arguments.preset, trained=manifest.model.trained)

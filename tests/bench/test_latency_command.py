@@ -154,6 +154,7 @@ def test_tables_are_for_people(capsys: pytest.CaptureFixture[str]) -> None:
         (["--preset", "huge"], "huge"),
         (["--bundle", "none"], "none"),
         (["--checkpoint", "none.safetensors"], "there is no checkpoint none.safetensors"),
+        (["--checkpoint", "."], ". is a folder; expected a file of escnet-train, NAME.safetensors"),
         (["--preset", "tiny", "--bundle", "none"], "not allowed with argument"),
         (["--image", "none.png"], "none.png"),
         (["--cat-seg", "none"], "there is no cat_seg/modeling/transformer/model.py; expected a"),

@@ -366,7 +366,7 @@ def test_pascal_context_that_is_something_else(
     for matrix, message in (
         (np.array([[460]]), "has the values [460]"),
         (np.array([[1.5]]), "not whole numbers"),
-        (np.array([[-1]]), "values beyond 0"),
+        (np.array([[-1]]), f"values beyond 0 to {2**16 - 2}: got -1 to -1"),
         (np.zeros((1, 2, 3)), "LabelMap is [1, 2, 3]"),
     ):
         stored = "f8" if matrix.dtype == np.float64 else "i2"

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Final
 from escnet_runtime.bundle import Bundle
 from escnet_runtime.contract import require_contract
 from escnet_runtime.embedding_cache import default_cache_directory
-from escnet_runtime.errors import BackendError, InputError
+from escnet_runtime.errors import BackendError
 from escnet_runtime.images import ImageArray
 from escnet_runtime.manifest import Precision
 
+from ..models import require_checkpoint
 from .plan import Form
 
 if TYPE_CHECKING:
@@ -85,8 +86,8 @@ def open_subject(
         opened = Bundle.open(bundle)
         require_contract(opened.manifest)
         return _of_bundle(opened)
-    if checkpoint is not None and not checkpoint.is_file():
-        raise InputError(f"there is no checkpoint {checkpoint}")
+    if checkpoint is not None:
+        require_checkpoint(checkpoint)
     try:
         from escnet.presets import preset as preset_of
         from escnet.weights import load_checkpoint

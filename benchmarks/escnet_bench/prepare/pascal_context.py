@@ -191,7 +191,10 @@ def _label_map(path: Path) -> LabelMap:
     if matrix.ndim != 2 or matrix.size == 0:
         raise InputError(f"{path}: {_MATRIX} is {list(matrix.shape)}; expected [height, width]")
     if not (matrix.min() >= 0 and matrix.max() < UNLABELLED):
-        raise InputError(f"{path}: {_MATRIX} has values beyond 0 to {UNLABELLED - 1}")
+        raise InputError(
+            f"{path}: {_MATRIX} has values beyond 0 to {UNLABELLED - 1}: got {matrix.min():g} to "
+            f"{matrix.max():g}"
+        )
     numbers = matrix.astype(np.uint16)
     if not np.array_equal(numbers, matrix):
         raise InputError(f"{path}: {_MATRIX} has values that are not whole numbers")
