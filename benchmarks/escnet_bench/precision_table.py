@@ -8,7 +8,6 @@ stands in a folder, from which a run that was interrupted goes on.
 import dataclasses
 import json
 import logging
-import os
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -23,6 +22,7 @@ import numpy as np
 from escnet.weights import load_checkpoint
 from escnet_export import export_bundle
 from escnet_export.scenes import labelled_scenes
+from escnet_runtime.atomic import atomic_file
 from escnet_runtime.bundle import Bundle, sha256_file
 from escnet_runtime.confusion import ConfusionCounter
 from escnet_runtime.console import Advance
@@ -208,10 +208,8 @@ def _claim(work: Path, task: Task) -> None:
 
 
 def _write(path: Path, data: Mapping[str, Any]) -> None:
-    """A file that is whole or not there."""
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(data, indent=2), encoding="utf-8")
-    temporary.replace(path)
+    with atomic_file(path) as temporary:
+        temporary.write_text(json.dumps(data, indent=2), encoding="utf-8")
 
 
 def _results(
@@ -237,9 +235,8 @@ class _References:
         """Segment all images."""
         step("torch", count=0)
         for index, (sample, result) in enumerate(_results(torch, dataset, limit)):
-            temporary = self._folder / "next.npz"
-            np.savez_compressed(temporary, labels=result.labels, prompts=result.prompts)
-            os.replace(temporary, self._path(index))
+            with atomic_file(self._path(index)) as temporary:
+                np.savez_compressed(temporary, labels=result.labels, prompts=result.prompts)
             step(f"torch, {sample.name}")
 
     def __getitem__(self, index: int) -> Traced:

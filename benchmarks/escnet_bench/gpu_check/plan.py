@@ -2,13 +2,14 @@
 
 import dataclasses
 import json
-import os
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
+
+from escnet_runtime.atomic import atomic_file
 
 from ..conditions import Conditions
 from ..results import SCHEMA_VERSION, plain
@@ -154,11 +155,9 @@ class Report:
             "rows": self.rows,
             "errors": self.errors,
         }
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.path.with_suffix(".part")
         text = json.dumps(plain(document), indent=2, ensure_ascii=False, allow_nan=False)
-        temporary.write_text(text + "\n", encoding="utf-8")
-        os.replace(temporary, self.path)
+        with atomic_file(self.path) as temporary:
+            temporary.write_text(text + "\n", encoding="utf-8")
 
 
 def _without_folders(plan: CheckPlan) -> dict[str, Any]:
