@@ -61,10 +61,6 @@ def checkout_environment(root: Path) -> Path:
     checkout = cache / f"checkout-{checkout_key(root, dependencies)}"
     if _is_complete(dependencies) and _is_complete(checkout):
         return checkout
-    try:
-        cache.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise EnvironmentBuildError(f"{error}. Set ESCNET_ENV_CACHE to another folder.") from error
     with _locked(cache) as lock:
         if not _is_complete(dependencies):
             _build_dependencies(dependencies, root, requirements, lock)
@@ -197,7 +193,14 @@ def _run(command: list[str], log: Path, lock: int) -> None:
 @contextmanager
 def _locked(cache: Path) -> Iterator[int]:
     """Hold the cache's lock; yield its file descriptor. Waits, saying so, while another builds."""
-    descriptor = os.open(cache / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(cache / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise EnvironmentBuildError(
+            f"environments cannot be kept in {cache}: {error}. Make that folder writable, or set "
+            "ESCNET_ENV_CACHE to another one."
+        ) from error
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -49,6 +49,17 @@ def test_failed_installation_shows_its_log_and_leaves_nothing_complete(workspace
     assert not list((workspace.parent / "cache").glob("*/complete"))
 
 
+@pytest.mark.parametrize("what", ["cache", "cache/lock"])
+def test_a_cache_that_cannot_be_written_is_said_with_what_to_do(workspace: Path, what: str) -> None:
+    blocked = workspace.parent / what
+    if what == "cache":
+        blocked.write_text("a file", encoding="utf-8")
+    else:
+        blocked.mkdir(parents=True)
+    with pytest.raises(EnvironmentBuildError, match="set ESCNET_ENV_CACHE to another one"):
+        checkout_environment(workspace)
+
+
 def test_too_little_disk_space_is_said_before_anything_is_installed(
     workspace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
