@@ -15,6 +15,7 @@ _WOOD: Final = (0.30, 0.23, 0.17)
 
 
 def paint_tree(scene: Scene, x: float, z: float) -> None:
+    """A conifer or a broad tree, bare where the season has no leaves; its foot at (x, 0, z) m."""
     conifer = scene.uniform(0, 1) < (0.25 if scene.season.leaves else 0.6)
     tall = scene.uniform(8, 13) if conifer else scene.uniform(6.5, 9.5)
     unit = tall * scene.focal / z  # px
