@@ -322,6 +322,55 @@ def test_a_counter_that_tells_nothing_is_no_energy() -> None:
     assert "energy: the counter told nothing" in {one.reason for one in found.left_out}
 
 
+class Watts:
+    """A counter: five of them."""
+
+    source = "made up"
+
+    def __init__(self, machine: Machine) -> None:
+        self.machine = machine
+
+    def joules(self) -> float:
+        """Since the beginning."""
+        return 5 * self.machine.now
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+def test_a_process_that_ends_in_what_is_good_to_have_costs_nobody_the_next_cells() -> None:
+    machine = Machine(fails={("loop", "onnxruntime"): ProcessEnded("signal 9")})
+    asked = settings(categories=(19, 58), variants=(OURS, PLAIN))
+    found = machine.measure(asked, counter=Watts(machine)).run()
+    assert [set(timed) for timed in found.timed.values()] == 2 * [{OURS, PLAIN}]
+    assert machine.started == ["default", "default"]
+    assert {(one.implementation, one.categories): one.reason for one in found.left_out} == {
+        ("onnxruntime", 19): "energy: signal 9",
+        ("torch-plain", 19): "energy: the process ended before",
+        ("onnxruntime", 58): "energy: signal 9",
+        ("torch-plain", 58): "energy: the process ended before",
+    }
+
+
+def test_energy_that_fails_is_named() -> None:
+    machine = Machine(fails={("loop", "torch-plain"): Refused("made up")})
+    found = machine.measure(settings(variants=(OURS, PLAIN)), counter=Watts(machine)).run()
+    [timed] = found.timed.values()
+    assert (timed[OURS].energy_mj is None, timed[PLAIN].energy_mj) == (False, None)
+    assert [one.reason for one in found.left_out] == ["energy: made up"]
+
+
+def test_a_process_that_does_not_begin_is_told() -> None:
+    machine = Machine()
+
+    def start(allocator: Allocator) -> Process:
+        raise ProcessEnded("its process ended with code 127: no Python")
+
+    machine.start = start  # type: ignore[method-assign]
+    found = machine.measure(settings(variants=(OURS,))).run()
+    assert [one.reason for one in found.left_out] == ["its process ended with code 127: no Python"]
+
+
 def test_ratios_are_formed_within_a_round() -> None:
     ours = Timed(first_ms=1, chunk=16, agreement=1, milliseconds={0: 10, 1: 100, 2: 20})
     other = Timed(first_ms=1, chunk=None, agreement=1, milliseconds={0: 20, 1: 200, 2: 60})
@@ -405,6 +454,31 @@ def test_memory_that_no_time_is_left_for_is_named() -> None:
     assert not peaks
     [gone] = found.left_out
     assert gone.reason == "memory: no time was left; give more --minutes"
+
+
+def test_memory_that_fails_is_named_at_every_number_of_categories() -> None:
+    machine = Machine()
+    measurement = machine.measure(settings(categories=(19, 58, 150), variants=(OURS, PLAIN)))
+    found: Found = measurement.run()
+    told = iter(range(10))
+
+    def second_fails(name: str) -> None:
+        if name == "torch-plain" and next(told) == 1:
+            raise ProcessEnded("signal 9")
+
+    machine.told = second_fails
+    peaks = measure_peaks(
+        found,
+        measurement._forecast,
+        machine.start,
+        until=machine.now + 1000,
+        clock=lambda: machine.now,
+    )
+    assert {at.categories for one, at in peaks if one == OURS} == {19, 58, 150}
+    assert {at.categories for one, at in peaks if one == PLAIN} == {19}
+    assert {(one.implementation, one.categories): one.reason for one in found.left_out} == {
+        ("torch-plain", number): "memory: signal 9" for number in (58, 150)
+    }
 
 
 @pytest.mark.parametrize(

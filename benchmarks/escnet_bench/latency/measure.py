@@ -111,8 +111,8 @@ class Measurement:
         self._energy(cell, timed)
         served = self._served.get(cell.allocator)
         if served is not None and timed:
-            self._try(lambda: self.threads.update(served.ask("info")["threads"]))
-            self._try(lambda: served.ask("trim"))
+            self._try(cell, lambda: self.threads.update(served.ask("info")["threads"]))
+            self._try(cell, lambda: served.ask("trim"))
 
     def _useless(self, cell: Cell) -> str | None:
         """Why nothing can be measured in a cell; None if it can."""
@@ -280,22 +280,27 @@ class Measurement:
         if self._counter is None:
             return
         for variant, one in timed.items():
+            if cell.allocator not in self._served:  # to open it again takes other cells' time
+                self.found.leave_out(variant, cell, "energy: the process ended before")
+                continue
             seconds = one.percentiles()[0] / 1e3
             calls = max(math.ceil(_ENERGY_SECONDS / max(seconds, 1e-6)), 1)
             if self._clock() + calls * seconds > self._end:
                 self.found.leave_out(variant, cell, "energy: no time was left")
                 continue
             before = self._counter.joules()
-            if self._try(
+            error = self._try(
+                cell,
                 lambda v=variant, n=calls: self._at(cell).ask(  # type: ignore[misc]
                     "loop", v, categories=cell.categories, calls=n, seconds=self._patience()
-                )
-            ):
-                taken = self._counter.joules() - before
-                if taken > 0:
-                    one.energy_mj = 1e3 * taken / calls
-                else:
-                    self.found.leave_out(variant, cell, "energy: the counter told nothing")
+                ),
+            )
+            taken = self._counter.joules() - before
+            if error is None and taken > 0:
+                one.energy_mj = 1e3 * taken / calls
+            else:
+                said = "the counter told nothing" if error is None else str(error)
+                self.found.leave_out(variant, cell, f"energy: {said}")
 
     def _at(self, cell: Cell) -> Served:
         if cell.allocator not in self._served:
@@ -303,7 +308,9 @@ class Measurement:
         return self._served[cell.allocator]
 
     def _end_process(self, cell: Cell) -> None:
-        self._served.pop(cell.allocator).close()
+        served = self._served.pop(cell.allocator, None)
+        if served is not None:  # else it did not even begin
+            served.close()
 
     def _over(self) -> bool:
         """Whether time is up."""
@@ -314,13 +321,18 @@ class Measurement:
         end = self._end if until is None else min(self._end, until)
         return max(end - self._clock(), 0.0) + _LEAST_WAIT
 
-    def _try(self, ask: Callable[[], object]) -> bool:
-        """Whether something that is good to have worked."""
+    def _try(self, cell: Cell, ask: Callable[[], object]) -> EscNetError | None:
+        """What went wrong with something that is good to have.
+
+        A process that it has ended is let go: who is asked next there has done nothing.
+        """
         try:
             ask()
-        except EscNetError:
-            return False
-        return True
+        except EscNetError as error:
+            if isinstance(error, ProcessEnded | TooSlow):
+                self._end_process(cell)
+            return error
+        return None
 
     def _close(self) -> None:
         for served in self._served.values():

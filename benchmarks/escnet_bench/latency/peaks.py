@@ -6,6 +6,7 @@ allocator is looked at, the default one where it was asked for: the other would 
 
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Final
 
@@ -58,23 +59,24 @@ def measure_peaks(
             _leave_out(found, variant, cell, "no time was left; give more --minutes")
         if not fitting:
             continue
-        served = start(allocator)
+        waiting = list(fitting)
         try:
-            for cell in fitting:
-                step(f"memory of {variant.name} at {cell.categories} categories")
-                answer = served.ask(
-                    "open",
-                    variant,
-                    categories=cell.categories,
-                    seconds=max(until - clock(), 0.0) + _LEAST_WAIT,
-                )
-                peaks[variant, cell] = PeakMemory(
-                    host=answer["peak_memory_bytes"], device=answer["device_memory_bytes"]
-                )
-        except EscNetError as error:
-            _leave_out(found, variant, cell, str(error))
-        finally:
-            served.close()
+            with closing(start(allocator)) as served:
+                for cell in fitting:
+                    step(f"memory of {variant.name} at {cell.categories} categories")
+                    answer = served.ask(
+                        "open",
+                        variant,
+                        categories=cell.categories,
+                        seconds=max(until - clock(), 0.0) + _LEAST_WAIT,
+                    )
+                    waiting.remove(cell)
+                    peaks[variant, cell] = PeakMemory(
+                        host=answer["peak_memory_bytes"], device=answer["device_memory_bytes"]
+                    )
+        except EscNetError as error:  # what it failed at, and more categories than that
+            for cell in waiting:
+                _leave_out(found, variant, cell, str(error))
     return peaks
 
 
