@@ -45,7 +45,15 @@ def _control_group(folder: Path) -> int | None:
     most, used = _text(folder / "memory.max"), _text(folder / "memory.current")
     if most is None or used is None or not most.isdecimal() or not used.isdecimal():
         return None
-    return max(int(most) - int(used), 0)
+    # Cached files count as used, and make room when memory is asked for: MemAvailable has it so.
+    held = max(int(used) - _cached(folder / "memory.stat"), 0)
+    return max(int(most) - held, 0)
+
+
+def _cached(path: Path) -> int:
+    """Bytes of files in a control group's page cache; 0 if not known."""
+    pairs = [line.split() for line in (_text(path) or "").splitlines()]
+    return sum(int(pair[1]) for pair in pairs if pair[0] in ("active_file", "inactive_file"))
 
 
 def _text(path: Path) -> str | None:

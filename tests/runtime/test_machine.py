@@ -29,6 +29,17 @@ def test_a_containers_limit_bounds_the_memory(tmp_path: Path) -> None:
     assert available_memory(tmp_path) == 200_000
 
 
+def test_files_that_a_container_has_read_take_no_memory(tmp_path: Path) -> None:
+    """Else a bundle that was just written leaves no room to run it in."""
+    put(tmp_path / "sys/fs/cgroup/memory.max", "300000\n")
+    put(tmp_path / "sys/fs/cgroup/memory.current", "299000\n")
+    put(
+        tmp_path / "sys/fs/cgroup/memory.stat",
+        "anon 40000\nfile 259000\nshmem 9000\ninactive_file 200000\nactive_file 50000\n",
+    )
+    assert available_memory(tmp_path) == 300_000 - 49_000
+
+
 def test_a_processor_has_a_name(tmp_path: Path) -> None:
     cores = "processor\t: 0\nvendor_id\t: Maker\nmodel name\t: A Processor 9\n\n"
     put(tmp_path / "cpuinfo", cores + cores.replace("9", "10"))
