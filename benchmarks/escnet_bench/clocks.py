@@ -1,5 +1,6 @@
 """Clocks and throttling of processors and GPUs, where they can be read."""
 
+import contextlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,7 +70,8 @@ def _cpuinfo_mhz(path: Path) -> list[float]:
     for line in (_text(path) or "").splitlines():
         key, _, value = line.partition(":")
         if key.strip() == "cpu MHz":
-            found.append(float(value))
+            with contextlib.suppress(ValueError):  # an emulator may say "unknown"
+                found.append(float(value))
     return found
 
 

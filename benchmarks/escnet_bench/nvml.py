@@ -25,7 +25,7 @@ _REASONS: Final = {
 def gpu_clocks(nvml: Any = pynvml) -> tuple[GpuClocks, ...]:
     """Of all GPUs that the driver shows; empty without a driver."""
     with _opened(nvml) as handles:
-        return tuple(_clocks(nvml, handle) for handle in handles)
+        return tuple(_clocks(nvml, handle) for handle in handles if handle is not None)
 
 
 def gpu_joules(uuid: str | None = None, nvml: Any = pynvml) -> float | None:
@@ -50,7 +50,7 @@ def gpu_joules(uuid: str | None = None, nvml: Any = pynvml) -> float | None:
 
 
 def _clocks(nvml: Any, handle: Any) -> GpuClocks:
-    name = nvml.nvmlDeviceGetName(handle)
+    name = _asked(nvml, nvml.nvmlDeviceGetName, handle) or "unknown"
     bits = _asked(nvml, nvml.nvmlDeviceGetCurrentClocksThrottleReasons, handle) or 0
     milliwatts = _asked(nvml, nvml.nvmlDeviceGetPowerUsage, handle)
     sm, memory = nvml.NVML_CLOCK_SM, nvml.NVML_CLOCK_MEM
@@ -67,14 +67,15 @@ def _clocks(nvml: Any, handle: Any) -> GpuClocks:
 
 @contextmanager
 def _opened(nvml: Any) -> Iterator[list[Any]]:
-    """Handles of the GPUs; none where there is no driver."""
+    """Handles of the GPUs; none where there is no driver, None for one that cannot be asked."""
     try:
         nvml.nvmlInit()
     except nvml.NVMLError:
         yield []
         return
     try:
-        yield [nvml.nvmlDeviceGetHandleByIndex(i) for i in range(nvml.nvmlDeviceGetCount())]
+        count = _asked(nvml, nvml.nvmlDeviceGetCount) or 0
+        yield [_asked(nvml, nvml.nvmlDeviceGetHandleByIndex, i) for i in range(count)]
     finally:
         nvml.nvmlShutdown()
 

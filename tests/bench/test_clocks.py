@@ -42,6 +42,11 @@ def test_without_cpufreq_the_clocks_are_those_of_cpuinfo(tmp_path: Path) -> None
     assert (clocks.cpu_max_mhz, clocks.governor, clocks.cpu_throttled) == (None, None, None)
 
 
+def test_a_clock_that_is_no_number_is_none(tmp_path: Path) -> None:
+    put(tmp_path / "proc/cpuinfo", "processor : 0\ncpu MHz\t\t: unknown\n\ncpu MHz :\n")
+    assert read_clocks(tmp_path).cpu_mhz is None
+
+
 def test_what_cannot_be_read_is_none(tmp_path: Path) -> None:
     assert read_clocks(tmp_path).cpu_mhz is None
     assert open_counter(gpu=None, root=tmp_path) is None
@@ -210,6 +215,25 @@ def test_without_a_driver_there_is_no_gpu_to_ask() -> None:
     no_driver: Any = NoDriver()
     assert nvml.gpu_clocks(no_driver) == ()
     assert nvml.gpu_joules(nvml=no_driver) is None
+
+
+def test_a_gpu_that_cannot_be_asked_does_not_hide_the_others() -> None:
+    class OneIsLost(FakeNvml):
+        def nvmlDeviceGetCount(self) -> int:
+            return 2
+
+        def nvmlDeviceGetHandleByIndex(self, index: int) -> int:
+            if index == 0:
+                raise self.NVMLError("GPU is lost")
+            return index
+
+        def nvmlDeviceGetName(self, handle: int) -> bytes:
+            raise self.NVMLError("not supported")
+
+    one_is_lost: Any = OneIsLost()
+    [gpu] = nvml.gpu_clocks(one_is_lost)
+    assert (gpu.name, gpu.sm_mhz) == ("unknown", 1755)
+    assert nvml.gpu_joules(nvml=one_is_lost) is None  # of the first, not of another
 
 
 def test_the_floor_is_operations_or_weights() -> None:
