@@ -48,6 +48,15 @@ def test_a_row_of_another_backend_than_the_usual_names_it() -> None:
     assert bundles == [f"`{one.model}` {one.precision}", f"`{one.model}` {one.precision}, openvino"]
 
 
+def test_no_name_breaks_the_table() -> None:
+    [one, *_] = [timing for r in committed() if r.benchmark == "footprint" for timing in r.timings]
+    odd = dataclasses.replace(one, model="a|b\nc", file="x|y.json")
+    result = dataclasses.replace(committed()[0], benchmark="footprint", timings=(odd,))
+    _, _, row = readme_table([result]).splitlines()
+    assert row.startswith(f"| `a\\|bc` {one.precision} |")
+    assert row.endswith("| `x\\|y.json` |")
+
+
 def test_what_is_around_the_table_stays(tmp_path: Path) -> None:
     readme = tmp_path / "README.md"
     readme.write_text(f"# A\n\n{BEGIN}\nold\n{END}\n\nrest\n", encoding="utf-8")

@@ -1,25 +1,19 @@
 """Pieces of HTML. Every text from a file passes through :func:`text`."""
 
-import html
 from collections.abc import Sequence
 from typing import Final
 
 from .bars import Bar, Bars
 from .panels import Panel
 from .svg import panel_svg
+from .texts import text
 
-__all__ = ["box", "figure", "missing", "stacked", "table", "text"]
+__all__ = ["box", "figure", "missing", "stacked", "table"]
 
 _RAIL: Final = 300  # px of the longest bar and its total on a phone, and of a letter
 _LETTER: Final = 5.9
 _FULL: Final = 74  # % of the rail for the longest bar: the total stands behind it
 _LONG: Final = 160  # characters
-
-
-def text(value: object) -> str:
-    """A value as it may stand in HTML, in an attribute too; control characters are dropped."""
-    shown = "".join(one for one in str(value) if one.isprintable() or one in "\n\t")
-    return html.escape(shown, quote=True)
 
 
 def box(value: object, tag: str = "td", kind: str = "", *, small: str = "") -> str:

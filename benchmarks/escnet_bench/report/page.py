@@ -7,7 +7,7 @@ from escnet_runtime import __version__
 
 from .bars import stage_bars
 from .facts import Machine, Result
-from .fragments import box, figure, missing, stacked, table, text
+from .fragments import box, figure, missing, stacked, table
 from .lines import latency_panels, memory_panels, styles_of
 from .page_tables import (
     accuracy_table,
@@ -24,6 +24,7 @@ from .panels import Panel
 from .points import accuracy_panels, same_panels
 from .style import style
 from .tables import ratio_tables
+from .texts import text
 
 __all__ = ["Sections", "report_page"]
 
@@ -142,7 +143,11 @@ def _glance(results: Sequence[Result], baseline: str | None) -> str:
         faster = speed[column]
         others = sum(row[2][column] is not None for row in one.rows) - 1
         said = f"the fastest of {others + 1}" if others else "nothing else was measured here"
-        if faster is not None and one.baseline is not None and not name.startswith(one.baseline):
+        if (
+            faster is not None
+            and one.baseline is not None
+            and not name.startswith(f"{one.baseline} ")
+        ):
             said = f"{faster:.2f} × as fast as {one.baseline}"
         cards.append(
             f'<div class="card"><span class="who">{text(one.model)}, '

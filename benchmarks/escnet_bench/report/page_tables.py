@@ -4,8 +4,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from .facts import Accuracy, Machine, Result
-from .fragments import box, table, text
+from .fragments import box, table
 from .tables import RatioTable
+from .texts import text
 
 __all__ = [
     "accuracy_table",

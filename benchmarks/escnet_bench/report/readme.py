@@ -49,7 +49,12 @@ def _row(one: Timing) -> str:
 
 
 def _line(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
+    return f"| {' | '.join(map(_cell, cells))} |"
+
+
+def _cell(words: str) -> str:
+    """Words that stay in their cell, whatever a file or a model is called."""
+    return "".join(one for one in words if one.isprintable()).replace("|", "\\|")
 
 
 def updated_readme(text: str, results: Sequence[Result], name: str = "README.md") -> str:

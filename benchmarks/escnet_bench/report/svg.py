@@ -1,12 +1,12 @@
 """Panels as inline SVG: no script, colours by CSS, so that light and dark mode each have theirs."""
 
-import html
 import math
 from collections.abc import Callable, Sequence
 from typing import Final
 
 from .grouping import shortened
 from .panels import Axis, Panel, Series
+from .texts import text
 
 __all__ = ["panel_svg", "spread", "tick_text"]
 
@@ -38,7 +38,7 @@ def panel_svg(panel: Panel, title: str) -> str:
     room = int((right - _GAP) / _CHARACTER)
     parts.append(_lines(panel, box, room) if panel.lines else _points(panel, box))
     return (
-        f'<svg viewBox="0 0 {_WIDTH} {height}" role="img" aria-label="{_text(title)}">'
+        f'<svg viewBox="0 0 {_WIDTH} {height}" role="img" aria-label="{text(title)}">'
         f"{''.join(parts)}</svg>"
     )
 
@@ -77,20 +77,20 @@ def _grid(x: Axis, y: Axis, box: _Box) -> str:
         )
     last = -100.0
     for tick in x.ticks:
-        at, text = box.x(x, tick), tick_text(x, tick)
+        at, number = box.x(x, tick), tick_text(x, tick)
         parts.append(f'<path class="grid" d="M{at:.1f} {box.top:.1f}V{box.bottom:.1f}"/>')
-        if at - last >= 4 + _CHARACTER * len(text):  # else they would run into each other
+        if at - last >= 4 + _CHARACTER * len(number):  # else they would run into each other
             parts.append(
                 f'<text class="tick" x="{at:.1f}" y="{box.bottom + 13:.1f}" text-anchor="middle">'
-                f"{text}</text>"
+                f"{number}</text>"
             )
             last = at
     middle = (box.left + box.right) / 2
     parts.append(
         f'<path class="axis" d="M{box.left:.1f} {box.top:.1f}V{box.bottom:.1f}H{box.right:.1f}"/>'
         f'<text class="name" x="{middle:.1f}" y="{box.bottom + 28:.1f}" text-anchor="middle">'
-        f"{_text(x.label)}</text>"
-        f'<text class="name" x="2" y="{box.top - 10:.1f}">{_text(y.label)}</text>'
+        f"{text(x.label)}</text>"
+        f'<text class="name" x="2" y="{box.top - 10:.1f}">{text(y.label)}</text>'
     )
     return "".join(parts)
 
@@ -180,7 +180,7 @@ def _said(panel: Panel, one: Series, value: tuple[float, float]) -> str:
 
 def mark(style: int, x: float, y: float, title: str) -> str:
     """The shape of a style around a point."""
-    return f'<g class="mark"><title>{_text(title)}</title>{_SHAPES[style](x, y)}</g>'
+    return f'<g class="mark"><title>{text(title)}</title>{_SHAPES[style](x, y)}</g>'
 
 
 def _circle(x: float, y: float) -> str:
@@ -223,8 +223,4 @@ _SHAPES: Final[tuple[Callable[[float, float], str], ...]] = (
 
 
 def _short(name: str, room: int) -> str:
-    return _text(shortened(name, room))
-
-
-def _text(value: object) -> str:
-    return html.escape(str(value), quote=True)
+    return text(shortened(name, room))
