@@ -99,6 +99,8 @@ def test_committed_results_are_all_understood() -> None:
         ('{"a": 1}', 'bad.json is no result file: got an object with the keys "a"; expected'),
         ("{}", "with the keys none"),
         (latency(schema_version="2.0"), "bad.json has schema 2.0, this escnet-bench reads 1.x"),
+        (latency(schema_version="0.9"), "schema 0.9, this escnet-bench reads 1.x; measure again"),
+        (latency(schema_version="9" * 5000), 'schema_version is "9999999'),
         (latency(schema_version=1), 'schema_version is 1, expected a text such as "1.0"'),
         (latency(conditions=[]), "bad.json: conditions: got list, expected an object"),
         (latency(conditions={"cpu": "x"}), "bad.json: conditions: missing date"),
@@ -117,6 +119,9 @@ def test_committed_results_are_all_understood() -> None:
         (latency(latency_row(peak_memory_bytes=10**400)), "peak_memory_bytes is no number"),
         (latency(latency_row(stages={"sam": -1.0})), "stages is -1, expected 0"),
         (latency(left_out={"a": 1}), "bad.json: left_out: got dict, expected a list"),
+        (latency(conditions=conditions(clocks_after=[])), "conditions.clocks_after: got list"),
+        (latency(conditions=conditions(clocks_after={"gpus": [{}]})), "gpus[0]: missing name"),
+        (latency(conditions=conditions(clocks_before={"gpus": 1})), "clocks_before.gpus: got int"),
         (latency(ratios=[{}]), "bad.json: ratios[0]: missing model"),
         (parity(parity_row(stages=[])), "rows[0].stages: expected an object"),
         ('{"benchmark": "latency", "conditions": {}, "rows": [NaN]}', "is not valid JSON"),
@@ -264,6 +269,66 @@ def test_what_a_processor_computes_is_not_its_gpus(tmp_path: Path) -> None:
     assert names == ["Test CPU, 4 cores", "NVIDIA Test GPU", "NVIDIA Test GPU"]
     results = read(tmp_path / "two", on_cpu, on_gpu)
     assert accuracy_panels(results, styles_of(results)) == ([], [])
+
+
+def test_cores_that_could_not_be_used_are_not_the_machines(tmp_path: Path) -> None:
+    """Such as in a container, or below taskset: another machine than with all of them."""
+    some = latency(conditions=conditions(cores=64, usable_cores=2))
+    every = latency(conditions=conditions(cores=64, usable_cores=64))
+    older = latency(conditions=conditions(usable_cores=None))
+    names = [one.machine.name for one in read(tmp_path, some, every, older)]
+    assert names == ["Test CPU, 2 cores", "Test CPU, 64 cores", "Test CPU, 4 cores"]
+
+
+def test_a_machine_with_several_gpus_has_the_names_of_all(tmp_path: Path) -> None:
+    gpus = ["Small GPU, 2048 MiB, 600.1", "Large GPU, 81559 MiB, 600.1"]
+    two = latency(conditions=conditions(gpus=gpus))
+    four = latency(conditions=conditions(gpus=[gpus[1]] * 4))
+    names = [one.machine.name for one in read(tmp_path, two, four)]
+    assert names == ["Small GPU and Large GPU", "4 × Large GPU"]
+
+
+def test_a_machine_that_was_held_back_is_remarked(tmp_path: Path) -> None:
+    def clocks(throttled: int, *reasons: str) -> dict[str, Any]:
+        gpu = {"name": "Test GPU", "sm_mhz": 1200, "celsius": 84, "throttle_reasons": [*reasons]}
+        return {
+            "cpu_mhz": [1800.0, 3200.5],
+            "cpu_max_mhz": 3500.0,
+            "governor": "schedutil",
+            "cpu_throttled": throttled,
+            "gpus": [gpu],
+        }
+
+    hot = {"clocks_before": clocks(7), "clocks_after": clocks(19, "power cap")}
+    energy = "RAPL: processor packages"
+    there = conditions(**hot, energy=energy, threads={"torch": 2})
+    cool = conditions(clocks_before=clocks(7), clocks_after=clocks(7), energy=None)
+    (one, other) = read(tmp_path, latency(conditions=there), latency(conditions=cool))
+    assert one.remarks == (
+        "the processor throttled itself 12 times meanwhile",
+        "Test GPU was held back after the measurement (power cap)",
+    )
+    assert other.remarks == ()
+    text = Page(report_page([one])).text
+    assert "12 times meanwhile" in text
+    assert "cores at 1800 to 3200 of 3500 MHz; governor schedutil" in text
+    assert "Test GPU 1200 MHz, 84 °C, power cap" in text
+    assert energy in text  # what the millijoules of the table are of
+    assert "torch 2" in text
+
+
+def test_control_characters_reach_no_page(tmp_path: Path) -> None:
+    odd = latency_row(implementation="a\0b\x1b", model="m\x07")
+    page = report_page(read(tmp_path, latency(odd, conditions=conditions(date="\0" * 10))))
+    assert not [one for one in page if ord(one) < 32 and one != "\n"]
+    assert "ab fp16" in Page(page).text
+
+
+def test_a_card_says_how_much_faster_than_the_baseline(tmp_path: Path) -> None:
+    torch = {"implementation": "torch", "precision": "fp32"}
+    rows = (latency_row(**torch), latency_row(implementation="torch-compile-static", p50_ms=50.0))
+    text = Page(report_page(read(tmp_path, latency(*rows)))).text
+    assert "torch-compile-static fp16; 2.00 × as fast as torch" in text
 
 
 def test_an_evaluation_in_openvino_meets_its_latency(tmp_path: Path) -> None:

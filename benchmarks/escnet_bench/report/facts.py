@@ -1,5 +1,6 @@
 """What result files of all kinds come to: a machine, timings, accuracies, and what is missing."""
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,7 +20,7 @@ __all__ = [
 class Machine:
     """Where and on which day; results that share these stand in one panel.
 
-    ``gpus`` are names alone, without memory and driver.
+    ``cores`` are those that could be used; ``gpus`` are names alone, without memory and driver.
     """
 
     cpu: str | None
@@ -29,10 +30,10 @@ class Machine:
 
     @property
     def name(self) -> str:
-        """The GPU, or the processor and its cores."""
+        """The GPUs, or the processor and its cores."""
         if self.gpus:
-            most = f"{len(self.gpus)} × " if len(self.gpus) > 1 else ""
-            return most + self.gpus[0]
+            each = Counter(self.gpus).items()
+            return " and ".join(gpu if count == 1 else f"{count} × {gpu}" for gpu, count in each)
         cores = "" if self.cores is None else f", {self.cores} core{'s' * (self.cores != 1)}"
         return (self.cpu or "unknown processor") + cores
 

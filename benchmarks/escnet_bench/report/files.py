@@ -11,15 +11,18 @@ from escnet_runtime.errors import BundleFormatError, InputError
 from escnet_runtime.strict_json import parse_object
 
 from ..results import SCHEMA_VERSION
+from .clocks import Clocks, throttling
 from .facts import Machine, Result
 from .kinds import FILL
 from .opened import Opened
-from .schema import BundleOf, ConditionsOf, taken
+from .schema import BundleOf, ClocksOf, ConditionsOf, GpuClocksOf, taken
 
 __all__ = ["find_results", "read_result"]
 
+_CLOCKS: Final = ("clocks_before", "clocks_after")
 _MOST_BYTES: Final = 32 * 2**20
 _MOST_ROWS: Final = 20_000
+_MAJOR_DIGITS: Final = 9  # of a version; int() refuses thousands
 _EVAL: Final = "eval"  # escnet-eval's object has no "benchmark"
 
 
@@ -88,6 +91,7 @@ def read_result(path: Path, name: str | None = None) -> Result:
     conditions = taken(given, ConditionsOf, f"{name}: conditions")
     assert isinstance(given, Mapping)
     bundle = given.get("bundle")
+    clocks = [_clocks(given.get(key), f"{name}: conditions.{key}") for key in _CLOCKS]
     opened = Opened(
         file=name,
         document=document,
@@ -100,8 +104,11 @@ def read_result(path: Path, name: str | None = None) -> Result:
         file=name,
         benchmark=kind,
         machine=opened.machine,
-        conditions=dataclasses.asdict(conditions),
-        remarks=tuple(_remarks(document, conditions)),
+        conditions={
+            **dataclasses.asdict(conditions),
+            **{key: str(one) for key, one in zip(_CLOCKS, clocks, strict=True) if one is not None},
+        },
+        remarks=(*_remarks(document, conditions), *throttling(*clocks)),
         notes=tuple(_notes(document)),
     )
     if fill is None:
@@ -109,6 +116,18 @@ def read_result(path: Path, name: str | None = None) -> Result:
             result, unused=f"results of {kind!r} are not shown here; known: {_listed(FILL)}"
         )
     return fill(opened, result)
+
+
+def _clocks(given: object, where: str) -> Clocks | None:
+    if given is None:
+        return None
+    clocks = taken(given, ClocksOf, where)
+    assert isinstance(given, Mapping)
+    gpus = given.get("gpus") or []
+    if not isinstance(gpus, list):
+        raise InputError(f"{where}.gpus: got {type(gpus).__name__}, expected a list")
+    read = [taken(gpu, GpuClocksOf, f"{where}.gpus[{at}]") for at, gpu in enumerate(gpus)]
+    return Clocks(processor=clocks, gpus=tuple(read))
 
 
 def _document(path: Path, name: str) -> dict[str, Any]:
@@ -148,15 +167,15 @@ def _check_version(document: Mapping[str, Any], name: str) -> None:
     version = document.get("schema_version", "1.0")
     known = int(SCHEMA_VERSION.partition(".")[0])
     major = version.partition(".")[0] if isinstance(version, str) else ""
-    if not (major.isascii() and major.isdigit()):
+    if not (major.isascii() and major.isdigit() and len(major) <= _MAJOR_DIGITS):
         raise InputError(
             f"{name}: schema_version is {json.dumps(version)[:40]}, expected a text such as "
             f'"{SCHEMA_VERSION}"'
         )
     if int(major) != known:
+        todo = "install a newer escnet-bench" if int(major) > known else "measure again with it"
         raise InputError(
-            f"{name} has schema {version[:20]}, this escnet-bench reads {known}.x; "
-            "install a newer escnet-bench"
+            f"{name} has schema {version[:20]}, this escnet-bench reads {known}.x; {todo}"
         )
 
 
@@ -177,7 +196,7 @@ def _machine(conditions: ConditionsOf) -> Machine:
     gpus = () if conditions.device == "cpu" else conditions.gpus or ()
     return Machine(
         cpu=conditions.cpu,
-        cores=conditions.usable_cores if conditions.cores is None else conditions.cores,
+        cores=conditions.cores if conditions.usable_cores is None else conditions.usable_cores,
         gpus=tuple(gpu.partition(",")[0].strip() for gpu in gpus),
         day=conditions.date[:10],
     )

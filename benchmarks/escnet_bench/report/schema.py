@@ -17,11 +17,13 @@ from escnet_runtime.strict_json import typed
 
 __all__ = [
     "BundleOf",
+    "ClocksOf",
     "ConditionsOf",
     "EvalDocument",
     "FootprintRow",
     "GflopRow",
     "GoldenOf",
+    "GpuClocksOf",
     "GpuLatencyRow",
     "GpuMemoryRow",
     "GpuPlan",
@@ -52,6 +54,7 @@ _SHARES: Final = frozenset(
 #: Name of a field → the least that it can be, where that is not 0.
 _LEAST: Final[dict[str, float]] = {
     "categories": 1,
+    "celsius": -273,
     "image_seconds": 1e-9,
     "p50_ms": 1e-9,
     "peak_memory_bytes": 1,
@@ -109,6 +112,29 @@ class ConditionsOf(_Checked):
     commit: str | None
     changed: bool | None
     device: str | None
+    threads: dict[str, int] | None
+    energy: str | None
+
+
+@dataclass(frozen=True)
+class ClocksOf(_Checked):
+    """``conditions.clocks_before`` and ``clocks_after``"""
+
+    cpu_mhz: tuple[float, float] | None
+    cpu_max_mhz: float | None
+    governor: str | None
+    cpu_throttled: int | None
+
+
+@dataclass(frozen=True)
+class GpuClocksOf(_Checked):
+    """A GPU of ``conditions.clocks_before`` and ``clocks_after``."""
+
+    name: str
+    sm_mhz: int | None
+    celsius: int | None
+    watts: float | None
+    throttle_reasons: tuple[str, ...] | None
 
 
 @dataclass(frozen=True)
