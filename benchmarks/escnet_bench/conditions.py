@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Final, Literal, Self, TypeAlias
 
 from escnet_runtime.bundle import Bundle, sha256_file
+from escnet_runtime.lanes import usable_cores
 from escnet_runtime.processor import load_averages, processor_model
 from escnet_runtime.segmenter import Segmenter
 
@@ -91,7 +92,8 @@ class Conditions:
         date: UTC, ISO 8601.
         method: how it was measured, in a sentence.
         cpu: the processor's model, behind that of the board where the system names one.
-        cores: logical cores of the machine; ``usable_cores`` are those this process may use.
+        cores: logical cores of the machine; ``usable_cores`` are those this process may use, or
+            whose time its container is given.
         memory_bytes: of the machine; a container may be allowed less.
         gpus: name, memory and driver as nvidia-smi gives them; empty where it is not.
         packages: versions of those installed.
@@ -134,7 +136,7 @@ class Conditions:
             system=platform.platform(),
             cpu=cpu_model(),
             cores=os.cpu_count(),
-            usable_cores=_usable_cores(),
+            usable_cores=usable_cores(),
             memory_bytes=_memory(),
             gpus=_gpus(),
             python=f"{platform.python_implementation()} {platform.python_version()}",
@@ -185,12 +187,6 @@ def cpu_model(root: Path = Path("/")) -> str:
     """
     board, processor = board_model(root), processor_model(root / "proc/cpuinfo")
     return processor if board is None else f"{board}, {processor}"
-
-
-def _usable_cores() -> int | None:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count()
 
 
 def _memory() -> int | None:

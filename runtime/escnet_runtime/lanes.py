@@ -12,7 +12,9 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from types import TracebackType
 from typing import Final, Protocol, Self, TypeVar, runtime_checkable
 
-__all__ = ["Lanes", "RunsSideBySide", "best_lanes", "usable_cores"]
+from .processor import core_quota
+
+__all__ = ["Lanes", "RunsSideBySide", "best_lanes", "thread_limit", "usable_cores"]
 
 #: Each lane holds what lives inside a graph for one chunk.
 _MOST: Final = 4
@@ -32,7 +34,18 @@ class RunsSideBySide(Protocol):
 
 
 def usable_cores() -> int:
-    """Logical cores that this process may use."""
+    """Logical cores that this process may use; in a container whose time is limited, as many as
+    that time is of."""
+    return min(_seen_cores(), core_quota() or _seen_cores())
+
+
+def thread_limit() -> int:
+    """Threads that a library has to be told, because it would take more; 0: its own choice."""
+    cores = usable_cores()
+    return cores if cores < _seen_cores() else 0
+
+
+def _seen_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

@@ -6,7 +6,6 @@ pixels is written twice: in NumPy (:mod:`escnet_runtime.reduction`), and in C fo
 a compiler (:mod:`escnet_runtime.native`).
 """
 
-import os
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 
 from escnet_runtime.bilinear import Taps, bilinear_taps, resize_bilinear
 from escnet_runtime.errors import InputError
+from escnet_runtime.lanes import usable_cores
 from escnet_runtime.native import native_library
 from escnet_runtime.native.upsample import NativeRows
 from escnet_runtime.reduction import NumpyRows, PixelState
@@ -50,7 +50,7 @@ class UpsampleArgmax:
     ) -> None:
         """Prepare for ``classes`` categories whose logits are [n, *logits_shape].
 
-        ``threads`` defaults to the processors this machine has, at most 8.
+        ``threads`` defaults to the cores this process may use, at most 8.
         """
         if min(height, width, classes, *logits_shape) < 1:
             raise InputError(
@@ -60,7 +60,7 @@ class UpsampleArgmax:
         if classes > 65536:
             raise InputError(f"got {classes} categories; a 16-bit label map holds at most 65536")
         self._grid = logits_shape
-        self._threads = threads or min(os.cpu_count() or 1, _MAX_THREADS)
+        self._threads = threads or min(usable_cores(), _MAX_THREADS)
         self._added = np.zeros(classes, bool)
         self._state = PixelState(
             rows=bilinear_taps(logits_shape[0], height),

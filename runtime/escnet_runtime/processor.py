@@ -1,11 +1,13 @@
-"""What the processor of this machine calls itself, and how busy it is; cheap to ask."""
+"""What the processor of this machine calls itself, how much of it a container may use, and how busy
+it is; cheap enough to ask at every start."""
 
+import functools
 import os
 import platform
 from pathlib import Path
 from typing import Final
 
-__all__ = ["load_averages", "processor_features", "processor_model"]
+__all__ = ["core_quota", "load_averages", "processor_features", "processor_model"]
 
 _CPUINFO: Final = Path("/proc/cpuinfo")
 #: Arm's cores have numbers in place of a name; where there is one, it is of all of an architecture:
@@ -70,3 +72,31 @@ def load_averages() -> tuple[float, ...] | None:
         return tuple(round(value, 2) for value in os.getloadavg())
     except OSError:
         return None
+
+
+@functools.cache
+def core_quota(root: Path = Path("/")) -> int | None:
+    """Cores whose time a container is given, rounded up; None without a limit, as most are.
+
+    Such a limit (``docker run --cpus 2``) hides no core: a thread for each one that is seen uses
+    the time up early in each period, and then all of them stand still.
+
+    Args:
+        root: where ``sys`` lies.
+    """
+    folder = root / "sys/fs/cgroup"
+    words = _words(folder / "cpu.max")  # version 2: "200000 100000", or "max 100000"
+    if not words:
+        old = folder / "cpu"
+        words = [*_words(old / "cpu.cfs_quota_us"), *_words(old / "cpu.cfs_period_us")]
+    match words:
+        case [quota, period] if quota.isdecimal() and period.isdecimal() and int(period):
+            return max(-(-int(quota) // int(period)), 1)
+    return None
+
+
+def _words(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="ascii", errors="replace").split()
+    except OSError:
+        return []

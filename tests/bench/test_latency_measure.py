@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from escnet_bench.latency import process
 from escnet_bench.latency.assemble import assemble_rows
 from escnet_bench.latency.forecast import Forecast
 from escnet_bench.latency.measure import MIN_ROUNDS, Measurement
@@ -18,7 +19,13 @@ from escnet_bench.latency.plan import (
     Variant,
     cells,
 )
-from escnet_bench.latency.process import ProcessEnded, Refused, TooSlow
+from escnet_bench.latency.process import (
+    ProcessEnded,
+    Refused,
+    TooSlow,
+    inherited,
+    thread_variables,
+)
 from escnet_bench.latency.rows import Found, Timed, ratios_of
 
 OURS = Variant(implementation="onnxruntime", precision="fp32")
@@ -269,6 +276,16 @@ def test_a_process_that_ends_takes_one_implementation_with_it() -> None:
     assert [one.reason for one in found.left_out] == ["signal 9 (out of memory?)"]
     assert machine.started == ["default", "default"]
     assert machine.closed == 2
+
+
+def test_no_library_has_fewer_threads_than_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """OMP_NUM_THREADS=1 binds PyTorch, and neither ONNX Runtime nor OpenVINO."""
+    threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OMP_THREAD_LIMIT"), "1")
+    assert inherited({"PATH": "/bin", "MALLOC_ARENA_MAX": "1", **threads}) == {"PATH": "/bin"}
+    monkeypatch.setattr(process, "thread_limit", lambda: 0)
+    assert thread_variables() == {}
+    monkeypatch.setattr(process, "thread_limit", lambda: 2)  # a container's: ours takes two, too
+    assert thread_variables() == {"OMP_NUM_THREADS": "2"}
 
 
 def test_processes_are_ended_whatever_happens() -> None:

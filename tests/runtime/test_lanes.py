@@ -11,8 +11,9 @@ import pytest
 
 import escnet_runtime.backends.onnxruntime as backend_module
 from escnet_runtime import Segmenter
-from escnet_runtime.lanes import Lanes, best_lanes, usable_cores
+from escnet_runtime.lanes import Lanes, best_lanes, thread_limit, usable_cores
 from escnet_runtime.pipeline import Pipeline
+from escnet_runtime.postprocess import UpsampleArgmax
 from tests.runtime.test_pipeline import BLOCKS, GROUP, PPG, MadeUpGraphs, all_logits, image
 
 
@@ -34,6 +35,21 @@ def test_lanes_are_as_many_as_finish_first(rows: list[int], cores: int, lanes: i
 
 def test_there_is_a_core() -> None:
     assert usable_cores() >= 1
+
+
+@pytest.mark.parametrize(
+    ("seen", "quota", "usable", "limit"), [(64, 2, 2, 2), (64, None, 64, 0), (2, 8, 2, 0)]
+)
+def test_a_container_that_is_given_less_time_gets_fewer_threads(
+    seen: int, quota: int | None, usable: int, limit: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("escnet_runtime.lanes._seen_cores", lambda: seen)
+    monkeypatch.setattr("escnet_runtime.lanes.core_quota", lambda: quota)
+    assert usable_cores() == usable
+    assert thread_limit() == limit
+    assert backend_module._options(0).intra_op_num_threads == limit  # 0: as ONNX Runtime likes
+    assert backend_module._options(1).intra_op_num_threads == 1
+    assert UpsampleArgmax(4, 4, (2, 2), 3)._threads == min(usable, 8)
 
 
 @pytest.mark.parametrize("count", [1, 2, 4])

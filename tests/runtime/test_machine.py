@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from escnet_runtime.memory import available_memory
-from escnet_runtime.processor import processor_features, processor_model
+from escnet_runtime.processor import core_quota, processor_features, processor_model
 
 
 def put(path: Path, text: str) -> None:
@@ -73,3 +73,25 @@ def test_what_a_processor_can(tmp_path: Path, key: str) -> None:
     put(tmp_path / "cpuinfo", f"processor : 0\n{key}\t: one two\n\n{key} : three\n")
     assert processor_features(tmp_path / "cpuinfo") == {"one", "two"}
     assert processor_features(tmp_path / "none") == frozenset()
+
+
+@pytest.mark.parametrize(
+    ("files", "cores"),
+    [
+        ({}, None),
+        ({"cpu.max": "max 100000\n"}, None),
+        ({"cpu.max": "200000 100000\n"}, 2),
+        ({"cpu.max": "150000 100000\n"}, 2),
+        ({"cpu.max": "5000 100000\n"}, 1),
+        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, None),
+        ({"cpu/cpu.cfs_quota_us": "400000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 4),
+        ({"cpu/cpu.cfs_quota_us": "400000\n"}, None),
+        ({"cpu.max": "all of it\n"}, None),
+    ],
+)
+def test_a_containers_time_is_that_of_some_cores(
+    files: dict[str, str], cores: int | None, tmp_path: Path
+) -> None:
+    for name, text in files.items():
+        put(tmp_path / "sys/fs/cgroup" / name, text)
+    assert core_quota(tmp_path) == cores

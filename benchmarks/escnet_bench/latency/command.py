@@ -31,7 +31,7 @@ from .measure import Measurement
 from .options import PRESET, REPEATS
 from .peaks import measure_peaks
 from .plan import Allocator, Settings, Variant, cells, check_numbers
-from .process import ALLOCATORS, Served, ServedProcess, inherited
+from .process import ALLOCATORS, Served, ServedProcess, inherited, thread_variables
 from .rows import Found, LatencyRow, ratios_of
 from .runs import Order, save_vocabularies
 from .subject import Subject, open_subject
@@ -187,7 +187,7 @@ class _Bench:
         document = result_document("latency", conditions, rows)
         used = {cell.allocator for cell in self._settings.cells}
         document["conditions"] |= {
-            "variables": inherited(document["conditions"]["variables"]),
+            "variables": inherited(document["conditions"]["variables"]) | thread_variables(),
             "threads": dict(threads),
             "energy": self._energy,
             "allocators": {name: ALLOCATORS[name] for name in sorted(used)},

@@ -14,6 +14,7 @@ from typing import Any, Final, Protocol
 
 from escnet_runtime.closing import Closing
 from escnet_runtime.errors import EscNetError
+from escnet_runtime.lanes import thread_limit
 
 from .plan import Allocator, Variant
 from .runs import Order
@@ -26,10 +27,17 @@ __all__ = [
     "ServedProcess",
     "TooSlow",
     "inherited",
+    "thread_variables",
 ]
 
 _MODULE: Final = "escnet_bench.latency.served"
 _TUNABLES: Final = "GLIBC_TUNABLES"
+_THREADS: Final = (
+    "MKL_NUM_THREADS",
+    "OMP_NUM_THREADS",
+    "OMP_THREAD_LIMIT",
+    "OPENBLAS_NUM_THREADS",
+)
 _SAID: Final = 2000  # characters of what a process that ended has said
 #: Allocator → environment of the process. 4 GiB: above every single allocation; glibc before 2.35
 #: takes no threshold above 32 MiB, but no mapping at all.
@@ -43,12 +51,24 @@ ALLOCATORS: Final[dict[Allocator, dict[str, str]]] = {
 
 
 def inherited(environment: Mapping[str, str]) -> dict[str, str]:
-    """What a process that measures takes over: nothing that makes another allocator of malloc."""
+    """What a process that measures takes over.
+
+    Nothing that makes another allocator of malloc, and nothing that gives PyTorch other threads
+    than ONNX Runtime and OpenVINO, which do not ask for it: cores are taken from all alike by
+    ``taskset``.
+    """
     return {
         name: value
         for name, value in environment.items()
-        if name != _TUNABLES and not name.startswith("MALLOC_")
+        if name not in (_TUNABLES, *_THREADS) and not name.startswith("MALLOC_")
     }
+
+
+def thread_variables() -> dict[str, str]:
+    """In a container that is given the time of fewer cores than it sees: as many threads for
+    PyTorch as our runtime takes there."""
+    limit = thread_limit()
+    return {"OMP_NUM_THREADS": str(limit)} if limit else {}
 
 
 class Refused(EscNetError):
@@ -87,7 +107,7 @@ class ServedProcess(Closing):
 
     def __init__(self, order: Order, allocator: Allocator) -> None:
         self._said = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as the process
-        environment = {**inherited(os.environ), **ALLOCATORS[allocator]}
+        environment = {**inherited(os.environ), **ALLOCATORS[allocator], **thread_variables()}
         # A session of its own: Ctrl-C is for the command, which ends this process itself.
         self._process = subprocess.Popen(
             [sys.executable, "-m", _MODULE],

@@ -17,7 +17,7 @@ import onnxruntime as ort
 
 from ..errors import BackendError
 from ..forks import not_freed_in_children
-from ..lanes import best_lanes, usable_cores
+from ..lanes import best_lanes, thread_limit, usable_cores
 from ..manifest import Precision
 from ..order import by_chunk
 from .arrays import ArrayPool
@@ -200,7 +200,7 @@ def _run_into_arrays(
 
 def _options(threads: int) -> ort.SessionOptions:
     options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
+    options.intra_op_num_threads = threads or thread_limit()
     options.log_severity_level = _QUIET
     # Threads of one graph must not spin while the next one computes.
     options.add_session_config_entry("session.force_spinning_stop", "1")

@@ -25,7 +25,7 @@ import openvino
 
 from ..errors import BackendError
 from ..forks import not_freed_in_children
-from ..lanes import best_lanes, usable_cores
+from ..lanes import best_lanes, thread_limit, usable_cores
 from ..manifest import Precision
 from ..order import by_chunk
 from .arrays import ArrayPool
@@ -228,6 +228,8 @@ class OpenVinoBackend:
         if lanes > 1:
             threads = usable_cores() // lanes * lanes
             options |= {"NUM_STREAMS": lanes, "INFERENCE_NUM_THREADS": threads}
+        elif limit := thread_limit():
+            options["INFERENCE_NUM_THREADS"] = limit
         shapes = {name: list(value.shape) for name, value in feeds.items()}
         compiled = self._kept(graph, shapes, options) or self._made(graph, shapes, options)
         got = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
