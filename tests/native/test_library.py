@@ -1,6 +1,8 @@
 """The library is compiled once on a machine, and whatever goes wrong, NumPy runs."""
 
 import errno
+import hashlib
+import itertools
 import logging
 import os
 import subprocess
@@ -119,6 +121,21 @@ def test_processes_that_start_together_share_one_cache(compiler: str, tmp_path: 
     assert all("active=True" in output for output in outputs), outputs
     assert all(file.suffix == ".so" for file in kept(tmp_path))
     assert again()
+
+
+def test_one_that_does_not_load_here_hides_no_other(
+    compiler: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as that of a newer C library, from a machine that shares the folder."""
+    assert native_status().active
+    (good,) = kept(tmp_path)
+    key, digest = good.stem.split("-")
+    contents = (f"of another machine {number}".encode() for number in itertools.count())
+    other = next(one for one in contents if hashlib.sha256(one).hexdigest() < digest)
+    good.with_name(f"{key}-{hashlib.sha256(other).hexdigest()}.so").write_bytes(other)
+    monkeypatch.setenv("PATH", "")  # nothing can be compiled
+    assert again()
+    assert str(good) in native_status().detail
 
 
 def test_threads_that_start_together_compile_once(

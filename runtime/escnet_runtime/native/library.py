@@ -81,18 +81,26 @@ def _load_once() -> tuple[NativeLibrary | None, str]:
 
     try:
         store = LibraryStore(default_cache_directory(), library_key())
-        kept = store.find()
+        loaded: list[NativeLibrary] = []
+        kept = store.find(lambda path: _loads(path, loaded))
         if kept is not None:
-            try:
-                return NativeLibrary(kept), f"compiled before: {kept}."
-            except (OSError, AttributeError) as error:
-                _log.info("The compiled library %s cannot be loaded (%s).", kept, error)
+            return loaded[0], f"compiled before: {kept}."
         library, detail = _built(store)
     except OSError as error:  # the sources are not there, for one
         library, detail = None, f"{error}."
     if library is None:
         _log.info("Prompts and labels are computed by NumPy, not in C: %s", detail)
     return library, detail
+
+
+def _loads(path: Path, into: list[NativeLibrary]) -> bool:
+    """Whether a kept library could be loaded; it is added to ``into``."""
+    try:
+        into.append(NativeLibrary(path))
+    except (OSError, AttributeError) as error:
+        _log.info("The compiled library %s cannot be loaded (%s).", path, error)
+        return False
+    return True
 
 
 def _built(store: "LibraryStore") -> tuple[NativeLibrary | None, str]:

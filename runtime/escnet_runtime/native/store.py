@@ -12,7 +12,7 @@ import logging
 import os
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
@@ -36,8 +36,11 @@ class LibraryStore:
         self.folder = directory / _FOLDER
         self._key = key[:_KEY_DIGITS]
 
-    def find(self) -> Path | None:
-        """A library whose content is what was written, or None."""
+    def find(self, usable: Callable[[Path], bool] = lambda path: True) -> Path | None:
+        """The first library whose content is what was written and that is ``usable``, or None.
+
+        Of one key there may be several: machines that share the folder may have other C libraries.
+        """
         try:
             names = sorted(os.listdir(self.folder))
         except OSError:
@@ -46,7 +49,8 @@ class LibraryStore:
             key, _, rest = name.partition("-")
             if key == self._key and rest.endswith(".so"):
                 path = self.folder / name
-                if _is_own(path) and _is_whole(path, rest.removesuffix(".so")):
+                digest = rest.removesuffix(".so")
+                if _is_own(path) and _is_whole(path, digest) and usable(path):
                     return path
         return None
 
