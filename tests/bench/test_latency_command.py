@@ -12,9 +12,10 @@ import pytest
 from PIL import Image
 
 from escnet import preset
+from escnet.weights import shipped_checkpoint
 from escnet_bench.clocks import Clocks, GpuClocks
 from escnet_bench.command import main
-from escnet_bench.latency import choose, command, subject
+from escnet_bench.latency import choose, command, runs, subject
 from escnet_bench.latency.exported import bundle_of, source_key
 from escnet_bench.latency.floor import Peak
 from escnet_bench.latency.plan import IMPLEMENTATIONS
@@ -295,6 +296,41 @@ def test_a_bundle_is_exported_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert source_key("a") == source_key("a")
 
 
+def test_a_checkpoint_may_be_a_link_to_a_file_without_an_ending(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As huggingface_hub keeps what it has downloaded."""
+    from escnet_bench.latency import exported
+
+    made: list[tuple[str, object]] = []
+
+    def export(model: object, output: Path, *, weights: object, **_: object) -> None:
+        output.mkdir(parents=True)
+        made.append((output.name, weights))
+        raise KeyboardInterrupt  # a bundle is of no use here
+
+    monkeypatch.setattr(exported, "export_bundle", export)
+    monkeypatch.setenv("ESCNET_CACHE", str(tmp_path / "cache"))
+    blob = tmp_path / "blobs" / "cd"
+    blob.parent.mkdir()
+    shutil.copyfile(shipped_checkpoint("tiny"), blob)
+    link = tmp_path / "tiny.safetensors"
+    link.symlink_to(blob)
+    with pytest.raises(KeyboardInterrupt):
+        open_subject(preset=None, checkpoint=link, bundle=None, precision=Precision.FP32, images=[])
+    [(name, weights)] = made
+    assert name.startswith("cd-fp32-")
+    assert weights == load_model("tiny")[1]
+
+
+def test_a_file_called_like_a_preset_is_not_taken_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tiny").write_text("notes", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    assert runs._loaded("tiny", None).config == preset("tiny")
+
+
 def test_bundles_of_older_sources_are_deleted_after_a_day(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -309,6 +345,9 @@ def test_bundles_of_older_sources_are_deleted_after_a_day(
     monkeypatch.setattr(exported, "_KEPT_SECONDS", -1.0)
     exported._forget(tmp_path, "tiny-fp32-", kept)
     assert {one.name for one in tmp_path.iterdir()} == {"tiny-fp32-new", "tiny-fp16-old"}
+    gone = tmp_path / "tiny-fp32-gone"  # by another benchmark, meanwhile
+    monkeypatch.setattr(Path, "glob", lambda *_: [gone])
+    exported._forget(tmp_path, "tiny-fp32-", kept)
 
 
 def test_pytorch_runs_beside_a_bundle_of_another_image_size(bundle_copy: Path) -> None:

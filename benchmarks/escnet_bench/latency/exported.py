@@ -1,5 +1,6 @@
 """Bundles of presets and checkpoints, exported once and kept in the user's cache folder."""
 
+import glob
 import hashlib
 import importlib.metadata
 import shutil
@@ -36,7 +37,8 @@ def bundle_of(
     PyTorch by the benchmark itself.
 
     Args:
-        model: a preset's name, or the path of a ``.safetensors``.
+        model: a preset's name, or the absolute path of a checkpoint, whatever it ends in: a link
+            may lead to a file without an ending, as in the cache of huggingface_hub.
         precision: of its graphs.
         cache: where bundles are kept.
         images: for the measure of parity that an export makes.
@@ -47,7 +49,7 @@ def bundle_of(
     Raises:
         InputError: there is no such preset, or the checkpoint cannot be used.
     """
-    checkpoint = Path(model) if Path(model).suffix == ".safetensors" else None
+    checkpoint = Path(model) if Path(model).is_absolute() else None
     name = model if checkpoint is None else checkpoint.stem
     key = source_key(precision.value, model if checkpoint is None else sha256_file(checkpoint))
     folder = cache / f"{name}-{precision}-{key}"
@@ -88,7 +90,13 @@ def source_key(*words: str) -> str:
 
 def _forget(cache: Path, prefix: str, kept: Path) -> None:
     """Delete bundles of other sources; one that may be in use now is left for a day."""
-    for folder in cache.glob(f"{prefix}*"):
-        old = time.time() - folder.stat().st_mtime > _KEPT_SECONDS
-        if folder != kept and old and (folder / "bundle.json").is_file():
+    for folder in cache.glob(f"{glob.escape(prefix)}*"):
+        if folder != kept and _is_old(folder) and (folder / "bundle.json").is_file():
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_old(folder: Path) -> bool:
+    try:
+        return time.time() - folder.stat().st_mtime > _KEPT_SECONDS
+    except FileNotFoundError:  # another benchmark has just deleted it
+        return False

@@ -38,7 +38,7 @@ class Order:
 
     Attributes:
         bundle: its folder.
-        model: a preset, or a checkpoint's path: what PyTorch runs; None if there is none.
+        model: a preset, or a checkpoint's absolute path: what PyTorch runs; None if there is none.
         image: an ``.npy`` of uint8 [H,W,3].
         texts: an ``.npz`` of vocabularies, from :func:`save_vocabularies`.
         gpu: whether everything runs on the first GPU.
@@ -202,8 +202,8 @@ class Workbench:
 
 
 def _loaded(model: str, image_size: int | None) -> "EscNet":
-    """A checkpoint's model if there is such a file, else a preset's."""
-    if Path(model).is_file():
+    """A checkpoint's model if it is a path, else a preset's."""
+    if Path(model).is_absolute():
         from escnet.weights import load_checkpoint
 
         return load_checkpoint(Path(model)).model

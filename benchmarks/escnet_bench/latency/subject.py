@@ -32,7 +32,8 @@ class Subject:
 
     Attributes:
         bundle: opened.
-        torch_model: a preset or a checkpoint's path; None where PyTorch cannot run this model.
+        torch_model: a preset or a checkpoint's absolute path; None where PyTorch cannot run this
+            model.
         no_torch: why it cannot; empty where it can.
         same_weights: whether what PyTorch runs has the weights of the bundle.
         config: of the model in PyTorch.
