@@ -169,6 +169,19 @@ def test_sources_are_files_folders_and_patterns(tmp_path: Path) -> None:
             find_results([str(tmp_path / nowhere)])
 
 
+def test_a_folder_that_is_called_like_a_file_is_none(tmp_path: Path) -> None:
+    a = write(tmp_path / "x" / "a.json", {})
+    b = write(tmp_path / "x" / "old.json" / "b.json", {})
+    assert find_results([str(tmp_path / "x")]) == [("a.json", a), ("old.json/b.json", b)]
+
+
+def test_a_name_that_no_file_can_have_is_refused() -> None:
+    """Such as what is in a file, in place of its name."""
+    with pytest.raises(InputError, match=r'^\{"benchmark".*…: .*; expected result files') as error:
+        find_results([json.dumps(latency())])
+    assert len(str(error.value)) < 600
+
+
 def test_what_a_stranger_writes_is_text(tmp_path: Path) -> None:
     evil = '<script>alert(1)</script>"><img src=x onerror=alert(2)>'
     document = latency(

@@ -22,6 +22,7 @@ __all__ = ["find_results", "read_result"]
 _CLOCKS: Final = ("clocks_before", "clocks_after")
 _MOST_BYTES: Final = 32 * 2**20
 _MOST_ROWS: Final = 20_000
+_NAME: Final = 400  # characters of a name in a message
 _MAJOR_DIGITS: Final = 9  # of a version; int() refuses thousands
 _EVAL: Final = "eval"  # escnet-eval's object has no "benchmark"
 
@@ -37,22 +38,32 @@ def find_results(sources: Sequence[str]) -> list[tuple[str, Path]]:
     """
     found: dict[Path, str] = {}
     for source in sources:
-        path = Path(source)
-        if path.is_dir():
-            # Hidden ones are of a measurement that is being written, or an editor's.
-            there = [one for one in sorted(path.rglob("*.json")) if not one.name.startswith(".")]
-            files = {one: one.relative_to(path).as_posix() for one in there}
-        elif path.is_file():
-            files = {path: path.name}
-        else:
-            matches = sorted(Path(one) for one in glob.glob(source, recursive=True))
-            files = {one: one.name for one in matches if one.is_file()}
+        wrong = "no such file, folder or match"
+        try:
+            files = _meant(source)
+            if Path(source).is_dir():
+                wrong = "no *.json in it"
+        except OSError as error:  # too long a name, such as a whole file's content
+            files, wrong = {}, str(error.strerror)
         if not files:
-            what = "no *.json in it" if path.is_dir() else "no such file, folder or match"
-            raise InputError(f"{source}: {what}; expected result files of escnet-bench")
+            said = source if len(source) <= _NAME else f"{source[:_NAME]}…"
+            raise InputError(f"{said}: {wrong}; expected result files of escnet-bench")
         for one, name in files.items():
             found.setdefault(one.resolve(), name)
     return _told_apart([(name, path) for path, name in found.items()])
+
+
+def _meant(source: str) -> dict[Path, str]:
+    """What a file, a folder or a pattern leads to, each with what to call it."""
+    path = Path(source)
+    if path.is_dir():
+        # Hidden ones are of a measurement that is being written, or an editor's.
+        there = [one for one in sorted(path.rglob("*.json")) if not one.name.startswith(".")]
+        return {one: one.relative_to(path).as_posix() for one in there if not one.is_dir()}
+    if path.is_file():
+        return {path: path.name}
+    matches = sorted(Path(one) for one in glob.glob(source, recursive=True))
+    return {one: one.name for one in matches if one.is_file()}
 
 
 def _told_apart(files: Sequence[tuple[str, Path]]) -> list[tuple[str, Path]]:
