@@ -64,7 +64,7 @@ class Shortlist:
     blocks: Literal[0, 1] = 0
 
     def __post_init__(self) -> None:
-        number = isinstance(self.keep, int) and not isinstance(self.keep, bool)
+        number = isinstance(self.keep, int | np.integer) and not isinstance(self.keep, bool)
         if self.keep != "auto" and not (number and int(self.keep) >= 1):
             raise InputError(f"shortlist is {self.keep!r}, expected {_EXPECTED}")
         if self.blocks not in (0, 1) or isinstance(self.blocks, bool):

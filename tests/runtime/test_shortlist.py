@@ -137,6 +137,13 @@ def test_auto_drops_none_of_few() -> None:
     assert Shortlist.of("auto", 70, 36) is None  # two whole groups
 
 
+def test_a_number_of_numpy_is_a_number() -> None:
+    made = Shortlist.of(np.int64(12), 100, 16)  # type: ignore[arg-type]
+    assert made == Shortlist(12)
+    with pytest.raises(InputError, match="expected a whole number of at least 1"):
+        Shortlist(np.int64(0))  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("wrong", [0, -1, True, 2.5, "7", "many", ""])
 def test_what_is_no_shortlist_is_refused(
     wrong: Any, segmenter: Segmenter, vocabulary: Vocabulary, picture: ImageArray
