@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import json
 import math
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePath
@@ -91,7 +92,18 @@ def without_folders(text: str) -> str:
 
     What a library says when it fails may name the folders of a user.
     """
+    for folder in _own_folders():
+        text = text.replace(f"{folder}{os.sep}", "/_/")  # a folder like another
     return _FOLDERS.sub("", text)
+
+
+def _own_folders() -> list[str]:
+    """Those that tell most of who measures: a name with a space in it ends a path in a text."""
+    found = []
+    for asked in (Path.cwd, Path.home):
+        with contextlib.suppress(OSError, RuntimeError):  # it was deleted; there is none
+            found.append(str(asked()))
+    return [folder for folder in found if " " in folder]
 
 
 def _rounded(value: float) -> float:

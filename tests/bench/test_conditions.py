@@ -124,6 +124,17 @@ def test_what_is_published_names_no_folders(said: str, published: str | None) ->
     assert plain({"reason": [said]}) == {"reason": [published or said]}
 
 
+def test_a_users_name_with_a_space_is_published_nowhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home, work = tmp_path / "Ann Lee", tmp_path / "Ann Lee" / "all of it"
+    work.mkdir(parents=True)
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.chdir(work)
+    said = f"cannot read {home}/models/a.onnx: gone; {work}/b.onnx: gone, too"
+    assert plain(said) == "cannot read a.onnx: gone; b.onnx: gone, too"
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_numbers_json_does_not_have_are_null(value: float) -> None:
     document = result_document("x", Conditions.now("m"), [Row(seconds=value)])
