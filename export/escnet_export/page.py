@@ -137,7 +137,7 @@ def parity_page(report: Mapping[str, Any], pictures: Sequence[ParityPicture]) ->
     """The page as HTML.
 
     Args:
-        report: ``ParityReport.to_dict()`` and ``model``, ``precision``, ``trained``.
+        report: ``ParityReport.to_dict()`` and ``model``, ``precision``, ``trained``, ``reason``.
         pictures: the first four are shown.
 
     Raises:
@@ -208,9 +208,12 @@ def _verdict(report: Mapping[str, Any]) -> str:
             "about the graphs, so the stages are the gate."
         )
     word, tone = ("Passed", "good") if passed else ("Failed", "bad")
+    # What the gate measures may hold, and something else be missed.
+    missed = "" if passed else f"<p>Missed: {_text(report['reason'])}.</p>"
     return (
         f'<div class="verdict {tone}"><strong>{word}</strong>'
-        f'<p>{_text(found[0].upper() + found[1:])}.</p><p class="soft">{_text(why)}</p></div>'
+        f"<p>{_text(found[0].upper() + found[1:])}.</p>{missed}"
+        f'<p class="soft">{_text(why)}</p></div>'
     )
 
 
@@ -293,10 +296,12 @@ def _prompts(report: Mapping[str, Any]) -> str:
         f"<td>{_percent(block['flips'] / block['prompts'] if block['prompts'] else 0.0)}</td></tr>"
         for index, block in enumerate(report["blocks"])
     )
+    most = report["budget"]["prompt_flips"]
+    budget = "" if most is None else f"; the budget is at most {most:.2%}"
     return (
         "<h2>Prompts</h2><p>A prompt has flipped when its point, or whether it is used at all, "
         "differs from torch. Here the graphs run freely: what flips in one block changes the next. "
-        f"{_text(report['prompt_flips'])} of {_text(report['prompts'])} flipped.</p>"
+        f"{_text(report['prompt_flips'])} of {_text(report['prompts'])} flipped{budget}.</p>"
         "<table><thead><tr><th>Block</th><th>Flipped</th><th>Prompts</th><th>Share</th></tr>"
         f"</thead><tbody>{rows}</tbody></table>"
     )

@@ -35,13 +35,19 @@ def report(**changes: Any) -> dict[str, Any]:
         "prompts": 720,
         "blocks": [{"flips": 3, "prompts": 360}, {"flips": 4, "prompts": 360}],
         "stages": stages,
-        "budget": {"pixel_agreement": 0.995, "stage_l2": 5e-3, "asked": ()},
+        "budget": {
+            "pixel_agreement": 0.995,
+            "stage_l2": 5e-3,
+            "prompt_flips": None,
+            "asked": (),
+        },
         "kept_in_fp32": [],
         "kept_higher": [],
         "traps": [],
         "model": "vit-b-16",
         "precision": "fp16",
         "trained": True,
+        "reason": "why it passed or not",
         **changes,
     }
 
@@ -126,6 +132,17 @@ def test_a_miss_by_a_hair_does_not_read_as_the_budget() -> None:
     text = Reader(page).text
     assert "Failed" in text
     assert "label 99.499 %" in text
+
+
+def test_what_is_missed_beside_the_gate_is_told() -> None:
+    budget = {**report()["budget"], "prompt_flips": 0.005}
+    why = "0.97% of prompts flipped, budget at most 0.50%"
+    failed = Reader(parity_page(report(passed=False, budget=budget, reason=why), [])).text
+    assert f"Missed: {why}." in failed
+    assert "7 of 720 flipped; the budget is at most 0.50%" in failed
+    passed = Reader(parity_page(report(), [])).text
+    assert "Missed" not in passed
+    assert "7 of 720 flipped." in passed
 
 
 def test_untrained_weights_are_judged_by_their_worst_stage() -> None:
