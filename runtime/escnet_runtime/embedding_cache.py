@@ -102,9 +102,12 @@ class EmbeddingCache:
             (self._model_key, *texts),
         )
         for text, blob, checksum in rows:
-            # SQLite does not notice a flipped bit in a row; such a row counts as not stored.
+            # SQLite does not notice a flipped bit in a row; such a row counts as not stored. So does
+            # what a text encoder once got wrong: it would be wrong on every later run as well.
             if isinstance(blob, bytes) and _checksum(text, blob) == checksum:
-                yield text, np.frombuffer(blob, dtype="<f4").astype(np.float32)
+                vector = np.frombuffer(blob, dtype="<f4").astype(np.float32)
+                if np.isfinite(vector).all():
+                    yield text, vector
 
     def _put(self, connection: sqlite3.Connection, rows: list[tuple[str, str, bytes, int]]) -> None:
         # IMMEDIATE, because a read lock that becomes a write lock does not wait for other writers.

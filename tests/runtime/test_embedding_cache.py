@@ -151,6 +151,17 @@ def test_a_damaged_row_counts_as_not_stored(tmp_path: Path) -> None:
     _assert_equal(cache.get_many(["cat"]), _entries("cat"))
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_an_embedding_that_is_no_number_counts_as_not_stored(tmp_path: Path, value: float) -> None:
+    cache = EmbeddingCache(tmp_path, "model")
+    wrong = _vector("cat")
+    wrong[3] = value
+    cache.put_many({"cat": wrong, **_entries("dog")})
+    _assert_equal(cache.get_many(["cat", "dog"]), _entries("dog"))
+    cache.put_many(_entries("cat"))
+    _assert_equal(cache.get_many(["cat", "dog"]), _entries("cat", "dog"))
+
+
 def test_an_unusable_place_is_reported_once_and_bypassed(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
