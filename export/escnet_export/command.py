@@ -51,6 +51,7 @@ _BOUND_OF: Final[dict[Gate, str]] = {"pixels": "pixel_agreement", "stages": "sta
 #: What tells a dataset from a folder of photos.
 _OF_A_DATASET: Final = (IMAGES, LABELS, CLASSES)
 _NEAR_SHOWN: Final = 3  # blocks
+_MOST_SEED: Final = 2**63 - 1
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -323,6 +324,8 @@ def _check_numbers(arguments: argparse.Namespace) -> None:
             raise InputError(f"{name} is {value}, expected a fraction from 0 to 1")
     if stage is not None and not 0.0 <= stage < math.inf:
         raise InputError(f"--max-stage-l2 is {stage}, expected a finite number of at least 0")
+    if arguments.seed is not None and not 0 <= arguments.seed <= _MOST_SEED:
+        raise InputError(f"--seed is {arguments.seed}, expected 0 to {_MOST_SEED:,}")
     for number in arguments.check_categories:
         if not 1 <= number <= MAX_CATEGORIES:
             raise InputError(f"--check-categories has {number}, expected 1 to {MAX_CATEGORIES:,}")
@@ -331,14 +334,16 @@ def _check_numbers(arguments: argparse.Namespace) -> None:
 def _model(arguments: argparse.Namespace) -> tuple[EscNet, str, bool]:
     """The model, where its weights come from, and whether they are trained."""
     size: int | None = arguments.image_size
+    # An empty text, of a shell's variable that is not set, asks for weights too.
+    given = (arguments.clip, arguments.sam, arguments.seed)
+    own = any(option is not None for option in given)
     if arguments.checkpoint is not None:
-        if arguments.clip or arguments.sam or arguments.seed is not None:
+        if own:
             raise InputError(
                 "--clip, --sam and --seed go with --preset: a checkpoint has its own weights"
             )
         return _at_size(load_checkpoint(arguments.checkpoint), size)
     config = preset(arguments.preset or DEFAULT_PRESET)
-    own = arguments.clip or arguments.sam or arguments.seed is not None
     if config.name in SHIPPED and not own:
         return _at_size(load_checkpoint(shipped_checkpoint(config.name)), size)
     if size is not None:
@@ -346,10 +351,10 @@ def _model(arguments: argparse.Namespace) -> tuple[EscNet, str, bool]:
     seed = arguments.seed or 0
     model = build_model(config, seed=seed)
     parts = [f"seeded random (seed {seed})"]
-    if arguments.clip:
+    if arguments.clip is not None:
         load_clip(model, arguments.clip)
         parts.append(f"CLIP from {Path(arguments.clip).name}")
-    if arguments.sam:
+    if arguments.sam is not None:
         load_sam(model, arguments.sam)
         parts.append(f"SAM from {arguments.sam.name}")
     return model, ", ".join(parts), False

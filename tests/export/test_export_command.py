@@ -234,6 +234,8 @@ def test_gpus_that_cannot_be_built_for_are_said_before_the_export(
         (["--calibration", "entropy"], "--calibration goes with --precision int8 or fp8"),
         (["--precision", "int8", "--calibration", "luck"], "luck"),
         (["--clip", "some-tag"], "go with --preset"),
+        (["--clip", ""], "go with --preset"),
+        (["--seed", str(10**30)], "--seed is 1000000000000000000000000000000, expected 0 to"),
         (["--seed", "1"], "go with --preset"),
         (["--image-size", "100"], "image size of 100 px for 'mini'; expected one of 32, 64, 96, "),
         (["--preset", "tiny"], "not allowed with"),
@@ -251,6 +253,15 @@ def test_wrong_usage_exits_2_before_any_work(
     assert code == 2
     assert message in result["error"]["message"]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_empty_name_of_weights_gives_no_random_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("escnet_export.command.export_bundle", _must_not_run)
+    options = ["--preset", "tiny", "--clip", "", "--output", str(tmp_path / "bundle")]
+    assert main(options) == 2
+    assert "'' is not a file of weights" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("kind", ["file", "folder"])
