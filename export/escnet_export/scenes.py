@@ -6,8 +6,9 @@ from typing import Final
 
 from escnet.config import EscNetConfig
 from escnet.presets import DEFAULT_PRESET
-from escnet_runtime.confusion import Labels
+from escnet_runtime.confusion import Labels, ignore_index
 from escnet_runtime.dataset import LabelledImages
+from escnet_runtime.errors import InputError
 from escnet_runtime.images import ImageArray
 from escnet_runtime.world import render_scene
 
@@ -39,9 +40,14 @@ def labelled_scenes(dataset: LabelledImages, limit: int) -> SceneSet:
     """The first ``limit`` images of a dataset, with its categories.
 
     Raises:
-        InputError: there is no image in it, or one cannot be read.
+        InputError: there is no image in it, one cannot be read, or no pixel is labelled.
     """
     samples = list(itertools.islice(dataset, limit))
+    if all((sample.labels == ignore_index(sample.labels)).all() for sample in samples):
+        raise InputError(
+            f"no pixel of the first {len(samples)} images has a label, so there is no mIoU to "
+            "measure: raise --limit, or give the folder of images alone"
+        )
     return SceneSet(
         images=tuple(sample.image for sample in samples),
         categories=tuple(dataset.names),

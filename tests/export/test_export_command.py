@@ -121,6 +121,20 @@ def test_parity_on_a_folder_of_pictures(run: Run, tmp_path: Path) -> None:
     assert result["parity"]["images"] == 2
 
 
+def test_labelled_images_without_a_label_are_no_measure(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("escnet_export.command.export_bundle", _must_not_run)
+    for folder in ("images", "labels"):
+        (tmp_path / "data" / folder).mkdir(parents=True)
+    Image.new("RGB", (8, 8)).save(tmp_path / "data" / "images" / "a.png")
+    Image.new("L", (8, 8), 255).save(tmp_path / "data" / "labels" / "a.png")
+    (tmp_path / "data" / "classes.json").write_text('["cat", "dog"]', encoding="utf-8")
+    code, result = run("--images", str(tmp_path / "data"), "--max-miou-loss", "0.01")
+    assert code == 2
+    assert "no pixel of the first 1 images has a label" in result["error"]["message"]
+
+
 def test_a_full_disk_is_said_and_leaves_nothing(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
