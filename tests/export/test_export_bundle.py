@@ -14,6 +14,7 @@ from onnx import TensorProto
 
 from escnet.presets import preset
 from escnet_export import Budget, ExportReport, ParityError
+from escnet_export.check import STAGE_TOLERANCE
 from escnet_export.errors import ExportError
 from escnet_export.parity import StageError
 from escnet_export.reference import RecordingBackend
@@ -133,6 +134,14 @@ def test_the_golden_run_is_measured_too_where_the_images_are_others(
     [warning] = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert "a graph is 0.5 from float32" in warning
     assert "100.0 % of pixels keep their label" in warning
+
+
+def test_a_wide_budget_is_no_excuse_for_a_device(export: Export, tmp_path: Path) -> None:
+    report = export(tmp_path / "bundle", budget=Budget(pixel_agreement=0.0, stage_l2=10.0))
+    reference = json.loads((report.bundle / "golden" / "reference.json").read_text())
+    assert reference["stage_tolerance"] == STAGE_TOLERANCE[Precision.FP32]
+    assert reference["pixel_agreement"] >= 0.97
+    assert verify_bundle(report.bundle).passed
 
 
 def test_trained_weights_are_judged_by_pixels(export: Export, tmp_path: Path) -> None:
