@@ -354,10 +354,10 @@ class AccuracyGate:
         if not np.isfinite(error):
             return f"{graph} gives numbers that are not finite at {precision}"
         part = "" if graph == block else f", most of it by {block}"
-        return (
-            f"alone at {precision}, {graph} costs {damage:.2g} times the budget (relative L2 "
-            f"{error:.1e}){part}"
-        )
+        costs = f"costs {damage:.2g} times the budget"
+        if not np.isfinite(damage):
+            costs = "loses something of which the budget allows nothing"
+        return f"alone at {precision}, {graph} {costs} (relative L2 {error:.1e}){part}"
 
     def _kept(
         self,

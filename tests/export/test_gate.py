@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import onnx
@@ -165,6 +167,18 @@ def test_what_overflows_only_where_it_was_raised_to_float16_is_found() -> None:
     }
     assert [trap.largest for trap in decision.report.traps] == [6e4, 1e6]
     assert decision.report.passed
+
+
+def test_a_budget_of_nothing_is_no_infinite_multiple() -> None:
+    gate = AccuracyGate.__new__(AccuracyGate)
+    report = SimpleNamespace(stages={"esc0_sam": StageError(7e-4, 1.0)})
+    plan = PrecisionPlan(base=Precision.FP16)
+    decision = cast(Decision, SimpleNamespace(plan=plan, report=report))
+    why = gate._why(decision, "esc0_sam", np.inf)
+    assert why == (
+        "alone at fp16, esc0_sam loses something of which the budget allows nothing (relative L2 "
+        "7.0e-04)"
+    )
 
 
 @pytest.mark.slow
