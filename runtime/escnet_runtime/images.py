@@ -8,6 +8,7 @@ profiles are not applied.
 """
 
 import glob
+import logging
 import os
 import threading
 import warnings
@@ -31,6 +32,11 @@ IMAGE_SUFFIXES = frozenset(
     {".avif", ".bmp", ".dib", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg"}
     | {".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp"}
 )
+
+# Of phones; Pillow reads it only where somebody has registered a plugin.
+_HEIF_SUFFIXES: Final = frozenset({".heic", ".heif"})
+_HEIF_BRANDS: Final = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1"})
+_LOG: Final = logging.getLogger("escnet_runtime")
 
 # What turns the stored pixels of an EXIF orientation into what is to be seen.
 _TURNS: Final = {
@@ -84,8 +90,8 @@ def find_images(inputs: Sequence[str]) -> list[Path]:
     """The image files that files, folders and glob patterns (``**`` included) stand for.
 
     Folders are not searched recursively; folders and patterns give files with a suffix of
-    IMAGE_SUFFIXES, sorted. A file found twice is returned once. Raises ImageError for an input
-    which gives nothing.
+    IMAGE_SUFFIXES, sorted; a warning tells of HEIF pictures among them. A file found twice is
+    returned once. Raises ImageError for an input which gives nothing.
     """
     found: dict[Path, None] = {}
     for name in inputs:
@@ -107,6 +113,12 @@ def _find(name: str) -> list[Path]:
     else:
         raise ImageError(f"{name!r} is neither a file, a folder nor a pattern that matches images")
     images = sorted(entry for entry in candidates if entry.suffix.lower() in IMAGE_SUFFIXES)
+    left = sorted(entry.name for entry in candidates if entry.suffix.lower() in _HEIF_SUFFIXES)
+    if left:
+        more = f" and {len(left) - 1} more" if len(left) > 1 else ""
+        _LOG.warning(
+            "%r: HEIF pictures are not read, %s%s left out; convert to JPEG", name, left[0], more
+        )
     if not images:
         suffixes = " ".join(sorted(IMAGE_SUFFIXES))
         raise ImageError(
@@ -128,6 +140,10 @@ def _from_file(path: Path) -> tuple[ImageArray, int]:
     except FileNotFoundError:
         raise ImageError(f"{path} does not exist; expected an image file") from None
     except UnidentifiedImageError:
+        if _is_heif(path):
+            raise ImageError(
+                f"{path} is a HEIF picture, which Pillow does not read: convert it to JPEG"
+            ) from None
         raise ImageError(
             f"{path} is not an image that Pillow can read, or its start is damaged"
         ) from None
@@ -137,6 +153,16 @@ def _from_file(path: Path) -> tuple[ImageArray, int]:
         raise ImageError(f"cannot read {path}: {_reason(error)}") from error
     with opened:
         return _from_pillow(opened, str(path))
+
+
+def _is_heif(path: Path) -> bool:
+    """Whether a file begins as HEIF does (ISO/IEC 23008-12): a box "ftyp" and its brand."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(12)
+    except OSError:
+        return False
+    return head[4:8] == b"ftyp" and head[8:] in _HEIF_BRANDS
 
 
 def _from_pillow(image: Image.Image, name: str) -> tuple[ImageArray, int]:

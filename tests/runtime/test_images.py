@@ -332,6 +332,14 @@ def test_missing_empty_folder_and_foreign_files(tmp_path: Path) -> None:
         assert str(path) in str(caught.value)
 
 
+@pytest.mark.parametrize("brand", [b"heic", b"mif1"])
+def test_a_phones_picture_is_called_what_it_is(tmp_path: Path, brand: bytes) -> None:
+    path = tmp_path / "photo.heic"
+    path.write_bytes(b"\0\0\0\x18ftyp" + brand + bytes(100))
+    with pytest.raises(ImageError, match=r"photo\.heic is a HEIF picture.*convert it to JPEG"):
+        load_image(path)
+
+
 def test_decompression_bomb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = saved(tmp_path, Image.new("1", (100, 100)), "bomb.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 6000)
@@ -362,6 +370,18 @@ def test_find_images(folder: Path) -> None:
     assert found(str(folder / "**/*.png")) == ["deep/c.png", "odd[1].png"]
     assert found(str(folder / "deep/**")) == ["deep/c.png", "deep/d/e.webp"]
     assert found(str(folder / "b.PNG"), str(folder)) == ["b.PNG", "a.jpg", "odd[1].png"]
+
+
+def test_a_phones_pictures_are_not_left_out_in_silence(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert len(find_images([str(folder)])) == 3
+    assert not caplog.records
+    for name in ("1.HEIC", "2.heif"):
+        (folder / name).touch()
+    assert len(find_images([str(folder)])) == 3
+    (record,) = caplog.records
+    assert "1.HEIC and 1 more left out" in record.getMessage()
 
 
 @pytest.mark.parametrize("name", ["none.png", "*.bmp", "deep/d/../x", "folder.png", ""])
