@@ -55,7 +55,7 @@ def areas(labels: Labels, names: Sequence[str]) -> dict[str, float]:
     counts = np.bincount(labels.ravel(), minlength=len(names))
     result: dict[str, float] = {}
     for index in np.argsort(-counts, kind="stable")[: np.count_nonzero(counts)].tolist():
-        result[names[index]] = result.get(names[index], 0.0) + counts[index] / labels.size
+        result[names[index]] = result.get(names[index], 0.0) + int(counts[index]) / labels.size
     return dict(sorted(result.items(), key=lambda item: -item[1]))
 
 

@@ -96,6 +96,7 @@ def test_area_is_of_present_categories_in_descending_order() -> None:
         image=np.zeros((2, 4, 3), np.uint8),
     )
     assert list(result.area().items()) == [("c", 0.5), ("a", 0.25), ("e", 0.25)]
+    assert repr(result.area()) == "{'c': 0.5, 'a': 0.25, 'e': 0.25}"  # no numbers of NumPy's
     assert repr(result) == "Segmentation(4×2 pixels, 5 categories)"
 
 
