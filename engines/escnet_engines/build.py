@@ -13,6 +13,7 @@ from escnet_runtime.atomic import atomic_directory
 from escnet_runtime.bundle import Bundle, sha256_file
 from escnet_runtime.engines import (
     ENGINES_FOLDER,
+    MOST_WORKSPACE,
     RECORD_FILE,
     Engine,
     EngineRecord,
@@ -93,8 +94,8 @@ def build_engines(
     targets = choose_targets(library, target, here.targets)
     require_arithmetic(targets, (stage.precision for stage in bundle.manifest.stages.values()))
     buckets = chunk_buckets(bundle.manifest, chunks)
-    if workspace is not None and workspace < 1:
-        raise InputError(f"the workspace is {workspace} bytes, expected at least 1")
+    if workspace is not None and not 1 <= workspace <= MOST_WORKSPACE:
+        raise InputError(f"the workspace is {workspace:,} bytes, expected 1 to {MOST_WORKSPACE:,}")
     plan = _Plan(
         bundle=bundle,
         # Without a GPU of its own to try it on, a build does not depend on the driver.

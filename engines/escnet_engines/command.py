@@ -11,6 +11,7 @@ from rich.table import Table
 from escnet_runtime.bundle import Bundle
 from escnet_runtime.chunk_record import CPU_BACKENDS
 from escnet_runtime.console import Console, command_parser, run_command
+from escnet_runtime.engines import MOST_WORKSPACE
 from escnet_runtime.errors import InputError
 
 from .build import BuildReport, build_engines
@@ -121,8 +122,10 @@ def _build(arguments: argparse.Namespace, console: Console) -> tuple[int, dict[s
                 f"--{option} goes with the backends {' and '.join(CPU_BACKENDS)}, whose chunks are "
                 f"measured; {arguments.backend} times kernels itself"
             )
-    if arguments.workspace is not None and arguments.workspace < 1:
-        raise InputError(f"--workspace is {arguments.workspace}, expected at least 1 MiB")
+    if arguments.workspace is not None and not 1 <= arguments.workspace <= MOST_WORKSPACE // _MIB:
+        raise InputError(
+            f"--workspace is {arguments.workspace} MiB, expected 1 to {MOST_WORKSPACE // _MIB:,}"
+        )
     bundle = Bundle.open(arguments.bundle)
     library = open_library(arguments.backend)
     if arguments.plan:

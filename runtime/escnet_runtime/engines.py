@@ -26,6 +26,7 @@ from .strict_json import parse_object, typed
 
 __all__ = [
     "ENGINES_FOLDER",
+    "MOST_WORKSPACE",
     "RECORD_FILE",
     "AxisRange",
     "Compiler",
@@ -51,6 +52,8 @@ _SCHEMA: Final = "1.1"
 _OLDER: Final = "1.0"
 _MAX_RECORD_BYTES: Final = 4 * 2**20
 _MAX_FILE_BYTES: Final = 2**40
+#: Bytes that one layer's scratch may be allowed: far above every device's memory.
+MOST_WORKSPACE: Final = 2**40
 _MAX_AXIS: Final = 2**20
 
 Compiler = Literal["tensorrt", "tensorrt-rtx"]
@@ -167,7 +170,7 @@ class EngineRecord:
                 f"{_SCHEMA!r}"
             )
         record = typed(document, cls)
-        if record.workspace is not None and not 1 <= record.workspace <= _MAX_FILE_BYTES:
+        if record.workspace is not None and not 1 <= record.workspace <= MOST_WORKSPACE:
             raise BundleFormatError(
                 f"$.workspace: {record.workspace!r:.40} bytes are not plausible."
             )

@@ -273,6 +273,7 @@ def test_a_link_leads_no_engine_out_of_the_bundle(
         ({"chunks": [70_000]}, "expected 1 to 65,535"),
         ({"chunks": []}, "at least one"),
         ({"workspace": 0}, "workspace is 0"),
+        ({"workspace": 2**41}, "workspace is 2,199,023,255,552 bytes, expected 1 to"),
     ],
 )
 def test_unusable_options_are_refused(

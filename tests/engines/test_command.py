@@ -62,6 +62,8 @@ def test_a_failed_graph_exits_1(
         ([], "--backend"),
         (["--backend", "tensorrt-rtx", "--chunk", "many"], "invalid int value"),
         (["--backend", "tensorrt-rtx", "--workspace", "0"], "--workspace is 0"),
+        # Of who takes it for bytes.
+        (["--backend", "tensorrt-rtx", "--workspace", str(2**32)], "MiB, expected 1 to 1,048,576"),
         (["--backend", "tensorrt-rtx", "--rounds", "3"], "--rounds goes with the backends onnx"),
         (["--backend", "tensorrt", "--categories", "9"], "tensorrt times kernels itself"),
     ],
