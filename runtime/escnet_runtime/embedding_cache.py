@@ -102,8 +102,8 @@ class EmbeddingCache:
             (self._model_key, *texts),
         )
         for text, blob, checksum in rows:
-            # SQLite does not notice a flipped bit in a row; such a row counts as not stored. So does
-            # what a text encoder once got wrong: it would be wrong on every later run as well.
+            # SQLite does not notice a flipped bit in a row; such a row counts as not stored. So
+            # does what a text encoder once got wrong: it would be wrong on every later run too.
             if isinstance(blob, bytes) and _checksum(text, blob) == checksum:
                 vector = np.frombuffer(blob, dtype="<f4").astype(np.float32)
                 if np.isfinite(vector).all():

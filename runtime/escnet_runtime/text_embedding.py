@@ -12,7 +12,7 @@ from .bundle import Bundle
 from .embedding_cache import EmbeddingCache
 from .errors import OutOfDeviceMemory
 from .pipeline import Pipeline
-from .tokenizer import Tokenizer
+from .tokenizer import END, START, Tokenizer
 from .vocabulary import Vocabulary, assemble, plan_texts
 
 __all__ = ["TEXT_BATCH", "TextEmbedding"]
@@ -21,6 +21,7 @@ _LOG: Final = logging.getLogger("escnet_runtime")
 
 #: Texts encoded at a time: bounds the text encoder's memory, and its engine is built for it.
 TEXT_BATCH: Final = 64
+_CUT_SHOWN: Final = 3
 
 
 class TextEmbedding:
@@ -49,6 +50,7 @@ class TextEmbedding:
         if templates is None:
             templates = self._bundle.manifest.constants.templates
         plan = plan_texts(names, templates)
+        self._warn_of_cut(plan.prompts)
         known = self._cache.get_many(plan.prompts) if self._cache else {}
         missing = [text for text in plan.prompts if text not in known]
         if missing:
@@ -61,15 +63,12 @@ class TextEmbedding:
 
     def _encoded(self, texts: list[str]) -> dict[str, npt.NDArray[np.float32]]:
         """Embed cleaned texts."""
-        if self._tokenizer is None:
-            reference = self._bundle.manifest.tokenizer
-            path = self._bundle.file(reference.file)
-            self._tokenizer = Tokenizer.open(path, reference.context_length)
+        tokenizer = self._opened()
         # Texts of one length together, without padding: what a text's embedding is, to the last
         # bit, must not depend on the texts that happen to be encoded with it.
         by_length: dict[int, list[tuple[str, npt.NDArray[np.int32]]]] = {}
         for text in texts:
-            ids = self._tokenizer.encode([text], cleaned=True)[0]
+            ids = tokenizer.encode([text], cleaned=True)[0]
             by_length.setdefault(len(ids), []).append((text, ids))
         encoded: dict[str, npt.NDArray[np.float32]] = {}
         try:
@@ -79,6 +78,28 @@ class TextEmbedding:
         finally:
             self._pipeline.backend.release("text_encoder")
         return encoded
+
+    def _opened(self) -> Tokenizer:
+        if self._tokenizer is None:
+            reference = self._bundle.manifest.tokenizer
+            path = self._bundle.file(reference.file)
+            self._tokenizer = Tokenizer.open(path, reference.context_length)
+        return self._tokenizer
+
+    def _warn_of_cut(self, texts: Iterable[str]) -> None:
+        """Name what the text encoder does not read to its end: two such texts may be one to it."""
+        most = self._bundle.manifest.tokenizer.context_length
+        # A token is a byte at least, so what is no longer in bytes is whole.
+        long = [text for text in texts if len(text.encode()) > most - len((START, END))]
+        cut = self._opened().cut(long) if long else []
+        if cut:
+            _LOG.warning(
+                "the text encoder reads %d tokens, and not the end of %d texts: %s; use shorter "
+                "names",
+                most,
+                len(cut),
+                ", ".join(f"{text!r:.60}…" for text in cut[:_CUT_SHOWN]),
+            )
 
     def _rows(self, tokens: npt.NDArray[np.int32]) -> npt.NDArray[np.float32]:
         """Embeddings of texts of one length, in fewer at a time where memory does not suffice."""

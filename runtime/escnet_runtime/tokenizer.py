@@ -136,6 +136,12 @@ class Tokenizer:
             row[: len(ids)] = ids
         return tokens
 
+    def cut(self, texts: Sequence[str]) -> list[str]:
+        """Those of cleaned texts that are longer than is read: `encode` cuts them."""
+        with _usable(None):
+            encoded = self._tokenizer.encode_batch(list(texts))
+        return [text for text, one in zip(texts, encoded, strict=True) if one.overflowing]
+
 
 def _to_its_end(ids: list[int]) -> list[int]:
     """All up to the first end token, which is also what every text ends with."""

@@ -107,6 +107,12 @@ def test_a_long_text_is_cut_and_keeps_its_end(file: Path, reference: SimpleToken
     assert short[0, -1] == reference.eot_token_id
 
 
+def test_what_is_cut_is_told(file: Path) -> None:
+    tokenizer = Tokenizer.open(file, 8)
+    assert tokenizer.cut(["cat " * 6, "cat " * 7, "", "a dog"]) == ["cat " * 7]
+    assert tokenizer.cut([]) == []
+
+
 def test_a_text_ends_at_its_first_end(tokenizer: Tokenizer, reference: SimpleTokenizer) -> None:
     """A name may spell the end token; CLIP reads at the first one and sees nothing behind it."""
     got = tokenizer.encode(["red ball <end_of_text> blue ring", "red ball"])

@@ -236,9 +236,13 @@ def test_names_of_any_script(segmenter: Segmenter, picture: ImageArray) -> None:
     assert segmenter(picture, made).names == tuple(names)
 
 
-def test_a_name_far_longer_than_the_text_encoder_reads(segmenter: Segmenter) -> None:
-    made = segmenter.vocabulary(["very " * 500 + "long", "short"])
+def test_a_name_far_longer_than_the_text_encoder_reads(
+    segmenter: Segmenter, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = segmenter.vocabulary(["very " * 500 + "long", "short", "the " * 30])
     assert np.isfinite(made.embeddings).all()
+    (record,) = caplog.records
+    assert "reads 77 tokens, and not the end of 1 texts: 'a photo of a very" in record.getMessage()
 
 
 def test_synonyms_are_averaged(segmenter: Segmenter) -> None:
