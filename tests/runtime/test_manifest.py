@@ -113,6 +113,14 @@ def test_what_is_written_is_read_back() -> None:
     assert text.startswith('{\n  "schema_version": "3.0"')
 
 
+def test_all_constants_of_prompts_that_a_model_may_have_are_written() -> None:
+    manifest = sample_manifest()
+    for ppg in (PpgConstants(iterations=0), PpgConstants(iterations=1000, regions=16)):
+        constants = dataclasses.replace(manifest.constants, ppg=ppg)
+        text = dataclasses.replace(manifest, constants=constants).to_json()
+        assert Manifest.from_json(text).constants.ppg == ppg
+
+
 def test_the_digest_is_that_of_the_canonical_rest() -> None:
     text = sample_manifest().to_json()
     assert json.loads(_signed(json.loads(text)))["digest"] == json.loads(text)["digest"]
