@@ -55,6 +55,7 @@ _MAX_FILE_BYTES: Final = 2**40
 #: Bytes that one layer's scratch may be allowed: far above every device's memory.
 MOST_WORKSPACE: Final = 2**40
 _MAX_AXIS: Final = 2**20
+_LONGEST_TEXT: Final = 80
 
 Compiler = Literal["tensorrt", "tensorrt-rtx"]
 
@@ -174,6 +175,7 @@ class EngineRecord:
             raise BundleFormatError(
                 f"$.workspace: {record.workspace!r:.40} bytes are not plausible."
             )
+        _check_fingerprint(record.fingerprint)
         for name, engine in record.engines.items():
             _check_engine(name, engine)
         return record
@@ -447,6 +449,16 @@ def _checked_files(bundle: Bundle, folder: str, record: EngineRecord) -> dict[st
             )
         files[name] = path
     return files
+
+
+def _check_fingerprint(found: Fingerprint) -> None:
+    """Refuse texts that are no names: parts of them are read as numbers."""
+    for text in (found.version, found.driver or "", found.os, *found.targets):
+        if len(text) > _LONGEST_TEXT:
+            raise BundleFormatError(
+                f"$.fingerprint: expected texts of at most {_LONGEST_TEXT} characters, got "
+                f"{text!r:.40}… of {len(text):,}."
+            )
 
 
 def _check_engine(name: str, engine: Engine) -> None:

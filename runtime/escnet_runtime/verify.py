@@ -22,6 +22,7 @@ from .segmenter import Segmenter
 __all__ = ["BackendState", "Check", "Verdict", "VerifyReport", "verify_bundle"]
 
 _DISTRIBUTIONS: Final = ("onnxruntime", "onnxruntime-gpu")
+_LONGEST_VERSION: Final = 40  # characters
 _EXTRAS: Final = "escnet-runtime[onnxruntime] (or [onnxruntime-gpu])"
 _AGAIN: Final = "Copy the bundle again from where it was made; if that does not help, export it."
 _WITHOUT: Final = "ONNX Runtime runs the bundle without them."
@@ -213,7 +214,7 @@ def _library_check(producer: Mapping[str, str]) -> Check:
     Only a version that cannot read it fails: another one is named, and the golden run decides.
     """
     installed = _installed_onnxruntime()
-    made_with = producer.get("onnxruntime")
+    made_with = _version(producer, "onnxruntime")
     if installed is None:
         wanted = f">={made_with}" if made_with else ""
         advice = f"install {_EXTRAS}, with onnxruntime{wanted}."
@@ -227,7 +228,7 @@ def _library_check(producer: Mapping[str, str]) -> Check:
     if made_with is None:
         detail = f"ONNX Runtime {installed}; the bundle does not say what it was checked with."
         return Check(name="library", passed=True, detail=detail)
-    least = producer.get("onnxruntime_minimum", made_with)
+    least = _version(producer, "onnxruntime_minimum") or made_with
     passed = _release(installed) >= _release(least)
     detail = f"ONNX Runtime {installed} is here; the bundle was checked with {made_with}."
     if not passed:
@@ -241,6 +242,12 @@ def _library_check(producer: Mapping[str, str]) -> Check:
         reason=f"ONNX Runtime {installed} is too old for it",
         advice=f"Install onnxruntime>={least}.",
     )
+
+
+def _version(producer: Mapping[str, str], library: str) -> str | None:
+    """What a bundle says of a library, which may be a text of any length."""
+    said = producer.get(library)
+    return said and said[:_LONGEST_VERSION]
 
 
 def _installed_onnxruntime() -> str | None:

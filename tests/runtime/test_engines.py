@@ -82,6 +82,14 @@ def test_engines_that_fit_are_found(bundle: Bundle) -> None:
     assert {name: path.read_bytes() for name, path in files.items()} == CONTENT
 
 
+@pytest.mark.parametrize("key", ["version", "driver", "os"])
+def test_texts_of_any_length_are_no_fingerprint(bundle: Bundle, key: str) -> None:
+    """Python makes no number of more than 4,300 digits."""
+    _change(bundle, lambda record: record["fingerprint"].update({key: "9" * 5000}))
+    with pytest.raises(BundleFormatError, match=r"at most 80 characters.*of 5,000"):
+        find_engines(bundle, HERE)
+
+
 def test_graphs_share_the_largest_scratch(bundle: Bundle) -> None:
     record = _record(bundle)
     assert record.scratch_bytes == 700

@@ -696,6 +696,18 @@ def test_any_golden_reference_is_read_or_refused(data: st.DataObject, whole: Pat
         path.write_bytes(before)
 
 
+@pytest.mark.parametrize("key", ["onnxruntime", "onnxruntime_minimum"])
+def test_a_version_of_any_length_is_no_defect(root: Path, key: str, capsys: Captured) -> None:
+    """Python makes no number of more than 4,300 digits."""
+    said = {"onnxruntime": "1.18", key: "9" * 5000}
+    change_description(root, lambda document: document["producer"].update(said))
+    assert verify_main([str(root), "--json"]) == 1
+    checks = json.loads(capsys.readouterr().out)["checks"]
+    (library,) = [check for check in checks if check["name"] == "library"]
+    assert not library["passed"]
+    assert len(library["detail"]) < 500
+
+
 # --- Engines -------------------------------------------------------------------------------------
 
 
