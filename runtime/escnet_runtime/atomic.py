@@ -117,12 +117,18 @@ def atomic_file(path: Path) -> Iterator[Path]:
     the format by it (not with one of more than 32 bytes, which is no format's).
 
     Raises:
-        InputError: ``path`` is a folder, or its place is not writable.
+        InputError: ``path`` is a folder, a device or a pipe, or its place is not writable.
         OSError: the disk is full, or a similar failure while writing.
     """
     path = Path(os.path.realpath(path))
     if path.is_dir():
         raise InputError(f"Cannot write the file {path}: it is a folder.")
+    if path.exists() and not path.is_file():
+        # A rename would put a plain file in the place of /dev/null, for the whole machine.
+        raise InputError(
+            f"Cannot write the file {path}: it is a device or a pipe, which a whole file cannot "
+            "replace. Name a file."
+        )
     with _as_input_error(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(path)

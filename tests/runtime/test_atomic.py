@@ -597,6 +597,18 @@ def test_a_forked_child_leaves_what_its_parent_is_writing(
     assert path.read_text() == "first"
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="Windows has no such files")
+def test_a_pipe_or_a_device_is_not_replaced_by_a_file(tmp_path: Path) -> None:
+    """For root, /dev/null is a file like any other."""
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("pipe")
+    for name in ("pipe", "link"):
+        with pytest.raises(InputError, match="it is a device or a pipe"):
+            _write_file(tmp_path / name, "text")
+    assert (tmp_path / "pipe").is_fifo()
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["link", "pipe"]
+
+
 def test_a_folder_is_not_replaced_by_a_file(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="it is a folder"):
         _write_file(tmp_path, _NEW)
