@@ -110,7 +110,7 @@ def export_bundle(
     (:mod:`escnet_export.gate`); the report names them.
 
     Args:
-        model: in float32.
+        model: made float32 in place, and left in evaluation mode and without gradients.
         output: a folder that does not exist, is empty, or is a bundle, which is then replaced.
         precision: of all graphs about which nothing else is said.
         weights: where the weights come from, for people.
