@@ -494,7 +494,6 @@ def test_auto_on_the_cpu_beside_a_gpu_is_a_warning(
     assert all(f"no {name} here" in record.getMessage() for name in every)
 
 
-@pytest.mark.parametrize("damage", [BundleFormatError, BundleIntegrityError])
 class Unstarted:
     """A driver's library that does not start."""
 
@@ -540,6 +539,7 @@ def pretended() -> choose.Chosen:
     return choose.Chosen(backend=backend, device=None, owned=ExitStack())
 
 
+@pytest.mark.parametrize("damage", [BundleFormatError, BundleIntegrityError])
 def test_auto_goes_on_from_damaged_engines_with_a_warning(
     bundle: Bundle,
     host: HostMachine,
