@@ -4,6 +4,7 @@ On a CPU RAPL's counters of the processor packages, on a GPU NVML's of the one t
 Jetson the power of the whole module as tegrastats tells it, integrated over time.
 """
 
+import math
 import re
 import shutil
 import subprocess
@@ -39,7 +40,7 @@ class EnergyCounter(Protocol):
     source: str
 
     def joules(self) -> float:
-        """So far, from any beginning."""
+        """So far, from any beginning; NaN where the counter is lost."""
 
     def close(self) -> None:
         """Stop counting."""
@@ -99,19 +100,25 @@ class Tegrastats:
             self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
             assert self._process.stdout is not None
             stream = self._process.stdout
-        self._stream = stream
+        self._stream, self._closed = stream, False
         self._lock = threading.Lock()
         self._joules, self._since, self._watts = 0.0, time.monotonic(), 0.0
         self._thread = threading.Thread(target=self._follow, daemon=True)
         self._thread.start()
 
     def joules(self) -> float:
-        """Since it was made; power is taken as constant from one line to the next."""
+        """Since it was made; power is taken as constant from one line to the next.
+
+        NaN if the tool has ended by itself: what it said last would go on for ever.
+        """
+        if self._process is not None and not self._closed and self._process.poll() is not None:
+            return math.nan
         with self._lock:
             return self._joules + self._watts * (time.monotonic() - self._since)
 
     def close(self) -> None:
         """End the tool."""
+        self._closed = True
         if self._process is not None:
             self._process.terminate()
             self._process.wait()

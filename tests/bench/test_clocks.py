@@ -1,7 +1,11 @@
 """Clocks, throttling and energy of made-up machines."""
 
 import io
+import math
+import os
 import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -118,6 +122,31 @@ def test_power_of_a_jetson_is_integrated(monkeypatch: pytest.MonkeyPatch) -> Non
     counter.close()  # has read all
     assert counter.joules() == pytest.approx(2 * 2 + 6 * 1)
     assert threading.active_count() >= 1
+
+
+def test_a_tool_that_ended_by_itself_tells_no_energy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its last power would be taken for that of everything that follows."""
+    tool = tmp_path / "tegrastats"
+    tool.write_text("#!/bin/sh\necho 'VDD_IN 5000mW/0mW'\nread wait < $0.end\n", encoding="utf-8")
+    tool.chmod(0o755)
+    os.mkfifo(f"{tool}.end")
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    counter = open_counter(gpu=None)
+    assert isinstance(counter, Tegrastats)
+    until(lambda: counter.joules() > 0)
+    Path(f"{tool}.end").write_text("now\n", encoding="utf-8")
+    until(lambda: math.isnan(counter.joules()))
+    counter.close()
+
+
+def until(holds: Callable[[], bool]) -> None:
+    """Wait for it, not for ever."""
+    end = time.monotonic() + 30
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.01)
 
 
 class FakeNvml(SimpleNamespace):
