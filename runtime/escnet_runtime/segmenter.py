@@ -277,11 +277,22 @@ class Segmenter(Closing):
 
         Other calls of this Segmenter may come between two chunks, from any thread.
 
+        Args:
+            pixels: uint8 [H, W, 3].
+            vocabulary: from :meth:`vocabulary` of a Segmenter of the same model.
+            observer: as for :meth:`__call__`.
+
         Raises:
+            InputError: the vocabulary is of another model.
             EscNetError: this Segmenter is closed, or was closed in between.
             BackendError: a graph failed.
         """
-        text = vocabulary.embeddings
+        self._check(vocabulary, "none")
+        return self._logits_of(pixels, vocabulary.embeddings, observer)
+
+    def _logits_of(
+        self, pixels: ImageArray, text: npt.NDArray[np.float32], observer: Observer | None
+    ) -> Generator[tuple[slice, npt.NDArray[np.float32]], None, None]:
         chunks = self._host.logits(pixels, text, chunk=self.chunk, observer=observer)
         try:
             while True:

@@ -297,8 +297,9 @@ def test_a_vocabulary_of_another_model_is_refused(
         templates=vocabulary.templates,
         model="another",
     )
-    with pytest.raises(InputError, match="another model's text encoder"):
-        segmenter(picture, foreign)
+    for asked in (segmenter, segmenter.image_logits):
+        with pytest.raises(InputError, match="another model's text encoder"):
+            asked(picture, foreign)
 
 
 # Images
