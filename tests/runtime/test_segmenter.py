@@ -667,6 +667,22 @@ def test_without_onnx_runtime_the_extra_is_named(
         Segmenter(tiny_bundle)
 
 
+def test_a_library_that_does_not_load_is_one_that_is_not_here(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As where it was built for another NumPy, or lacks a library of the system."""
+    monkeypatch.setitem(sys.modules, "escnet_runtime.backends.onnxruntime", None)
+    monkeypatch.setattr(choose, "find_gpu", lambda: None)
+    with pytest.raises(BackendError, match=r"does not load: .*escnet-runtime\[onnxruntime\]"):
+        Segmenter(tiny_bundle, "onnxruntime", cache=None)
+    with caplog.at_level("INFO", logger="escnet_runtime"), Segmenter(tiny_bundle, cache=None):
+        pass
+    assert "'auto' chose openvino" in caplog.text
+    monkeypatch.setitem(sys.modules, "escnet_runtime.backends.openvino", None)
+    with pytest.raises(BackendError, match="does not load"):
+        Segmenter(tiny_bundle, cache=None)
+
+
 def test_what_is_no_bundle_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BundleError):
         Segmenter(tmp_path / "missing")

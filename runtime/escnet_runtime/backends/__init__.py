@@ -8,7 +8,14 @@ from typing import Literal
 from ..errors import BackendError
 from .base import Backend, GraphFile
 
-__all__ = ["BACKENDS", "Backend", "GraphFile", "create_backend", "library_version"]
+__all__ = [
+    "BACKENDS",
+    "Backend",
+    "GraphFile",
+    "create_backend",
+    "does_not_load",
+    "library_version",
+]
 
 BACKENDS = ("auto", "onnxruntime", "openvino", "onnxruntime-cuda", "tensorrt", "tensorrt-rtx")
 
@@ -27,7 +34,8 @@ def create_backend(
         cache: folder for what a library makes of a graph; None keeps nothing.
 
     Raises:
-        BackendError: the name is unknown or needs a GPU, or the library is not here.
+        BackendError: the name is unknown or needs a GPU, or the library is not here or does not
+            load.
     """
     if name not in _HERE:
         raise BackendError(
@@ -40,8 +48,10 @@ def create_backend(
             f"backend {name!r} needs ONNX Runtime, which is not installed; install "
             "escnet-runtime[onnxruntime], or [onnxruntime-gpu] for CUDA"
         )
-    from .onnxruntime import OnnxRuntimeBackend
-
+    try:
+        from .onnxruntime import OnnxRuntimeBackend
+    except (ImportError, OSError) as error:
+        raise does_not_load(name, "onnxruntime", error) from error
     return OnnxRuntimeBackend(graphs, cache=cache)
 
 
@@ -51,9 +61,25 @@ def _openvino(graphs: Mapping[str, GraphFile], cache: Path | None) -> Backend:
             "backend 'openvino' needs OpenVINO, which is not installed; install "
             "escnet-runtime[openvino]"
         )
-    from .openvino import OpenVinoBackend
-
+    try:
+        from .openvino import OpenVinoBackend
+    except (ImportError, OSError) as error:
+        raise does_not_load("openvino", "openvino", error) from error
     return OpenVinoBackend(graphs, cache=cache)
+
+
+def does_not_load(name: str, extra: str, error: Exception) -> BackendError:
+    """For a library that is installed, but whose own libraries are missing or do not fit.
+
+    Args:
+        name: of the backend.
+        extra: of escnet-runtime, that installs the library.
+        error: what importing it raised.
+    """
+    return BackendError(
+        f"backend {name!r} is installed and does not load: {error}; install "
+        f"escnet-runtime[{extra}] anew, in an environment of its own"
+    )
 
 
 def library_version(name: Literal["onnxruntime", "openvino"]) -> str | None:
@@ -64,6 +90,6 @@ def library_version(name: Literal["onnxruntime", "openvino"]) -> str | None:
 
             return VERSION_OF_OPENVINO
         from .onnxruntime import VERSION
-    except ImportError:
+    except (ImportError, OSError):
         return None
     return VERSION

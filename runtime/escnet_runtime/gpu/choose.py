@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from ..backends import BACKENDS, Backend, GraphFile, create_backend
+from ..backends import BACKENDS, Backend, GraphFile, create_backend, does_not_load
 from ..bundle import Bundle
 from ..device import open_device
 from ..device.base import Device, Stream
@@ -196,8 +196,10 @@ def _onnxruntime() -> Opener:
             "backend 'onnxruntime-cuda' needs ONNX Runtime, which is not installed; install "
             "escnet-runtime[onnxruntime-gpu]"
         )
-    from .onnxruntime import OrtGraphs, require_provider
-
+    try:
+        from .onnxruntime import OrtGraphs, require_provider
+    except (ImportError, OSError) as error:
+        raise does_not_load("onnxruntime-cuda", "onnxruntime-gpu", error) from error
     require_provider("cuda")  # before a GPU is opened for it
 
     def make(bundle: Bundle, device: Device, stream: Stream, chunk: int | None) -> DeviceBackend:
