@@ -3,14 +3,14 @@
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from types import TracebackType
-from typing import Final, Self, TypeAlias
+from typing import Final, TypeAlias
 
 import numpy as np
 
 from escnet_runtime.backends import Backend, GraphFile, create_backend
 from escnet_runtime.bundle import Bundle
 from escnet_runtime.chunk_record import ChunkTime, CpuBackend
+from escnet_runtime.closing import Closing
 from escnet_runtime.order import by_chunk, kind_of
 from escnet_runtime.pipeline import EncodedImage, Pipeline, StageClock
 
@@ -66,7 +66,7 @@ def timed_in_turns(
     }
 
 
-class BlockRuns:
+class BlockRuns(Closing):
     """Runs the graphs around and in the first block of a bundle; a context manager.
 
     Blocks differ in weights alone. The picture is noise and the vocabulary is made up: no graph's
@@ -103,15 +103,8 @@ class BlockRuns:
         finally:
             encoder.close()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """Close the backends."""
         self._owned.close()
 
     def __call__(self, chunk: int) -> dict[str, float]:

@@ -4,17 +4,17 @@ import json
 import math
 import os
 from collections.abc import Mapping
-from types import TracebackType
-from typing import Self
 
 from torch.utils.tensorboard import SummaryWriter
+
+from escnet_runtime.closing import Closing
 
 from .folder import Progress, RunFolder
 
 __all__ = ["MetricsLog"]
 
 
-class MetricsLog:
+class MetricsLog(Closing):
     """Appends to the record; what a resumed run will write again is cut off first.
 
     Args:
@@ -53,15 +53,8 @@ class MetricsLog:
         for name, value in values.items():
             self._curves.add_scalar(name, value, step)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """Close the files."""
         if self._active:
             self._file.close()
             self._curves.close()

@@ -11,13 +11,13 @@ import weakref
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
 from escnet_runtime.backends.base import Array
+from escnet_runtime.closing import Closing
 
 __all__ = ["StoredTensors", "TensorStore", "digest"]
 
@@ -43,7 +43,7 @@ class _Place:
     shape: tuple[int, ...]
 
 
-class TensorStore:
+class TensorStore(Closing):
     """A file without a name that arrays are put into, each content once.
 
     What a graph gives is mostly what the next one takes, and is not written again. The file is gone
@@ -57,17 +57,6 @@ class TensorStore:
         self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - by close
         weakref.finalize(self, self._file.close)
         self._places: dict[bytes, _Place] = {}
-
-    def __enter__(self) -> "TensorStore":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Free the disk; what was put in cannot be read any more."""

@@ -9,9 +9,9 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from types import TracebackType
-from typing import Final, Protocol, Self, TypeVar, runtime_checkable
+from typing import Final, Protocol, TypeVar, runtime_checkable
 
+from .closing import Closing
 from .processor import core_quota
 
 __all__ = ["Lanes", "RunsSideBySide", "best_lanes", "thread_limit", "usable_cores"]
@@ -74,22 +74,15 @@ def _longest(rows: Sequence[int], lanes: int) -> int:
     return max(ends)
 
 
-class Lanes:
+class Lanes(Closing):
     """Threads for so many runs at once; a context manager that waits for those under way."""
 
     def __init__(self, count: int) -> None:
         self._count = count
         self._pool = ThreadPoolExecutor(count, "escnet-lane") if count > 1 else None
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """Wait for what is under way."""
         if self._pool is not None:
             self._pool.shutdown()
 
