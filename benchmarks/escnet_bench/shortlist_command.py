@@ -12,8 +12,8 @@ from escnet_runtime.console import Console
 from escnet_runtime.errors import InputError
 from escnet_runtime.labelled import SHAPES, dataset_name
 from escnet_runtime.shortlist import parse_shortlist
-from escnet_runtime.vocabulary import MAX_CATEGORIES
 
+from .command_parts import require_categories
 from .conditions import Conditions, device_of
 from .distractors import WORLD, distractor_names
 from .models import CHECKPOINT_SUFFIX, open_model
@@ -102,9 +102,7 @@ def shortlists(arguments: argparse.Namespace, console: Console) -> Document:
 def _check(arguments: argparse.Namespace) -> None:
     if arguments.limit < 1:
         raise InputError(f"--limit is {arguments.limit}, expected at least 1")
-    for count in arguments.categories:
-        if not 1 <= count <= MAX_CATEGORIES:
-            raise InputError(f"--categories has {count}, expected 1 to {MAX_CATEGORIES}")
+    require_categories(arguments.categories)
 
 
 def _called(source: str | None) -> str:

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from escnet_bench.command import GFLOP_CHUNK, main
+from escnet_bench.command import main
+from escnet_bench.gflop_command import GFLOP_CHUNK
 from escnet_runtime.bundle import Bundle
 from escnet_runtime.native import native_status
 
