@@ -9,13 +9,13 @@ from typing import Final, Self
 
 import torch
 
-from escnet.build import build_model
 from escnet.model import EscNet
 from escnet.presets import preset
 from escnet.weights import (
     SHIPPED,
     LoadedCheckpoint,
     load_checkpoint,
+    load_preset,
     resized,
     shipped_checkpoint,
 )
@@ -69,11 +69,10 @@ class Weights:
         config = preset(name)
         if trained and name in SHIPPED:
             return cls.of_checkpoint(shipped_checkpoint(name))
-        weights = "seeded random (seed 0)"
-        loaded = LoadedCheckpoint(model=build_model(config), trained=False, weights=weights)
-        key = hashlib.sha256(f"{name}, {weights}".encode()).hexdigest()  # there is no file
+        loaded = load_preset(config, seed=0)
+        key = hashlib.sha256(f"{name}, {loaded.weights}".encode()).hexdigest()  # there is no file
         source = FileRef(file=f"{name}.safetensors", sha256=key, bytes=0)
-        return cls(f"preset {name}, {weights}", loaded, source)
+        return cls(f"preset {name}, {loaded.weights}", loaded, source)
 
 
 def shipped_weights(manifest: Manifest) -> Weights | None:

@@ -67,12 +67,9 @@ def load_model(name: str, image_size: int | None = None) -> "tuple[EscNet, str, 
 
     ``image_size`` in place of the preset's, if it is given.
     """
-    from escnet.build import build_model
     from escnet.presets import preset
-    from escnet.weights import SHIPPED, load_checkpoint, resized, shipped_checkpoint
+    from escnet.weights import load_preset
 
     config = preset(name) if image_size is None else preset(name).at_size(image_size)
-    if name in SHIPPED:
-        loaded = resized(load_checkpoint(shipped_checkpoint(name)), config.clip.image_size)
-        return loaded.model, loaded.weights, loaded.trained
-    return build_model(config), "seeded random (seed 0)", False
+    loaded = load_preset(config)
+    return loaded.model, loaded.weights, loaded.trained

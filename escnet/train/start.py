@@ -5,19 +5,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from escnet.build import build_model
 from escnet.config import EscNetConfig
 from escnet.model import EscNet
 from escnet.presets import preset
-from escnet.weights import (
-    SHIPPED,
-    LoadedCheckpoint,
-    load_checkpoint,
-    load_clip,
-    load_sam,
-    resized,
-    shipped_checkpoint,
-)
+from escnet.weights import LoadedCheckpoint, load_checkpoint, load_preset, resized
 from escnet_runtime.confusion import ConfusionCounter
 from escnet_runtime.console import Console
 from escnet_runtime.labelled import absent_warning, dataset_name
@@ -110,21 +101,10 @@ def _validation(images: LabelledSource) -> Validation:
 
 def _of_preset(section: ModelSection, sizes: EscNetConfig) -> LoadedCheckpoint:
     """Its trained weights, if some ship and no others are given, or CLIP's and SAM's."""
-    own = (section.clip, section.sam, section.seed) != (None, None, None)
-    if section.preset in SHIPPED and not own:
-        shipped = load_checkpoint(shipped_checkpoint(section.preset))
-        return resized(shipped, sizes.clip.image_size)
-    seed = section.seed or 0
-    model = build_model(sizes, seed=seed)
-    parts = [f"seeded random (seed {seed})"]
-    if section.clip is None:
+    sam = None if section.sam is None else Path(section.sam)
+    start = load_preset(sizes, clip=section.clip, sam=sam, seed=section.seed)
+    if not start.trained and section.clip is None:
         _LOG.warning("no model.clip: CLIP starts from random weights, and is mostly frozen")
-    else:
-        load_clip(model, section.clip)
-        parts.append(f"CLIP from {Path(section.clip).name}")
-    if section.sam is None:
+    if not start.trained and section.sam is None:
         _LOG.warning("no model.sam: the SAM blocks start from random weights")
-    else:
-        load_sam(model, Path(section.sam))
-        parts.append(f"SAM from {Path(section.sam).name}")
-    return LoadedCheckpoint(model=model, trained=False, weights=", ".join(parts))
+    return start

@@ -7,6 +7,7 @@ model: after an error the model is what it was before.
 from .checkpoint import LoadedCheckpoint, load_checkpoint, save_checkpoint
 from .clip import load_clip
 from .files import write_tensors
+from .preset import load_preset
 from .resize import resized, view_at
 from .sam import load_sam
 from .shipped import SHIPPED, shipped_checkpoint
@@ -18,6 +19,7 @@ __all__ = [
     "WeightsError",
     "load_checkpoint",
     "load_clip",
+    "load_preset",
     "load_sam",
     "resized",
     "save_checkpoint",

@@ -9,18 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
-from escnet.build import build_model
-from escnet.model import EscNet
 from escnet.presets import DEFAULT_PRESET, PRESETS, preset
-from escnet.weights import (
-    SHIPPED,
-    LoadedCheckpoint,
-    load_checkpoint,
-    load_clip,
-    load_sam,
-    resized,
-    shipped_checkpoint,
-)
+from escnet.weights import LoadedCheckpoint, load_checkpoint, load_preset, resized
 from escnet_engines import COMPILERS, BuildError, Library, open_library
 from escnet_engines.command import build_result, build_shown, build_summary
 from escnet_engines.targets import choose_targets, require_arithmetic
@@ -213,15 +203,16 @@ def _export(arguments: argparse.Namespace, console: Console) -> tuple[int, dict[
             f"({', '.join(_OF_A_DATASET)}) or {SHAPES}heldout"
         )
     budget = _budget(arguments, Budget.default(precision, encoder))
-    model, weights, trained = _model(arguments)
-    graphs = 4 + 4 * model.config.blocks
-    with console.progress(f"export {model.config.name}", 3 * graphs + 10) as advance:
+    loaded = _loaded(arguments)
+    config = loaded.model.config
+    graphs = 4 + 4 * config.blocks
+    with console.progress(f"export {config.name}", 3 * graphs + 10) as advance:
         report = export_bundle(
-            model,
+            loaded.model,
             arguments.output,
             precision=precision,
-            weights=weights,
-            trained=trained,
+            weights=loaded.weights,
+            trained=loaded.trained,
             images=images,
             scenes=scenes,
             budget=budget,
@@ -331,38 +322,21 @@ def _check_numbers(arguments: argparse.Namespace) -> None:
             raise InputError(f"--check-categories has {number}, expected 1 to {MAX_CATEGORIES:,}")
 
 
-def _model(arguments: argparse.Namespace) -> tuple[EscNet, str, bool]:
-    """The model, where its weights come from, and whether they are trained."""
+def _loaded(arguments: argparse.Namespace) -> LoadedCheckpoint:
+    """The model that was asked for, with what is known of its weights."""
     size: int | None = arguments.image_size
-    # An empty text, of a shell's variable that is not set, asks for weights too.
-    given = (arguments.clip, arguments.sam, arguments.seed)
-    own = any(option is not None for option in given)
     if arguments.checkpoint is not None:
-        if own:
+        # An empty text, of a shell's variable that is not set, asks for weights too.
+        if (arguments.clip, arguments.sam, arguments.seed) != (None, None, None):
             raise InputError(
                 "--clip, --sam and --seed go with --preset: a checkpoint has its own weights"
             )
-        return _at_size(load_checkpoint(arguments.checkpoint), size)
+        loaded = load_checkpoint(arguments.checkpoint)
+        return loaded if size is None else resized(loaded, size)
     config = preset(arguments.preset or DEFAULT_PRESET)
-    if config.name in SHIPPED and not own:
-        return _at_size(load_checkpoint(shipped_checkpoint(config.name)), size)
     if size is not None:
         config = config.at_size(size)
-    seed = arguments.seed or 0
-    model = build_model(config, seed=seed)
-    parts = [f"seeded random (seed {seed})"]
-    if arguments.clip is not None:
-        load_clip(model, arguments.clip)
-        parts.append(f"CLIP from {Path(arguments.clip).name}")
-    if arguments.sam is not None:
-        load_sam(model, arguments.sam)
-        parts.append(f"SAM from {arguments.sam.name}")
-    return model, ", ".join(parts), False
-
-
-def _at_size(loaded: LoadedCheckpoint, size: int | None) -> tuple[EscNet, str, bool]:
-    loaded = loaded if size is None else resized(loaded, size)
-    return loaded.model, loaded.weights, loaded.trained
+    return load_preset(config, clip=arguments.clip, sam=arguments.sam, seed=arguments.seed)
 
 
 def _summary(report: ExportReport) -> str:

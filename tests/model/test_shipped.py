@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from escnet import preset
 from escnet.train.segmentation import TextEncoding, normalised
-from escnet.weights import WeightsError, load_checkpoint, shipped_checkpoint
+from escnet.weights import WeightsError, load_checkpoint, load_preset, shipped_checkpoint
 from escnet_runtime.world import dataset
 from escnet_runtime.world.words import HELD_OUT
 
@@ -39,6 +39,16 @@ def test_its_provenance_names_commit_seed_command_and_figures() -> None:
 def test_a_preset_without_trained_weights_says_so() -> None:
     with pytest.raises(WeightsError, match=r"no trained weights of 'vit-b-16'.*only of tiny"):
         shipped_checkpoint("vit-b-16")
+
+
+def test_a_preset_has_its_trained_weights_unless_others_are_asked_for() -> None:
+    assert load_preset(preset("tiny")).trained
+    small = load_preset(preset("tiny").at_size(64))
+    assert small.trained
+    assert small.model.config.clip.image_size == 64
+    seeded = load_preset(preset("tiny"), seed=0)
+    assert not seeded.trained
+    assert seeded.weights == "seeded random (seed 0)"
 
 
 def test_it_segments_compositions_it_never_saw() -> None:
