@@ -9,10 +9,7 @@
 4. What was raised from eight bits to float16 is another file: it is looked at as in 1.
 """
 
-import statistics
-import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -22,62 +19,37 @@ import torch
 
 from escnet.model import EscNet
 from escnet_runtime.backends import Backend
-from escnet_runtime.backends.base import Array, Tensor
 from escnet_runtime.manifest import Precision
 from escnet_runtime.preprocess import Preprocessing
-from escnet_runtime.vocabulary import TextPlan, assemble
+from escnet_runtime.vocabulary import assemble
 
-from .check import to_numpy
-from .kept import Kept
+from .alone import OneTypedGraph
+from .decision import Decision
 from .parity import (
     Budget,
-    Outcome,
     ParityReport,
     Sample,
     StageError,
     compare_pipelines,
-    feeds_of,
     measure_parity,
     stage_error,
 )
-from .plan import ENCODER, QUANTISED, PrecisionPlan, encoder_parts, graph_of, part_of
+from .plan import ENCODER, QUANTISED, PrecisionPlan, encoder_parts, graph_of
 from .precision import typed_graphs
+from .raised import raised_blocks
 from .ranges import Trap, find_traps, worst_first
-from .reference import TorchBackend
-from .tensors import digest
+from .texts import TEXT_ENCODER, Texts, inputs_of
 from .workshop import Built, Step, Workshop, open_backend
 
-__all__ = ["AccuracyGate", "Decision", "Texts", "inputs_of"]
+__all__ = ["AccuracyGate"]
 
-_TEXT: Final = "text_encoder"
 #: A part of the image encoder counts as needed while raising it and those before it takes away less
 #: than this share of what raising the whole encoder does.
 _RECOVERED: Final = 0.9
 #: How often values are looked for that leave the range of what was built last.
 _ROUNDS: Final = 4
-#: Runs of each of two files, in turns, whose medians are compared.
-_REPEATS: Final = 7
 #: A stage nearer to float32 than this has nothing to gain.
 _EXACT: Final = 1e-6
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Texts:
-    """The categories' texts: tokens int32 [t, l], and what float32 torch makes of them, [t, D]."""
-
-    plan: TextPlan
-    tokens: npt.NDArray[np.int32]
-    embeddings: npt.NDArray[np.float32]
-
-
-@dataclass(slots=True, kw_only=True)
-class Decision:
-    """What the gate came to: the plan, its files, and what they measure."""
-
-    plan: PrecisionPlan
-    built: dict[str, Built]
-    report: ParityReport
-    outcomes: list[Outcome] = field(default_factory=list)
 
 
 class AccuracyGate:
@@ -111,7 +83,6 @@ class AccuracyGate:
         self._trained, self._budget = trained, budget
         self._errors: dict[object, StageError] = {}
         self._found: dict[Path, list[Trap]] = {}
-        self._weights = _weights_by_block(model)
 
     def fit(self, plan: PrecisionPlan, *, raise_blocks: bool = True) -> Decision:
         """The plan that holds the budget, nearest to ``plan``; or the best there is.
@@ -133,7 +104,16 @@ class AccuracyGate:
                 break
         report = decision.report
         report.traps = traps
-        report.kept_higher = self._kept(start, decision, reasons, damages)
+        report.kept_higher = raised_blocks(
+            start,
+            decision,
+            model=self._model,
+            samples=self._samples,
+            texts=self._texts,
+            reasons=reasons,
+            damages=damages,
+            step=self._step,
+        )
         report.kept_in_fp32 = [
             kept.block for kept in report.kept_higher if kept.precision is Precision.FP32
         ]
@@ -168,7 +148,7 @@ class AccuracyGate:
         return Decision(plan=plan, built=built, report=report, outcomes=outcomes)
 
     def _stage(self, backend: Backend, built: Built) -> StageError:
-        if built.graph.name != _TEXT:
+        if built.graph.name != TEXT_ENCODER:
             return stage_error(backend, built.graph, self._samples)
         error = StageError()
         error.add(self._encoded(backend), self._texts.embeddings)
@@ -176,13 +156,13 @@ class AccuracyGate:
 
     def _encoded(self, backend: Backend) -> npt.NDArray[np.float32]:
         """Embeddings [t, D] of the texts; the encoder runs once a vocabulary, not once an image."""
-        found = backend.run(_TEXT, {"tokens": self._texts.tokens})["embeddings"]
+        found = backend.run(TEXT_ENCODER, {"tokens": self._texts.tokens})["embeddings"]
         return np.asarray(backend.to_host(found), np.float32)
 
     def _embeddings(self, backend: Backend) -> npt.NDArray[np.float32] | None:
         """The categories' embeddings as typed graphs make them; None where they are no numbers."""
         found = self._encoded(backend)
-        backend.release(_TEXT)
+        backend.release(TEXT_ENCODER)
         if not np.isfinite(found).all():
             return None  # the stage itself fails, and nothing else is to be blamed for it
         return assemble(self._texts.plan, found).embeddings
@@ -284,8 +264,8 @@ class AccuracyGate:
         self._step(f"alone {name}")
         typed = open_backend({name: decision.built[name]})
         try:
-            text = self._embeddings(typed) if name == _TEXT else None
-            alone = _Alone(self._model, typed, decision.built[name], self._samples)
+            text = self._embeddings(typed) if name == TEXT_ENCODER else None
+            alone = OneTypedGraph(self._model, typed, decision.built[name], self._samples)
             found = compare_pipelines(self._model, alone, self._samples, spec=self._spec, text=text)
         finally:
             typed.close()
@@ -359,65 +339,6 @@ class AccuracyGate:
             costs = "loses something of which the budget allows nothing"
         return f"alone at {precision}, {graph} {costs} (relative L2 {error:.1e}){part}"
 
-    def _kept(
-        self,
-        start: Decision,
-        decision: Decision,
-        reasons: Mapping[str, str],
-        damages: Mapping[str, float | None],
-    ) -> list[Kept]:
-        times: dict[str, float] = {}
-        kept = []
-        for block, precision in decision.plan.raised.items():
-            graph = graph_of(block)
-            before, after = start.built[graph], decision.built[graph]
-            if graph not in times:
-                self._step(f"time {graph}")
-                times[graph] = self._slower(before, after)
-            kept.append(
-                Kept(
-                    block=block,
-                    precision=precision,
-                    instead_of=start.plan.precision(block),
-                    why=reasons[block],
-                    damage=damages[block],
-                    bytes=after.path.stat().st_size - before.path.stat().st_size
-                    if block == graph
-                    else self._weights[block]
-                    * (_SIZES[precision] - _SIZES[start.plan.precision(block)]),
-                    milliseconds=times[graph],
-                    timed=graph,
-                )
-            )
-        return kept
-
-    def _slower(self, before: Built, after: Built) -> float:
-        """Milliseconds by which a run of ``after`` takes longer: both in turns, medians."""
-        pairs = []
-        for built in (before, after):
-            backend = open_backend({built.graph.name: built})
-            pairs.append((backend, self._feeds(built), list[float]()))
-        name = before.graph.name
-        try:
-            for turn in range(_REPEATS + 1):
-                for backend, feeds, seconds in pairs:
-                    begin = time.perf_counter()
-                    backend.run(name, feeds)
-                    if turn:  # the first run loads and warms up
-                        seconds.append(time.perf_counter() - begin)
-        finally:
-            for backend, _, _ in pairs:
-                backend.close()
-        first, second = (statistics.median(seconds) for _, _, seconds in pairs)
-        return 1e3 * (second - first)
-
-    def _feeds(self, built: Built) -> dict[str, Array]:
-        if built.graph.name == _TEXT:
-            return {"tokens": self._texts.tokens}
-        types = {port.name: port.dtype(torch.float32) for port in built.graph.inputs}
-        calls = self._samples[0].calls
-        return feeds_of(next(call for call in calls if call.graph == built.graph.name), types)
-
 
 def _recovers(before: ParityReport, found: ParityReport, whole: ParityReport) -> bool:
     """Whether raising parts of the image encoder does what raising the whole of it does."""
@@ -429,71 +350,3 @@ def _recovers(before: ParityReport, found: ParityReport, whole: ParityReport) ->
         return found.stages[ENCODER].relative_l2 <= found.budget.stage_l2
     gained, possible = before.damage() - found.damage(), before.damage() - whole.damage()
     return gained > 0 and gained >= _RECOVERED * possible
-
-
-_SIZES: Final = {
-    Precision.FP32: 4,
-    Precision.FP16: 2,
-    Precision.BF16: 2,
-    Precision.INT8: 1,
-    Precision.FP8: 1,
-}
-
-
-def inputs_of(graph: str, samples: Sequence[Sample], texts: Texts) -> list[Mapping[str, Array]]:
-    """What float32 torch fed a graph on the images, a run an entry."""
-    if graph == _TEXT:
-        return [{"tokens": texts.tokens}]
-    return [call.inputs for sample in samples for call in sample.calls if call.graph == graph]
-
-
-def _weights_by_block(model: EscNet) -> dict[str, int]:
-    """Number of weights of each part of the image encoder."""
-    names = ("block_projection.", "skip0.", "skip1.", "clip.visual.")
-    counts: dict[str, int] = {}
-    for name, tensor in model.named_parameters():
-        if name.startswith(names):
-            counts[part_of(name)] = counts.get(part_of(name), 0) + tensor.numel()
-    return counts
-
-
-def _key(graph: str, digests: Mapping[str, bytes]) -> tuple[str, frozenset[tuple[str, bytes]]]:
-    return graph, frozenset(digests.items())
-
-
-class _Alone(TorchBackend):
-    """The model in float32 torch but for one graph, which is a typed file.
-
-    Whatever comes before that graph gets what it got when the samples were recorded, and so is not
-    computed again.
-    """
-
-    def __init__(
-        self, model: EscNet, typed: Backend, built: Built, samples: Sequence[Sample]
-    ) -> None:
-        super().__init__(model)
-        self._typed, self._built = typed, built
-        self._kinds = {port.name: port.dtype(torch.float32) for port in built.graph.inputs}
-        self._known = {
-            _key(call.graph, call.inputs.digests): call
-            for sample in samples
-            for call in sample.calls
-        }
-
-    def run(self, graph: str, inputs: Mapping[str, Tensor | Array]) -> dict[str, Tensor]:
-        """As the base class; of the one graph, the file's outputs widened."""
-        arrays = {name: self.to_host(value) for name, value in inputs.items()}
-        if graph != self._built.graph.name:
-            digests = {name: digest(array) for name, array in arrays.items()}
-            known = self._known.get(_key(graph, digests))
-            if known is None:
-                return super().run(graph, inputs)
-            return {name: torch.tensor(value) for name, value in known.outputs.items()}
-        feeds = {
-            name: to_numpy(torch.tensor(value), self._kinds[name]) for name, value in arrays.items()
-        }
-        outputs = self._typed.run(graph, feeds)
-        return {
-            name: torch.tensor(np.asarray(self._typed.to_host(value), np.float32))
-            for name, value in outputs.items()
-        }

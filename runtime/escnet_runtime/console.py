@@ -15,14 +15,12 @@ import errno
 import io
 import json
 import logging
-import math
 import os
 import signal
 import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import PurePath
 from typing import Any, Final, NoReturn, Protocol, TypeAlias
 
 import rich.console
@@ -32,6 +30,7 @@ from rich.text import Text
 
 from . import __version__
 from .errors import EscNetError, InputError
+from .strict_json import plain_json
 
 __all__ = [
     "Advance",
@@ -365,7 +364,7 @@ def _failure(kind: str, message: str) -> dict[str, Any]:
 
 def _print_json(document: Mapping[str, Any], code: int, prog: str) -> int:
     try:
-        print(json.dumps(_plain(document), allow_nan=False), flush=True)
+        print(json.dumps(plain_json(document), allow_nan=False), flush=True)
     except BrokenPipeError:
         _drop_stdout()
         return _PIPE_CLOSED
@@ -374,22 +373,6 @@ def _print_json(document: Mapping[str, Any], code: int, prog: str) -> int:
         _complain(prog, f"cannot write to standard output: {error.strerror}")
         return _FAILED
     return code
-
-
-def _plain(value: Any) -> Any:
-    """Plain JSON: NumPy's numbers become Python's, paths text; not finite becomes null."""
-    match value:
-        case Mapping():
-            return {str(key): _plain(entry) for key, entry in value.items()}
-        case list() | tuple():
-            return [_plain(entry) for entry in value]
-        case float():
-            return float(value) if math.isfinite(value) else None
-        case PurePath():
-            return str(value)
-        case None | bool() | int() | str():
-            return value
-    return _plain(value.item())  # a NumPy scalar
 
 
 def _drop_stdout() -> None:

@@ -1,4 +1,8 @@
-"""JSON into frozen dataclasses, strictly: nothing is guessed, ignored or converted."""
+"""JSON into frozen dataclasses, strictly: nothing is guessed, ignored or converted.
+
+The way back is :func:`dataclasses.asdict` and, where values may be NumPy's, paths or not finite,
+:func:`plain_json`.
+"""
 
 import collections
 import dataclasses
@@ -8,11 +12,13 @@ import json
 import math
 import types
 import typing
+from collections.abc import Mapping
+from pathlib import PurePath
 from typing import Any, Literal, NoReturn, TypeVar
 
 from .errors import BundleFormatError, InputError
 
-__all__ = ["parse_object", "typed"]
+__all__ = ["parse_object", "plain_json", "typed"]
 
 _T = TypeVar("_T")
 
@@ -60,6 +66,25 @@ def typed(value: object, kind: type[_T], *, hint: str = "") -> _T:
     """
     result: _T = _Reader(hint).read(value, kind, "$")
     return result
+
+
+def plain_json(value: Any) -> Any:
+    """What JSON has of a value, for ``json.dumps`` with ``allow_nan=False``.
+
+    NumPy's numbers become Python's, paths become text, and what is not finite becomes null.
+    """
+    match value:
+        case Mapping():
+            return {str(key): plain_json(entry) for key, entry in value.items()}
+        case list() | tuple():
+            return [plain_json(entry) for entry in value]
+        case float():
+            return float(value) if math.isfinite(value) else None
+        case PurePath():
+            return str(value)
+        case None | bool() | int() | str():
+            return value
+    return plain_json(value.item())  # a NumPy scalar
 
 
 @dataclasses.dataclass(frozen=True)

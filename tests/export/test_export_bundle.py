@@ -123,7 +123,7 @@ def test_the_golden_run_is_measured_too_where_the_images_are_others(
 ) -> None:
     """What is calibrated on dark photos is coarser on the built-in scene: no fault of a device."""
     monkeypatch.setattr(
-        "escnet_export.bundle.stage_error", lambda *_: StageError(relative_l2=0.5, cosine=0.8)
+        "escnet_export.golden_run.stage_error", lambda *_: StageError(relative_l2=0.5, cosine=0.8)
     )
     report = export(tmp_path / "bundle")
     assert report.parity.stages[report.parity.worst_stage].relative_l2 < 1e-4
@@ -224,14 +224,16 @@ def test_a_wrong_graph_is_refused_by_name(
     assert contents(old) == {"bundle.json": OLD}
 
 
-@pytest.mark.parametrize("where", ["write_tokenizer", "parity_page", "_manifest"])
+@pytest.mark.parametrize(
+    "where", ["bundle.write_tokenizer", "parity_files.parity_page", "bundle.write_manifest"]
+)
 def test_a_full_disk_leaves_the_old_bundle(
     where: str, export: Export, old: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: object, **__: object) -> NoReturn:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(f"escnet_export.bundle.{where}", full)
+    monkeypatch.setattr(f"escnet_export.{where}", full)
     with pytest.raises(OSError, match="No space left") as caught:
         export(old)
     assert caught.value.errno == errno.ENOSPC

@@ -141,7 +141,7 @@ def test_a_full_disk_is_said_and_leaves_nothing(
     def full(*_: object, **__: object) -> NoReturn:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("escnet_export.bundle.write_golden", full)
+    monkeypatch.setattr("escnet_export.golden_run.write_golden", full)
     code, result = run()
     assert code == 1
     assert "the disk is full" in result["error"]["message"]

@@ -13,7 +13,8 @@ from onnx import TensorProto
 
 from escnet.model import EscNet
 from escnet_export import Budget, ExportReport, ParityError
-from escnet_export.gate import AccuracyGate, Decision
+from escnet_export.decision import Decision
+from escnet_export.gate import AccuracyGate
 from escnet_export.kept import Kept
 from escnet_export.parity import ParityReport, StageError
 from escnet_export.plan import PrecisionPlan, graph_of

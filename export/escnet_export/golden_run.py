@@ -1,0 +1,128 @@
+"""The golden run of a bundle: which photo is taken, and how far off a device may be."""
+
+import logging
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from escnet.model import EscNet
+from escnet_runtime.preprocess import Preprocessing
+from escnet_runtime.tokenizer import Tokenizer
+from escnet_runtime.vocabulary import assemble
+
+from .decision import Decision
+from .golden import write_golden
+from .parity import (
+    Budget,
+    Outcome,
+    Sample,
+    StageError,
+    compare_pipelines,
+    label_map,
+    reference_sample,
+    stage_error,
+)
+from .scenes import SceneSet
+from .tensors import TensorStore
+from .texts import TEXT_ENCODER, Texts, texts_of
+from .workshop import Built, open_backend
+
+__all__ = ["write_golden_run"]
+
+_LOG: Final = logging.getLogger("escnet_export")
+#: Errors of a device's golden run may be this many times those of the stages measured one by one:
+#: it runs through all stages, so errors add up.
+_GOLDEN_FACTOR: Final = 2.0
+#: Share of the golden photo's labels that may differ on another machine, beside near-ties, which
+#: rounding decides anew there: of untrained weights they are many.
+_GOLDEN_PIXELS: Final = 0.02
+
+
+def write_golden_run(
+    model: EscNet,
+    folder: Path,
+    tokenizer: Tokenizer,
+    scenes: SceneSet,
+    sample: Sample | None,
+    decision: Decision,
+) -> None:
+    """Write the golden run of the first of ``scenes``: ``sample``, if it was run already.
+
+    If it was not, it is no image that the graphs were calibrated or measured on, and what they make
+    of it is measured here: a device cannot be nearer to float32 than the graphs are. A stage may be
+    off by the default budget at least. A user's tighter one is about stages one by one, and a wider
+    one about what may be written: it is no excuse for a device that computes something else.
+    """
+    report, plan = decision.report, decision.plan
+    usual = Budget.default(plan.base, plan.image_encoder)
+    texts, spec = texts_of(model, tokenizer, scenes), model.config.preprocessing
+    tolerance = max(usual.stage_l2, _GOLDEN_FACTOR * _worst(report.stages.values()))
+    if sample is None:
+        text = assemble(texts.plan, texts.embeddings).embeddings
+        store = TensorStore(folder)
+        sample = reference_sample(model, scenes.images[0], text, spec, store=store)
+        found, pixels = _on_golden(model, decision.built, sample, texts, spec)
+        worst = _worst(found)
+        if worst > tolerance:
+            _LOG.warning(
+                "On the golden photo, which is none of the images given, a graph is %.2g from "
+                "float32 (relative L2; on those images at most %.2g), and %.1f %% of pixels keep "
+                "their label. Other photos may fare so: give images of all kinds that it will see",
+                worst,
+                _worst(report.stages.values()),
+                100 * pixels,
+            )
+        tolerance = max(tolerance, _GOLDEN_FACTOR * worst)
+    else:  # one of those that the average is of
+        pixels = _equal_labels(decision.outcomes[0], sample)
+    (folder / "golden").mkdir()
+    budget = max(usual.pixel_agreement, report.budget.pixel_agreement)
+    least = min(budget, report.pixel_agreement, pixels)
+    write_golden(
+        folder / "golden",
+        sample,
+        categories=texts.plan.names,
+        prompts=texts.plan.prompts,
+        tokens=texts.tokens,
+        text=texts.embeddings,
+        stage_tolerance=tolerance,
+        pixel_agreement=max(0.0, least - _GOLDEN_PIXELS - report.near_ties),
+    )
+
+
+def _equal_labels(outcome: Outcome, sample: Sample) -> float:
+    """The share of pixels of an image to which the typed graphs give torch's label."""
+    height, width = sample.image.shape[:2]
+    got, want = (label_map(one.logits, height, width) for one in (outcome, sample.outcome))
+    return float((got == want).mean())
+
+
+def _worst(errors: Iterable[StageError]) -> float:
+    """The largest error of a stage; no device can repeat a NaN."""
+    return max(filter(math.isfinite, (error.relative_l2 for error in errors)), default=0.0)
+
+
+def _on_golden(
+    model: EscNet, built: Mapping[str, Built], sample: Sample, texts: Texts, spec: Preprocessing
+) -> tuple[list[StageError], float]:
+    """The error of each typed graph on the golden image, and the share of equal labels."""
+    backend = open_backend(built)
+    try:
+        encoded = StageError()
+        found = np.asarray(
+            backend.to_host(backend.run(TEXT_ENCODER, {"tokens": texts.tokens})["embeddings"]),
+            np.float32,
+        )
+        encoded.add(found, texts.embeddings)
+        graphs = [one.graph for name, one in built.items() if name != TEXT_ENCODER]
+        errors = [encoded, *(stage_error(backend, graph, [sample]) for graph in graphs)]
+        text = assemble(texts.plan, found).embeddings if np.isfinite(found).all() else None
+        compared = compare_pipelines(model, backend, [sample], spec=spec, text=text)
+    finally:
+        backend.close()
+    return errors, _equal_labels(
+        compared.outcomes[0], sample
+    )  # at the image's own size, as on a device
