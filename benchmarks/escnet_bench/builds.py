@@ -21,7 +21,7 @@ from escnet_engines.monitor import BuildState
 from escnet_engines.profiles import chunk_buckets, stage_profiles
 from escnet_engines.targets import choose_targets
 from escnet_runtime.bundle import Bundle
-from escnet_runtime.engines import AxisRange, Compiler
+from escnet_runtime.engine_record import AxisRange, Compiler
 from escnet_runtime.errors import EscNetError
 from escnet_runtime.manifest import TensorSpec
 from escnet_runtime.memory import peak_memory

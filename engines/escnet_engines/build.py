@@ -11,18 +11,15 @@ from typing import Final
 
 from escnet_runtime.atomic import atomic_directory
 from escnet_runtime.bundle import Bundle, sha256_file
-from escnet_runtime.engines import (
-    ENGINES_FOLDER,
+from escnet_runtime.engine_record import (
     MOST_WORKSPACE,
     RECORD_FILE,
     Engine,
     EngineRecord,
     Fingerprint,
     Profile,
-    engine_folder,
-    fingerprint_here,
-    read_engines,
 )
+from escnet_runtime.engines import ENGINES_FOLDER, engine_folder, fingerprint_here, read_engines
 from escnet_runtime.errors import BundleError, BundleFormatError, InputError
 
 from .errors import BuildError, BuildMemoryError

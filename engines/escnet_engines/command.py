@@ -11,7 +11,7 @@ from rich.table import Table
 from escnet_runtime.bundle import Bundle
 from escnet_runtime.chunk_record import CPU_BACKENDS
 from escnet_runtime.console import Console, command_parser, run_command
-from escnet_runtime.engines import MOST_WORKSPACE
+from escnet_runtime.engine_record import MOST_WORKSPACE
 from escnet_runtime.errors import InputError
 
 from .build import BuildReport, build_engines

@@ -3,7 +3,7 @@
 import re
 from typing import Final
 
-from escnet_runtime.engines import Compiler
+from escnet_runtime.engine_record import Compiler
 from escnet_runtime.errors import BackendError
 from escnet_runtime.libraries import open_bindings
 

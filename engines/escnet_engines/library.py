@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from escnet_runtime.engines import Compiler, Profile
+from escnet_runtime.engine_record import Compiler, Profile
 from escnet_runtime.manifest import TensorSpec
 
 from .errors import BuildError, BuildMemoryError

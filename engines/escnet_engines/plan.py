@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from escnet_runtime.bundle import Bundle
-from escnet_runtime.engines import Profile, fingerprint_here
+from escnet_runtime.engine_record import Profile
+from escnet_runtime.engines import fingerprint_here
 from escnet_runtime.manifest import Stage
 from escnet_runtime.vocabulary import MAX_CATEGORIES
 

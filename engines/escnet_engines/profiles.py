@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from escnet_runtime.engines import AxisRange, Profile
+from escnet_runtime.engine_record import AxisRange, Profile
 from escnet_runtime.errors import InputError
 from escnet_runtime.groups import whole_groups
 from escnet_runtime.manifest import Manifest, Stage

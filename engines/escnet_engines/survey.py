@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from escnet_runtime.engines import Profile
+from escnet_runtime.engine_record import Profile
 from escnet_runtime.manifest import TensorSpec
 
 from .errors import BuildError

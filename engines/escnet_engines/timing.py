@@ -5,7 +5,8 @@ from pathlib import Path
 
 from escnet_runtime.atomic import atomic_file
 from escnet_runtime.embedding_cache import default_cache_directory
-from escnet_runtime.engines import Fingerprint, engine_folder
+from escnet_runtime.engine_record import Fingerprint
+from escnet_runtime.engines import engine_folder
 from escnet_runtime.errors import InputError
 
 from .library import Library

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Final, get_args
 
 from .backends import BACKENDS
-from .engines import Compiler, EngineFolder, installed_version, rebuild_command
+from .engine_record import Compiler
+from .engines import EngineFolder, installed_version, rebuild_command
 from .errors import BackendError
 from .manifest import Precision
 from .nvidia import broken_driver, find_gpu

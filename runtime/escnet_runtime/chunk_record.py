@@ -6,15 +6,14 @@ The specification of ``engines/chunks-BACKEND.json``; what becomes of it is in
 
 import dataclasses
 import json
-import platform
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias, get_args
 
 from .errors import BundleFormatError
 from .lanes import usable_cores
-from .processor import processor_model
+from .manifest import check_sha256
+from .processor import processor_model, system_name
 from .strict_json import parse_object, typed
 
 __all__ = [
@@ -60,7 +59,7 @@ class Machine:
             version=version,
             processor=processor_model(),
             cores=usable_cores(),
-            os=f"{platform.system()}-{platform.machine()}".lower(),
+            os=system_name(),
         )
 
     def differences(self, here: "Machine") -> list[str]:
@@ -211,11 +210,7 @@ def _check(record: ChunkRecord) -> None:
     for name, digest in record.graphs.items():
         where = f"$.graphs.{name:.80}"
         _require(name.isidentifier(), where, "the name is not an identifier")
-        _require(
-            re.fullmatch(r"[0-9a-f]{64}", digest) is not None,
-            where,
-            f"expected a sha256 of 64 hexadecimal digits, got {digest!r:.80}",
-        )
+        check_sha256(digest, where)
     for name, kind in record.kinds.items():
         _check_kind(f"$.kinds.{name:.80}", kind, record, chunks)
     count = sum(kind.count for kind in record.kinds.values())

@@ -38,6 +38,7 @@ __all__ = [
     "TensorSpec",
     "TokenizerRef",
     "check_relative_path",
+    "check_sha256",
 ]
 
 SCHEMA_VERSION = "3.0"
@@ -259,6 +260,22 @@ def check_relative_path(path: str) -> None:
         )
 
 
+def check_sha256(digest: str, where: str) -> None:
+    """Refuse a text that is no sha256.
+
+    Args:
+        digest: 64 lower-case hexadecimal digits.
+        where: what messages call it: a file, or a JSON path.
+
+    Raises:
+        BundleFormatError: it is something else.
+    """
+    if not re.fullmatch(r"[0-9a-f]{64}", digest):
+        raise BundleFormatError(
+            f"{where}: expected a sha256 of 64 hexadecimal digits, got {digest!r:.80}."
+        )
+
+
 def _check_version(document: dict[str, Any]) -> str:
     """Refuse another major version; return what to say about unknown keys of a newer minor one."""
     version = document.get("schema_version")
@@ -295,11 +312,7 @@ def _check_sizes(manifest: Manifest) -> None:
         for tensor in (*stage.inputs, *stage.outputs):
             _check_shape(tensor, f"$.stages.{name}")
     for reference in manifest.files():
-        if not re.fullmatch(r"[0-9a-f]{64}", reference.sha256):
-            raise BundleFormatError(
-                f"{reference.file!r:.120}: expected a sha256 of 64 hexadecimal digits, got "
-                f"{reference.sha256!r:.80}."
-            )
+        check_sha256(reference.sha256, f"{reference.file!r:.120}")
         _in_range(reference.bytes, 0, _MAX_FILE_BYTES, f"size of {reference.file!r:.120}")
     for reference in (manifest.tokenizer, *manifest.golden.files):
         _in_range(reference.bytes, 0, _MAX_SMALL_FILE_BYTES, f"size of {reference.file!r:.120}")

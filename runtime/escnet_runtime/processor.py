@@ -7,7 +7,13 @@ import platform
 from pathlib import Path
 from typing import Final
 
-__all__ = ["core_quota", "load_averages", "processor_features", "processor_model"]
+__all__ = [
+    "core_quota",
+    "load_averages",
+    "processor_features",
+    "processor_model",
+    "system_name",
+]
 
 _CPUINFO: Final = Path("/proc/cpuinfo")
 #: Arm's cores have numbers in place of a name; where there is one, it is of all of an architecture:
@@ -16,6 +22,11 @@ _GENERIC: Final = "ARMv"
 _ARM: Final = ("CPU implementer", "CPU architecture", "CPU variant", "CPU part")
 #: What instructions there are, of x86 and of Arm.
 _FEATURES: Final = ("flags", "Features")
+
+
+def system_name() -> str:
+    """System and architecture, such as "linux-x86_64"."""
+    return f"{platform.system()}-{platform.machine()}".lower()
 
 
 def processor_model(cpuinfo: Path = _CPUINFO) -> str:

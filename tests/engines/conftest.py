@@ -9,7 +9,7 @@ import pytest
 
 from escnet_engines import Library, build_engines, open_library
 from escnet_runtime.bundle import Bundle
-from escnet_runtime.engines import EngineRecord
+from escnet_runtime.engine_record import EngineRecord
 from tests.engines.bundles import MATMUL, STATIC, write_bundle
 
 __all__ = ["Built"]

@@ -23,7 +23,8 @@ from escnet_engines.monitor import BuildState
 from escnet_engines.profiles import stage_profiles
 from escnet_export.quantise import activations, quantise
 from escnet_runtime.bundle import Bundle
-from escnet_runtime.engines import AxisRange, find_engines, fingerprint_here, read_engines
+from escnet_runtime.engine_record import AxisRange
+from escnet_runtime.engines import find_engines, fingerprint_here, read_engines
 from escnet_runtime.errors import BundleFormatError, BundleIntegrityError, InputError
 from escnet_runtime.manifest import Precision
 from escnet_runtime.nvidia import Gpu

@@ -11,7 +11,7 @@ from escnet_engines.library import Job
 from escnet_engines.monitor import BuildState
 from escnet_engines.targets import choose_targets, require_arithmetic
 from escnet_runtime.bundle import Bundle
-from escnet_runtime.engines import AxisRange
+from escnet_runtime.engine_record import AxisRange
 from escnet_runtime.errors import BackendError, InputError
 from escnet_runtime.manifest import Precision
 

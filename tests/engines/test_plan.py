@@ -14,7 +14,7 @@ from escnet_engines.library import Job
 from escnet_engines.plan import boundary_bytes
 from escnet_engines.profiles import stage_profiles
 from escnet_runtime.bundle import Bundle
-from escnet_runtime.engines import AxisRange
+from escnet_runtime.engine_record import AxisRange
 from escnet_runtime.errors import BackendError, BundleIntegrityError, InputError
 from tests.engines.bundles import MATMUL, OVERSIZED, STATIC, UNREADABLE, UNSHAPEABLE, write_bundle
 from tests.engines.conftest import Built

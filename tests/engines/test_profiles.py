@@ -6,7 +6,7 @@ import pytest
 
 from escnet_engines import BuildError
 from escnet_engines.profiles import chunk_buckets, stage_profiles
-from escnet_runtime.engines import AxisRange
+from escnet_runtime.engine_record import AxisRange
 from escnet_runtime.manifest import Stage, TensorSpec
 from escnet_runtime.text_embedding import TEXT_BATCH
 from tests.runtime.test_manifest import sample_manifest

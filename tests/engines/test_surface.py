@@ -19,7 +19,7 @@ from escnet_engines import library as adapter
 from escnet_engines import survey as reader
 from escnet_engines.library import Job
 from escnet_engines.monitor import BuildState
-from escnet_runtime.engines import AxisRange, Compiler
+from escnet_runtime.engine_record import AxisRange, Compiler
 from tests.engines.bundles import MATMUL, UNREADABLE, UNSHAPEABLE, write_bundle
 from tests.engines.surface import SURFACES, Recorder, takes
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
-from escnet_runtime.engines import AxisRange, Engine, EngineRecord, Fingerprint, Profile
+from escnet_runtime.engine_record import AxisRange, Engine, EngineRecord, Fingerprint, Profile
 from escnet_runtime.gpu.backend import Binding
 from escnet_runtime.manifest import Manifest
 from tests.device.host_device import HostDevice

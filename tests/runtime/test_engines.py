@@ -13,14 +13,8 @@ from typing import Any
 import pytest
 
 from escnet_runtime.bundle import Bundle
-from escnet_runtime.engines import (
-    AxisRange,
-    Engine,
-    EngineRecord,
-    Fingerprint,
-    find_engines,
-    fingerprint_here,
-)
+from escnet_runtime.engine_record import AxisRange, Engine, EngineRecord, Fingerprint
+from escnet_runtime.engines import find_engines, fingerprint_here
 from escnet_runtime.errors import (
     BundleFormatError,
     BundleIntegrityError,

@@ -35,7 +35,7 @@ from escnet_runtime.bundle import Bundle
 from escnet_runtime.commands.segment import main as segment_main
 from escnet_runtime.commands.verify import main as verify_main
 from escnet_runtime.contract import require_contract
-from escnet_runtime.engines import EngineRecord
+from escnet_runtime.engine_record import EngineRecord
 from escnet_runtime.errors import BundleError, BundleFormatError, BundleIntegrityError
 from escnet_runtime.golden import Golden
 from escnet_runtime.manifest import Manifest

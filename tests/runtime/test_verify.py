@@ -16,7 +16,8 @@ from escnet_runtime.backends import BACKENDS
 from escnet_runtime.backends.onnxruntime import OnnxRuntimeBackend
 from escnet_runtime.bundle import Bundle, sha256_file
 from escnet_runtime.commands.verify import main
-from escnet_runtime.engines import Engine, EngineRecord, Fingerprint, fingerprint_here
+from escnet_runtime.engine_record import Engine, EngineRecord, Fingerprint
+from escnet_runtime.engines import fingerprint_here
 from escnet_runtime.errors import BackendError, BundleError
 from escnet_runtime.gpu import choose
 from escnet_runtime.manifest import FileRef, Manifest

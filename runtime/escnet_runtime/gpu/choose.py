@@ -12,7 +12,8 @@ from ..backends import BACKENDS, Backend, GraphFile, create_backend, does_not_lo
 from ..bundle import Bundle
 from ..device import open_device
 from ..device.base import Device, Stream
-from ..engines import Compiler, find_engines, fingerprint_here
+from ..engine_record import Compiler
+from ..engines import find_engines, fingerprint_here
 from ..errors import BackendError, BundleError, DeviceError, EngineMismatchError
 from ..manifest import Precision
 from ..nvidia import broken_driver, find_gpu

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..backends.graph_cache import GraphCache
-from ..engines import EngineRecord
+from ..engine_record import EngineRecord
 from ..errors import BackendError
 
 __all__ = ["RuntimeCache"]

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from ..device.base import Device, Stream
-from ..engines import EngineRecord, Profile
+from ..engine_record import EngineRecord, Profile
 from ..errors import BackendError, DeviceError, OutOfDeviceMemory
 from ..manifest import Stage
 from .backend import Binding

@@ -3,7 +3,7 @@
 import importlib
 from typing import Any, Final
 
-from ..engines import Compiler
+from ..engine_record import Compiler
 from ..errors import BackendError
 
 __all__ = ["open_bindings"]
