@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from .layers import part_error
+from .layers_minimise import part_error
 
 __all__ = ["main"]
 
