@@ -191,7 +191,7 @@ def test_the_library_must_be_able_to_read_the_bundle(
     producer = {**manifest.producer, "onnxruntime": "1.32.0"}
     path.write_text(replace(manifest, producer=producer).to_json(), encoding="utf-8")
     (bundle_copy / "parity.html").unlink()  # the golden run is not what this is about
-    monkeypatch.setattr("escnet_runtime.verify.importlib.metadata.version", version)
+    monkeypatch.setattr("escnet_runtime.verify_checks.importlib.metadata.version", version)
     check = checks_of(bundle_copy)["library"]
     assert check.passed == passed
     assert "1.32.0" in check.detail
@@ -377,13 +377,13 @@ def on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def pretend(monkeypatch: pytest.MonkeyPatch, gpu: Gpu | None, version: str | None) -> None:
     """A device with this GPU and this version of TensorRT-RTX."""
-    for module in ("engines", "verify", "backends_here"):
+    for module in ("engines", "verify_checks", "verdict", "backends_here"):
         monkeypatch.setattr(f"escnet_runtime.{module}.find_gpu", lambda: gpu)
-        if module != "engines":
-            monkeypatch.setattr(
-                f"escnet_runtime.{module}.installed_version",
-                lambda name: version if name == "tensorrt-rtx" else None,
-            )
+    for module in ("verify_checks", "backends_here"):
+        monkeypatch.setattr(
+            f"escnet_runtime.{module}.installed_version",
+            lambda name: version if name == "tensorrt-rtx" else None,
+        )
     monkeypatch.setattr("escnet_runtime.engines.installed_version", lambda _: version)
 
 

@@ -1,0 +1,128 @@
+"""What the checks of a bundle come to, in words for people who know nothing of graphs."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from .engines import EngineFolder
+from .manifest import Manifest
+from .measured_chunks import ChunkState
+from .nvidia import find_gpu
+
+__all__ = [
+    "BackendState",
+    "Check",
+    "Findings",
+    "Verdict",
+    "rebuild_advice",
+    "unused_chunks",
+    "verdict_of",
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Check:
+    """One thing that was looked at, with a sentence for people.
+
+    ``reason`` and ``advice`` are for the verdict, if this is what decides it: a clause, and a
+    sentence that says what to do. ``note``: it passed, and there is something to know all the same.
+    """
+
+    name: str
+    passed: bool
+    detail: str
+    reason: str = ""
+    advice: str = ""
+    note: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BackendState:
+    """A backend and what came of it here: "passed", "failed", or "not run" and what it lacks."""
+
+    name: str
+    state: Literal["passed", "failed", "not run"]
+    detail: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """For people who know nothing of graphs: is it fine here, why, what to do, what to know."""
+
+    fine: bool
+    sentence: str
+    why: str
+    advice: str
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(slots=True, kw_only=True)
+class Findings:
+    """What the checks find beside passing or failing."""
+
+    backend: str
+    manifest: Manifest | None = None
+    files: int = 0
+    backends: list[BackendState] = field(default_factory=list)
+    engines: list[EngineFolder] = field(default_factory=list)
+    chunks: list[ChunkState] = field(default_factory=list)
+
+
+def verdict_of(checks: tuple[Check, ...], found: Findings) -> Verdict:
+    """What the checks come to, in words."""
+    bad = [check for check in checks if not check.passed]
+    notes = _notes(found)
+    ran = [state.name for state in found.backends if state.state == "passed"]
+    if bad:
+        first = bad[0]
+        return Verdict(
+            fine=False,
+            sentence=f"This bundle is not fine on this device: {first.reason or first.detail}.",
+            why=f"{len(bad)} of {len(checks)} checks failed, {first.name} first: {first.detail}",
+            advice=(first.advice or "Do not rely on it on this device.") + _good_ones(bad, ran),
+            notes=notes,
+        )
+    return Verdict(
+        fine=True,
+        sentence="This bundle is fine on this device.",
+        why=f"All {found.files} of its files are as they were written, and on "
+        f"{' and on '.join(ran)} it computes what the float32 model computed.",
+        advice="Nothing to do: use it.",
+        notes=notes,
+    )
+
+
+def _good_ones(bad: list[Check], ran: list[str]) -> str:
+    """What may be used all the same, where everything that failed is of other backends."""
+    if not ran or not all(": " in check.name for check in bad):
+        return ""
+    return f" With {' and '.join(ran)} it is fine."
+
+
+def _notes(found: Findings) -> tuple[str, ...]:
+    notes = []
+    if found.manifest is not None:
+        if not found.manifest.model.trained:
+            notes.append("Its weights are untrained: its masks mean nothing.")
+        if not found.manifest.parity.passed:
+            notes.append("It missed its accuracy budget when it was exported: see parity.html.")
+    for folder in found.engines:
+        if folder.state == "misfit":
+            reasons = "; ".join(folder.reasons)
+            notes.append(f"{folder.folder} does not run here: {reasons}. {rebuild_advice(folder)}")
+    notes += [unused_chunks(state) for state in found.chunks if state.state == "misfit"]
+    return tuple(notes)
+
+
+def rebuild_advice(folder: EngineFolder) -> str:
+    """What to do about engines that do not run here, in a sentence."""
+    if folder.command is None:
+        return f"Remove {folder.folder} from the bundle; escnet-build makes engines anew."
+    here = find_gpu() is not None or "--target" in folder.command
+    how = "Rebuild them" if here else "On a device with an NVIDIA GPU, rebuild them"
+    return f"{how}: {folder.command}"
+
+
+def unused_chunks(state: ChunkState) -> str:
+    """Why a record of measured chunks is not used here, and what to do, in two sentences."""
+    reasons = "; ".join(state.reasons)
+    return f"{state.file} is not used here: {reasons}. Measure anew: {state.command}"
