@@ -21,8 +21,11 @@ from tokenizers import (
 from escnet_runtime.atomic import atomic_file
 from escnet_runtime.errors import InputError
 from escnet_runtime.tokenizer import END, START, WORDS
+from escnet_runtime.tokenizer import Tokenizer as RuntimeTokenizer
 
-__all__ = ["build_tokenizer", "write_tokenizer"]
+from .config import ClipConfig
+
+__all__ = ["build_tokenizer", "clip_tokenizer", "write_tokenizer"]
 
 _MERGES_FILE = "bpe_simple_vocab_16e6.txt.gz"
 _FULL_SIZE = 49408
@@ -83,6 +86,17 @@ def build_tokenizer(vocab_size: int = _FULL_SIZE, context_length: int = 77) -> T
     tokenizer.enable_truncation(context_length)
     tokenizer.enable_padding(pad_id=0, pad_token=entries[0])
     return tokenizer
+
+
+def clip_tokenizer(clip: ClipConfig) -> RuntimeTokenizer:
+    """The runtime's tokenizer, with the ids and the longest text of a CLIP.
+
+    Raises:
+        InputError: as `build_tokenizer`.
+    """
+    return RuntimeTokenizer(
+        build_tokenizer(clip.vocab_size, clip.context_length), clip.context_length
+    )
 
 
 def write_tokenizer(path: Path, vocab_size: int = _FULL_SIZE, context_length: int = 77) -> None:

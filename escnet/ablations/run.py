@@ -29,9 +29,10 @@ from escnet.model import EscNet
 from escnet.presets import preset
 from escnet.train.categories import CategorySampling
 from escnet.train.folder import RunFolder
+from escnet.train.groups import Rates
 from escnet.train.loop import LAST, train
 from escnet.train.loss import LossWeights
-from escnet.train.segmentation import Rates, SegmentationTask
+from escnet.train.segmentation import SegmentationTask
 from escnet.train.settings import LoopSettings
 from escnet.train.validate import Predict, correlation, validate
 from escnet.weights import load_clip, load_sam

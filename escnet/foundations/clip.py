@@ -24,7 +24,7 @@ from escnet.build import build_model
 from escnet.clip import dense_features, encode_text, unit_norm
 from escnet.config import EscNetConfig
 from escnet.precision import product
-from escnet.tokenizer import build_tokenizer
+from escnet.tokenizer import clip_tokenizer
 from escnet.train.data import IGNORED
 from escnet.train.loss import cell_shares
 from escnet.train.segmentation import normalised
@@ -32,7 +32,6 @@ from escnet.train.task import ParameterGroup, Samples
 from escnet.train.validate import Validation, unchecked
 from escnet.weights import write_tensors
 from escnet_runtime.console import Console
-from escnet_runtime.tokenizer import Tokenizer
 from escnet_runtime.world import CaptionedCrop, Wording, caption_crops, vocabulary
 
 from .pool import Shuffled, draw
@@ -113,8 +112,7 @@ class ClipTask:
         self.config, self._clip, self._rates = config, clip, rates
         self._validation = validation
         self.module: nn.Module = _Contrast(config, clip)
-        context = config.clip.context_length
-        self._tokenizer = Tokenizer(build_tokenizer(config.clip.vocab_size, context), context)
+        self._tokenizer = clip_tokenizer(config.clip)
         size = config.clip.image_size
         make = partial(_crops_of, count=pool.crops, side=pool.side, size=size)
         drawn = draw(make, pool.scenes, processes=processes, console=console, title="draw crops")

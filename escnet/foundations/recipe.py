@@ -9,8 +9,8 @@ from typing import Final
 
 from escnet.train.augment import NO_AUGMENTATION, Augmentation
 from escnet.train.categories import CategorySampling
+from escnet.train.groups import Rates
 from escnet.train.loss import LossWeights
-from escnet.train.segmentation import Rates
 from escnet.train.settings import LoopSettings
 
 from .clip import ClipRates, CropPool

@@ -6,7 +6,6 @@ it. ``docs/training.md`` lists the keys; the attributes below are the same.
 
 import dataclasses
 import json
-import math
 import tomllib
 import typing
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,13 +19,13 @@ from escnet_runtime.strict_json import typed
 
 from .augment import NO_AUGMENTATION, Augmentation
 from .categories import CategorySampling
+from .groups import Rates
 from .loss import LossWeights
 from .settings import LoopSettings
 
 __all__ = [
     "DataSection",
     "ModelSection",
-    "RatesSection",
     "TrainConfig",
     "TrainingSection",
     "changed_keys",
@@ -115,26 +114,6 @@ class DataSection:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RatesSection:
-    """``[rates]``: how fast; the defaults are the paper's, weight decay is CAT-Seg's.
-
-    Attributes:
-        small: learning rate of CLIP's attention layers and of the SAM blocks.
-        large: of everything else that is trained.
-        weight_decay: AdamW's, of matrices and kernels.
-    """
-
-    small: float = 2e-6
-    large: float = 2e-4
-    weight_decay: float = 1e-4
-
-    def __post_init__(self) -> None:
-        for name in ("small", "large", "weight_decay"):
-            if not 0.0 <= getattr(self, name) < math.inf:
-                raise InputError(f"{name} is {getattr(self, name)}; expected 0 or more")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingSection(LoopSettings):
     """``[training]``: :class:`LoopSettings`, and
 
@@ -165,7 +144,7 @@ class TrainConfig:
     data: DataSection
     training: TrainingSection
     output: str | None = None
-    rates: RatesSection = field(default_factory=RatesSection)
+    rates: Rates = field(default_factory=Rates)
     loss: LossWeights = field(default_factory=LossWeights)
     categories: CategorySampling = field(default_factory=CategorySampling)
     augmentation: Augmentation = field(default_factory=Augmentation)

@@ -4,7 +4,9 @@ arXiv 2411.14723, section 4.1: the attention layers of CLIP, image and text towe
 blocks at the small rate, everything else at the large one; what else CLIP has is frozen.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Final
 
@@ -12,10 +14,11 @@ from torch import nn
 
 from escnet.config import EscNetConfig, SamPrompts
 from escnet.model import EscNet
+from escnet_runtime.errors import InputError
 
 from .task import ParameterGroup
 
-__all__ = ["parameter_groups"]
+__all__ = ["Rates", "by_dimension", "parameter_groups"]
 
 _CLIP_ATTENTION: Final = "clip.*resblocks.*.attn.*"
 _SAM: Final = "blocks.*.sam.*"
@@ -44,28 +47,42 @@ _UNREAD_OF_ONE_TOKEN: Final = (
 )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rates:
+    """``[rates]`` of a configuration: learning rates, by default the paper's, and weight decay.
+
+    Attributes:
+        small: learning rate of CLIP's attention layers and of the SAM blocks.
+        large: of everything else that is trained.
+        weight_decay: AdamW's, of matrices and kernels; vectors (biases, norms) do not decay. The
+            paper is silent; the value is CAT-Seg's, which exempts norms and embeddings, and lets
+            biases decay.
+    """
+
+    small: float = 2e-6
+    large: float = 2e-4
+    weight_decay: float = 1e-4
+
+    def __post_init__(self) -> None:
+        for name in ("small", "large", "weight_decay"):
+            if not 0.0 <= getattr(self, name) < math.inf:
+                raise InputError(f"{name} is {getattr(self, name)}; expected 0 or more")
+
+
 def parameter_groups(
-    model: EscNet,
-    *,
-    small_rate: float,
-    large_rate: float,
-    weight_decay: float,
-    scores_are_taught: bool = False,
+    model: EscNet, rates: Rates, *, scores_are_taught: bool = False
 ) -> list[ParameterGroup]:
     """The groups of a model; parameters in none of them are frozen.
 
     Args:
         model: the model.
-        small_rate: learning rate of CLIP's attention and of the SAM blocks (the paper: 2e-6).
-        large_rate: of everything else (the paper: 2e-4).
-        weight_decay: of matrices and kernels; vectors (biases, norms) do not decay. The paper is
-            silent; CAT-Seg exempts norms and embeddings, and lets biases decay.
+        rates: how fast they learn.
         scores_are_taught: whether the maps that enter the blocks have a loss of their own.
     """
     parts: dict[tuple[str, float], dict[str, nn.Parameter]] = {
-        ("attention of CLIP", small_rate): {},
-        ("SAM blocks", small_rate): {},
-        ("everything else", large_rate): {},
+        ("attention of CLIP", rates.small): {},
+        ("SAM blocks", rates.small): {},
+        ("everything else", rates.large): {},
     }
     clip, sam, rest = parts.values()
     unread = _unread(model.config, scores_are_taught)
@@ -81,7 +98,7 @@ def parameter_groups(
     return [
         group
         for (name, rate), parameters in parts.items()
-        for group in by_dimension(name, parameters, rate=rate, weight_decay=weight_decay)
+        for group in by_dimension(name, parameters, rate=rate, weight_decay=rates.weight_decay)
     ]
 
 

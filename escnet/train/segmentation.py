@@ -8,8 +8,7 @@ written for one image, whose categories are a batch of their own, and ``torch.vm
 of those images that have equally many: on a GPU a pass is bound by the number of its kernels.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,36 +17,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from escnet.clip import unit_norm
 from escnet.config import EscNetConfig
 from escnet.model import EscNet, ImageFeatures
-from escnet.tokenizer import build_tokenizer
 from escnet.weights import save_checkpoint, view_at
-from escnet_runtime.tokenizer import Tokenizer
-from escnet_runtime.vocabulary import TextPlan, plan_texts
 
 from .categories import CategorySampler, CategorySampling
 from .data import IGNORED, TrainingSample
-from .groups import parameter_groups
+from .groups import Rates, parameter_groups
 from .loss import LossWeights, cell_shares, correlation_loss
 from .task import ParameterGroup, Samples
+from .text import TextEncoding
 from .validate import Validation, unchecked
 
-__all__ = [
-    "Rates",
-    "SegmentationTask",
-    "TextEncoding",
-    "normalised",
-]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rates:
-    """Learning rates and weight decay; see :func:`escnet.train.groups.parameter_groups`."""
-
-    small: float
-    large: float
-    weight_decay: float
+__all__ = ["SegmentationTask", "normalised"]
 
 
 class SegmentationTask:
@@ -88,11 +70,7 @@ class SegmentationTask:
             model, TextEncoding(model, names), loss, checkpoint=checkpoint_activations
         )
         self.groups: Sequence[ParameterGroup] = parameter_groups(
-            model,
-            small_rate=rates.small,
-            large_rate=rates.large,
-            weight_decay=rates.weight_decay,
-            scores_are_taught=loss.correlation > 0,
+            model, rates, scores_are_taught=loss.correlation > 0
         )
         self.samples: Samples = _WithCategories(samples, CategorySampler(names, categories), seed)
         self.collate: Callable[[list[Any]], dict[str, Any]] = _collated
@@ -107,38 +85,6 @@ class SegmentationTask:
         """A checkpoint of the model."""
         weights = f"{self._weights}, step {step}"
         save_checkpoint(self.model, path, trained=True, weights=weights)
-
-
-class TextEncoding:
-    """Embeddings of a data set's classes, by the runtime's own rules for templates and synonyms.
-
-    Args:
-        model: its text tower encodes, its configuration has the templates.
-        names: the classes.
-    """
-
-    def __init__(self, model: EscNet, names: Sequence[str]) -> None:
-        context = model.config.clip.context_length
-        tokenizer = Tokenizer(build_tokenizer(model.config.clip.vocab_size, context), context)
-        plans = [plan_texts([name], model.config.templates) for name in names]
-        prompts = dict.fromkeys(prompt for plan in plans for prompt in plan.prompts)
-        place = {prompt: index for index, prompt in enumerate(prompts)}
-        self._members = [_members(plan, place) for plan in plans]
-        self._tokens = torch.from_numpy(tokenizer.encode(list(prompts), cleaned=True))
-
-    def encode(self, model: EscNet, classes: Tensor) -> Tensor:
-        """Unit-norm embeddings, float32 [n, D], of classes int64 [n]."""
-        members = [self._members[index] for index in classes.tolist()]
-        used = np.unique(np.concatenate(members))
-        tokens = self._tokens[used]
-        # What lies behind the longest text is padding, zeros.
-        tokens = tokens[:, : int(tokens.any(0).nonzero().max()) + 1]
-        encoded = model.encode_text(tokens.to(classes.device))
-        which = torch.from_numpy(np.searchsorted(used, np.concatenate(members)))
-        owner = torch.repeat_interleave(torch.tensor([len(some) for some in members]))
-        total = torch.zeros(len(members), encoded.shape[1], device=encoded.device)
-        total = total.index_add(0, owner.to(encoded.device), encoded[which.to(encoded.device)])
-        return unit_norm(total)
 
 
 class _Segmented(NamedTuple):
@@ -253,17 +199,19 @@ class _Segmentation(nn.Module):
 
 def _equally_large(images: Sequence[Tensor]) -> list[list[int]]:
     """The numbers of the images [S, S, 3], those of a size together."""
-    groups: dict[int, list[int]] = {}
-    for index, image in enumerate(images):
-        groups.setdefault(len(image), []).append(index)
-    return list(groups.values())
+    return _grouped(range(len(images)), lambda index: len(images[index]))
 
 
 def _alike(images: Sequence[int], classes: Sequence[Tensor]) -> list[list[int]]:
     """Those images in groups with equally many categories, which are worked on as one."""
+    return _grouped(images, lambda index: len(classes[index]))
+
+
+def _grouped(images: Iterable[int], key: Callable[[int], int]) -> list[list[int]]:
+    """Images in groups of one key, in the order in which the keys come first."""
     groups: dict[int, list[int]] = {}
     for index in images:
-        groups.setdefault(len(classes[index]), []).append(index)
+        groups.setdefault(key(index), []).append(index)
     return list(groups.values())
 
 
@@ -303,8 +251,3 @@ def _collated(samples: list[dict[str, Tensor]]) -> dict[str, Any]:
         "labels": [sample["labels"] for sample in samples],
         "categories": [sample["categories"] for sample in samples],
     }
-
-
-def _members(plan: TextPlan, place: Mapping[str, int]) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """Numbers of the prompts of a single category."""
-    return np.array([place[plan.prompts[member]] for member in plan.members])

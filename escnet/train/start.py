@@ -17,7 +17,7 @@ from .check import check_files, require_classes, require_labelled
 from .config import ModelSection, TrainConfig
 from .data import LabelledSource, TrainingSamples, open_source
 from .fingerprint import DataFingerprint
-from .segmentation import Rates, SegmentationTask
+from .segmentation import SegmentationTask
 from .validate import Validation, validate
 
 __all__ = ["Start", "prepared"]
@@ -68,11 +68,7 @@ def prepared(config: TrainConfig, *, console: Console) -> Start:
         start.model,
         TrainingSamples(images, size=size, augmentation=config.augmentation, seed=seed),
         images.names,
-        rates=Rates(
-            small=config.rates.small,
-            large=config.rates.large,
-            weight_decay=config.rates.weight_decay,
-        ),
+        rates=config.rates,
         categories=config.categories,
         seed=seed,
         checkpoint_activations=config.training.checkpoint_activations,

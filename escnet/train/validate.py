@@ -17,14 +17,13 @@ from torch import Tensor
 from escnet.chunks import logits_in_chunks
 from escnet.model import EscNet
 from escnet.precision import whole_float32
-from escnet.tokenizer import build_tokenizer
+from escnet.tokenizer import clip_tokenizer
 from escnet_runtime.confusion import ConfusionCounter, Labels
 from escnet_runtime.dataset import LabelledImages
 from escnet_runtime.errors import InputError
 from escnet_runtime.images import ImageArray
 from escnet_runtime.postprocess import UpsampleArgmax
 from escnet_runtime.preprocess import preprocess
-from escnet_runtime.tokenizer import Tokenizer
 from escnet_runtime.vocabulary import Vocabulary, assemble, plan_texts
 
 __all__ = [
@@ -99,8 +98,7 @@ def validate(
 def vocabulary(model: EscNet, names: tuple[str, ...]) -> Vocabulary:
     """Embeddings of categories by the runtime's rules: templates, synonyms, duplicates."""
     config = model.config
-    context = config.clip.context_length
-    tokenizer = Tokenizer(build_tokenizer(config.clip.vocab_size, context), context)
+    tokenizer = clip_tokenizer(config.clip)
     plan = plan_texts(names, config.templates)
     device = next(model.parameters()).device
     embeddings = []

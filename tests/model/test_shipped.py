@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 
 from escnet import preset
-from escnet.train.segmentation import TextEncoding, normalised
+from escnet.train.segmentation import normalised
+from escnet.train.text import TextEncoding
 from escnet.weights import WeightsError, load_checkpoint, load_preset, shipped_checkpoint
 from escnet_runtime.world import dataset
 from escnet_runtime.world.words import HELD_OUT

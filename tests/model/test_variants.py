@@ -15,7 +15,7 @@ from escnet import EscNet, EscNetConfig, build_model, preset
 from escnet.config import SamPrompts
 from escnet.ppg import TorchPrompts, pseudo_prompts
 from escnet.sam import SamBlock, bounding_boxes
-from escnet.train.groups import parameter_groups
+from escnet.train.groups import Rates, parameter_groups
 from escnet.weights import load_checkpoint, load_sam, save_checkpoint
 from escnet.weights.state import WeightsError
 from escnet_export.graphs import model_graphs
@@ -92,7 +92,7 @@ def test_a_variant_equals_its_plain_form(
 @every
 def test_a_variant_trains_what_has_a_gradient_and_nothing_else(name: str) -> None:
     net = randomise(build_model(VARIANTS[name], seed=1))
-    groups = parameter_groups(net, small_rate=2e-6, large_rate=2e-4, weight_decay=1e-4)
+    groups = parameter_groups(net, Rates(small=2e-6, large=2e-4, weight_decay=1e-4))
     trained = {name for group in groups for name in group.parameters}
     words = net.encode_text(tokens(net.config, (1, 4, 9, 2)))
     net(image(net.config), words).square().mean().backward()
@@ -105,7 +105,7 @@ def test_a_variant_trains_what_has_a_gradient_and_nothing_else(name: str) -> Non
 @every
 def test_a_step_changes_what_is_trained(name: str) -> None:
     net = build_model(VARIANTS[name], seed=1)
-    groups = parameter_groups(net, small_rate=1e-3, large_rate=1e-3, weight_decay=0.0)
+    groups = parameter_groups(net, Rates(small=1e-3, large=1e-3, weight_decay=0.0))
     parameters = {n: p for group in groups for n, p in group.parameters.items()}
     before = {name: one.detach().clone() for name, one in parameters.items()}
     optimizer = torch.optim.SGD(parameters.values(), lr=1e4)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from escnet import EscNet
-from escnet.train.groups import parameter_groups
+from escnet.train.groups import Rates, parameter_groups
 from escnet.train.task import ParameterGroup
 from tests.model.models import image, model, text
 
@@ -14,7 +14,7 @@ CONSTANT = ("read_out.bias", "read_norm.bias")
 
 @pytest.fixture(scope="module")
 def groups() -> list[ParameterGroup]:
-    return parameter_groups(model(), small_rate=2e-6, large_rate=2e-4, weight_decay=1e-4)
+    return parameter_groups(model(), Rates(small=2e-6, large=2e-4, weight_decay=1e-4))
 
 
 def names(groups: list[ParameterGroup], *, rate: float) -> set[str]:

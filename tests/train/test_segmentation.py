@@ -12,8 +12,10 @@ import torch.nn.functional as F
 from escnet import EscNet, EscNetConfig, build_model, preset
 from escnet.train.categories import CategorySampling
 from escnet.train.data import TrainingSample
+from escnet.train.groups import Rates
 from escnet.train.loss import LossWeights
-from escnet.train.segmentation import Rates, SegmentationTask, TextEncoding, normalised
+from escnet.train.segmentation import SegmentationTask, normalised
+from escnet.train.text import TextEncoding
 from escnet.weights import view_at
 from escnet_runtime.vocabulary import assemble, plan_texts
 from tests.model.models import randomise
