@@ -27,7 +27,7 @@ CHUNK: Final = 16
 
 @dataclass(slots=True)
 class _Part:
-    """One chunk between blocks: ``count`` categories, and a row of padding where it is but one.
+    """One chunk between blocks: ``count`` categories and, if that is 1, a second row as padding.
 
     ``text`` is [n, D], ``weight`` [g, G], ``scores`` [n, h, w], ``embedding`` [n, h, w, E].
     """
@@ -56,7 +56,7 @@ def logits_in_chunks(model: EscNet, image: Tensor, text: Tensor, *, chunk: int =
     parts = []
     for where in category_chunks(len(text), chunk, GROUP):
         own, here = text[where], where.stop - where.start
-        # A category that is left over is doubled; see the runtime's pipeline for why.
+        # A category that is alone in its chunk is doubled; escnet_runtime.pipeline says why.
         own = own.repeat(2, 1) if here == 1 < len(text) else own
         weight = torch.from_numpy(runtime_weights(here, len(text), GROUP)).to(text.device)
         parts.append(_Part(here, own, weight, *model.correlate(encoded.features, own)))
@@ -108,5 +108,5 @@ def _refine(block: EscBlock | BlockWithoutSam, guidance: Tensor, parts: list[_Pa
 
 
 def _added(total: Tensor | None, sums: Tensor) -> Tensor:
-    """``total`` and the sums of further groups, [g, ...], one after the other."""
+    """``total`` plus the sums of further groups, [g, ...], added in the order of the groups."""
     return sum_of_groups(sums if total is None else torch.cat([total[None], sums]))

@@ -23,9 +23,9 @@ SamPrompts: TypeAlias = Literal["points+masks", "points", "masks", "boxes"]
 
 _MOST_TOKENS: Final = 1024  # a prompt generator's kernel has a thread for each
 
-# Fields that a configuration may lack because it is older than they are, and what it meant: the
-# paper's form, which was the only one.
-_NOT_YET_IN_SAM: Final = {"in_blocks": True, "prompts": "points+masks"}
+# Fields of SamConfig that configurations written before they existed do not have, with the value
+# that was the only one then: the paper's form.
+_SAM_FIELDS_ADDED_LATER: Final = {"in_blocks": True, "prompts": "points+masks"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,9 +106,15 @@ class DecoderConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EscNetConfig:
-    """A whole ESC-Net. ``grid`` and ``logits`` are derived, in tokens and in logit cells a side.
+    """A whole ESC-Net.
 
-    With 0 ``blocks`` the decoder reads the embedding of CLIP's correlation itself.
+    Attributes:
+        name: of the preset that it is, or comes from.
+        clip, sam, fusion, decoder: sizes of its parts.
+        blocks: ESC blocks; with 0 the decoder reads the embedding of CLIP's correlation itself.
+        ppg: constants of the pseudo prompt generator.
+        templates: texts with one "{}" each, where a category's name goes; embeddings are averaged.
+        image_mean, image_std: of each channel (RGB, 0 to 1), as CLIP was trained with.
     """
 
     name: str
@@ -203,7 +209,7 @@ class EscNetConfig:
         """
         fields = dict(data)
         if isinstance(fields.get("sam"), Mapping):
-            fields["sam"] = {**_NOT_YET_IN_SAM, **fields["sam"]}
+            fields["sam"] = {**_SAM_FIELDS_ADDED_LATER, **fields["sam"]}
         try:
             return typed(fields, cls)
         except BundleFormatError as error:

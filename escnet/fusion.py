@@ -100,7 +100,7 @@ class ImageGuidance(nn.Module):
         self._keep("back", _places(at, sorted(at)))
 
     def _keep(self, name: str, indices: list[int]) -> None:
-        # Buffers are where the weights are; made anew, each would be an upload that waits.
+        # A buffer moves with the weights; made in each call, it would be an upload to wait for.
         self.register_buffer(name, torch.tensor(indices), persistent=False)
 
     def forward(self, embedding: Tensor, guidance: Tensor, *, plain: bool = False) -> Tensor:
@@ -121,7 +121,7 @@ class ImageGuidance(nn.Module):
 
 
 def _places(at: list[int], order: list[int]) -> list[int]:
-    """Where what is to stand in ``order`` is, while token ``at[i]`` stands at place i."""
+    """The place at which each token of ``order`` stands now; ``at[i]`` is the token at place i."""
     place = {token: index for index, token in enumerate(at)}
     return [place[token] for token in order]
 

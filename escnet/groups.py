@@ -21,10 +21,10 @@ def group_weights(categories: int, *, device: torch.device) -> Tensor:
 
 
 def by_group(x: Tensor, weight: Tensor) -> Tensor:
-    """[n, ...] → [g, G, ...] for weights [g, G]; behind the last category it is repeated.
+    """[n, ...] → [g, G, ...] for weights [g, G]; the last category is repeated to fill its group.
 
-    An index made of shapes alone: padding by a computed width or a mask [g, n] would say the same,
-    but the one is what exporters choke on and the other grows with the square of the chunk.
+    The index depends on shapes alone. Padding by a computed width would do the same, but exporters
+    fail on it; so would a mask [g, n], but it grows with the square of the chunk.
     """
     index = torch.arange(weight.numel(), device=x.device).clamp(max=x.shape[0] - 1)
     grouped: Tensor = x[index].unflatten(0, weight.shape)

@@ -169,6 +169,10 @@ class EscNet(nn.Module):
             checkpoint: keep no activations inside blocks and decoder for the backward pass, which
                 computes them again: memory for a third more time.
             prompts: replaces the prompt generator.
+
+        Returns:
+            Scores float32 [N, h, w] (before each block and after the last), the prompts of each
+            block that has a SAM block, and logits float32 [N, 4h, 4w].
         """
         step = _checkpointed if checkpoint else _direct
         features, skips = encoded.block_features, (encoded.skip0, encoded.skip1)

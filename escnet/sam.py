@@ -184,8 +184,8 @@ class SamBlock(nn.Module):
         _, norm1, act1, second, norm2, act2 = list(self.prompt_encoder.mask_downscaling)[:6]
         assert isinstance(second, nn.Conv2d)
         assert second.bias is not None
-        # Pixels lie side by side, [n K, c, h w], which neither has to be turned around for what
-        # follows nor is put together number by number.
+        # Pixels are the last axis, [n K, c, h w]: what follows needs no transposition, and whole
+        # rows are copied, not single numbers.
         x = _neighbours(probability.flatten(0, 1))
         weight, bias = self._first_mask_product()
         # The four pixels under one of the grid are what the second convolution takes together.
@@ -220,8 +220,8 @@ class SamBlock(nn.Module):
         Logits are linear in the probability; resizing to four times the grid mixes a pixel with its
         neighbours by fixed shares; the convolution, of stride and side 2, takes two of these rows
         and columns at a time. So each of the four results under a pixel of the grid is a product
-        over 3×3 pixels. Two channels at a time in half precision are also what cuDNN has no fast
-        convolution for.
+        over 3×3 pixels. Besides, cuDNN has no fast convolution for so few channels in half
+        precision.
 
         Returns:
             Weights [4 · c, 9] and bias [4 · c], in float32.
@@ -303,12 +303,12 @@ def _neighbours(maps: Tensor) -> Tensor:
 
 
 def _normed_product(weight: Tensor, bias: Tensor, x: Tensor, norm: nn.Module) -> Tensor:
-    """SAM's LayerNorm2d of ``weight @ x + bias``, for each of r pixels that lie one on the other.
+    """SAM's LayerNorm2d of ``weight @ x + bias``, for r pixels whose channels share an axis.
 
-    Taking the mean off is linear and done to the weights. Means of c neighbours are products with a
-    constant matrix, in float32: the hand-written form squares in fp16, where TensorRT warns of the
-    overflow, and a LayerNormalization over 4 channels takes ONNX Runtime's CPU provider four times
-    as long.
+    Subtracting the mean is linear, so it is done to the weights. The mean of the squares of each
+    pixel's c channels is a product with a constant matrix, in float32: SAM's own form squares in
+    fp16, where TensorRT warns of the overflow, and a LayerNormalization over 4 channels takes ONNX
+    Runtime's CPU provider four times as long.
 
     Args:
         weight, bias: float32 [r · c, i] and [r · c].

@@ -63,7 +63,7 @@ class GuidedSwinLayer(nn.Module):
         self.query, self.key, self.value, self.output = query, key, value, output
         self.mlp, self.norm1, self.norm2 = mlp, norm1, norm2
         self.heads, self.window, self.shift, self.grid = heads, window, shift, grid
-        #: Size of areas → how many there are; those of one size work side by side.
+        #: Tokens of an area → how many areas have so many; areas of one size are one batch.
         self._sizes = Counter(len(area) for area in self._areas())
 
     def forward(self, x: Tensor, guidance: Tensor) -> Tensor:
@@ -92,8 +92,9 @@ class GuidedSwinLayer(nn.Module):
         return self._rest(x, self._maps(self.output(mixed)))
 
     def order(self) -> list[int]:
-        """Which token of a map, counted row by row, stands at each place when those that attend to
-        each other stand together, large areas first.
+        """The token (its number in the map, row by row) at each place.
+
+        Tokens that attend to each other stand together, larger areas first.
         """
         return [token for area in self._areas() for token in area]
 
@@ -139,7 +140,7 @@ class GuidedSwinLayer(nn.Module):
     def _attend(
         self, query: Tensor, key: Tensor, value: Tensor, size: int, mask: Tensor | None = None
     ) -> Tensor:
-        """Areas of so many tokens, one after the other: [n, P, C], → [n, P, C]."""
+        """Attention within areas of ``size`` tokens, one after the other: [n, P, C] → [n, P, C]."""
         # [n, areas, heads, size, d]. Not more axes than needed: OpenVINO has no softmax of its
         # own for six of them.
         q, k, v = (
@@ -156,7 +157,7 @@ class GuidedSwinLayer(nn.Module):
 
 
 def _bands(length: int, window: int, shift: int) -> list[range]:
-    """What of a side, shifted, is neighbours within a window."""
+    """A shifted side in ranges: what shares a window there and was neighbours before the shift."""
     ends = [*range(0, length, window), *([length - shift] if shift else []), length]
     return [range(start, end) for start, end in pairwise(ends)]
 

@@ -18,7 +18,8 @@ from escnet_runtime.errors import InputError
 
 __all__ = ["CategorySampler", "CategorySampling"]
 
-_CLOSER: Final = 8.0
+#: How many times as likely each further word in common makes a category.
+_FACTOR_A_WORD: Final = 8.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,7 +90,7 @@ class CategorySampler:
         absent[kept] = False
         missing = wanted - len(kept)
         shared = self._shared(kept)
-        related = np.where(absent & (shared > 0), _CLOSER ** (shared - 1), 0.0)
+        related = np.where(absent & (shared > 0), _FACTOR_A_WORD ** (shared - 1), 0.0)
         hard = _some(rng, related, round(sampling.hard * missing))
         absent[hard] = False
         easy = _some(rng, absent.astype(np.float64), missing - len(hard))

@@ -26,9 +26,8 @@ from .data import LabelledSource, file_pairs
 __all__ = ["check_files", "require_classes", "require_labelled"]
 
 _LISTED: Final = 10
-_THREADS: Final = (
-    8  # headers are small: it is waiting for the disk, or the network, that takes time
-)
+#: Headers are small: what takes time is waiting for the disk, or the network.
+_THREADS: Final = 8
 _BLOCK: Final = 256  # pairs of a thread's piece of work
 _LABEL_MODES: Final = frozenset({"P", "L", "I;16"})
 #: Where Pillow finds an orientation.

@@ -39,8 +39,8 @@ __all__ = [
 
 _SHIPPED: Final = Path(__file__).resolve().parent.parent / "configs"
 _SUFFIX: Final = ".toml"
-#: What a resumed run may change: none of it has a say in the weights.
-_FREE: Final = frozenset(
+#: Keys that a resumed run may change, because the weights do not depend on them.
+_CHANGEABLE: Final = frozenset(
     {
         "output",
         "training.workers",
@@ -237,12 +237,12 @@ def to_toml(config: TrainConfig) -> str:
 
 
 def changed_keys(before: TrainConfig, now: TrainConfig) -> list[str]:
-    """What differs and has a say in the weights, such as "training.batch: 4, now 8"."""
+    """The keys that differ and that the weights depend on, such as "training.batch: 4, now 8"."""
     old, new = _flat(dataclasses.asdict(before)), _flat(dataclasses.asdict(now))
     return [
         f"{name}: {_shown(old[name])}, now {_shown(new[name])}"
         for name in old
-        if name not in _FREE and old[name] != new[name]
+        if name not in _CHANGEABLE and old[name] != new[name]
     ]
 
 

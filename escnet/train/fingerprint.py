@@ -1,4 +1,4 @@
-"""What tells a run's data apart, kept in its state: a run resumed on other data is another run."""
+"""What a run recognises its data by, kept in its state: with other data it would be another run."""
 
 import dataclasses
 import hashlib
@@ -15,13 +15,13 @@ __all__ = ["DataFingerprint", "differences"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataFingerprint:
-    """Of one data set.
+    """What one data set is recognised by.
 
     Attributes:
         images: how many; the order in which they are shown follows from their number.
-        names: SHA-256 of their names (without suffix) in order; of a built-in set, which follows
-            from its name, that of the version of the world.
-        classes: SHA-256 of the names of the classes in order, which labels count.
+        names: SHA-256 of their names (without suffix) in order. The scenes of a built-in set follow
+            from its name; for those it is the SHA-256 of the version of the world.
+        classes: SHA-256 of the names of the classes in order: labels are indices into these.
     """
 
     images: int
@@ -30,7 +30,7 @@ class DataFingerprint:
 
     @classmethod
     def of(cls, source: LabelledSource) -> Self:
-        """That of a data set; no image is read."""
+        """The fingerprint of a data set; no image is read."""
         pairs = file_pairs(source)
         names = [f"world {WORLD_VERSION}"] if pairs is None else [image.stem for image, _ in pairs]
         return cls(images=len(source), names=_sha256(names), classes=_sha256(source.names))

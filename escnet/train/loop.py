@@ -68,10 +68,10 @@ def train(
         settings: how long and how fast.
         folder: of this run; made if it is missing.
         resume: go on from the state in ``folder``. Without a state there it starts anew.
-        config: of which these settings are a part; kept in the state, and in the folder of a run
-            that starts anew.
-        data: what the task's data is told apart by, under names for messages; a run that resumes
-            must have that it was started with.
+        config: text of the configuration that these settings are part of; kept in the state, and
+            in the folder of a run that starts anew.
+        data: fingerprints of the task's data sets, under the names that messages call them; a
+            resumed run must have the same as when it was started.
         console: shows progress.
 
     Raises:
@@ -108,8 +108,8 @@ class _Run:
         self.data = data
         self.main = bool(accelerator.is_main_process)
         self.progress, self.skipped = Progress(), 0
-        self.asked = 0  # to stop: the signal's number, in all processes alike
-        self.cut = False
+        self.asked = 0  # number of the signal that asks to stop, the same in all processes; 0: none
+        self.cut = False  # whether that ended a validation before it was done
         self._freeze()
         self.groups = ordered(task.groups)
         self.module, self.optimizer = accelerator.prepare(

@@ -27,7 +27,7 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Start:
-    """What is trained, and what its data is told apart by, under the configuration's keys."""
+    """The task of a run, and the fingerprints of its data sets by the configuration's keys."""
 
     task: SegmentationTask
     data: Mapping[str, DataFingerprint]

@@ -31,7 +31,7 @@ def load_clip(model: EscNet, source: str) -> None:
     """Copy CLIP's weights, image and text tower, into ``model.clip``.
 
     Positional embeddings of another image size are resized bicubically, as open_clip does. A file
-    does not say whether it was trained with QuickGELU; see to it that the configuration does.
+    does not say whether it was trained with QuickGELU: the configuration's ``quick_gelu`` has to.
 
     Args:
         model: changed in place, or not at all.
