@@ -2,12 +2,15 @@
 
 The content is written under a hidden temporary name next to the target, forced to disk, then
 swapped in with one system call. A reader sees the old content or the new one, never a mixture.
-Temporary names are ``.NAME.tmp-PID-RANDOM``, in which a long NAME is cut and a hash of it put
-behind. Those whose process is gone are removed by the next writer of the same target. Another
-process that has its number now is taken for it. The writer's own number is not: in a container
-every run has the same one, often 1, so what bears it and is not being written here is a leftover.
-A folder of many files is not searched at each write: what a process finds there at its first write
-is removed, what is left behind after that may stay for some writes more.
+
+Temporary names are ``.NAME.tmp-PID-RANDOM``; a long NAME is cut and followed by a hash of it. A
+killed process leaves its temporary behind, and the next writer of the same target removes it, if no
+process with that PID is alive. A live process may have got the number of a dead one; the leftover
+then stays. The writer's own PID is the exception, because in a container every run has the same
+one, often 1: what bears it and is not being written by this process is removed.
+
+A folder of many files is not listed at each write: leftovers that appear after a process's first
+write there may stay for some more writes.
 """
 
 import contextlib
@@ -32,7 +35,8 @@ from .strict_json import parse_object
 __all__ = ["atomic_directory", "atomic_file", "require_replaceable"]
 
 _MARKER = "bundle.json"
-#: Others call a file so too. These keys stand in that of every bundle, since format 1.0.
+#: Keys that the ``bundle.json`` of every bundle has, since format 1.0: other programs write files
+#: of that name too.
 _KEYS: Final = frozenset(["schema_version", "digest", "model", "stages"])
 #: All that a bundle holds, see docs/bundle.md.
 _OF_A_BUNDLE: Final = frozenset(

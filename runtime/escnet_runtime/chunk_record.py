@@ -173,7 +173,7 @@ class ChunkRecord:
         }
 
     def misfits(self, graphs: Mapping[str, str]) -> list[str]:
-        """What keeps this record from standing for ``graphs``, a phrase for each.
+        """Why this record is not one of ``graphs``, a phrase for each reason.
 
         Args:
             graphs: as :attr:`graphs`, of the bundle as it is.

@@ -74,7 +74,7 @@ class Fingerprint:
     os: str
 
     def differences(self, here: "Fingerprint") -> list[str]:
-        """What keeps engines with this fingerprint from running ``here``, a phrase for each.
+        """Why engines with this fingerprint do not run ``here``, a phrase for each reason.
 
         Args:
             here: the library and the device; its ``targets`` is the GPU alone, empty without one.
@@ -173,7 +173,7 @@ class EngineRecord:
         return max(known, default=0) if len(known) == len(sizes) else None
 
     def misfits(self, graphs: Mapping[str, str], *, chunk: int) -> list[str]:
-        """What keeps these engines from standing for ``graphs``, a phrase for each.
+        """Why these engines are not those of ``graphs``, a phrase for each reason.
 
         Args:
             graphs: name → sha256 of the ONNX as the bundle has it.

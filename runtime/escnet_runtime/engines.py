@@ -78,13 +78,13 @@ def find_engines(
 ) -> tuple[EngineRecord, dict[str, Path]]:
     """The engines of ``bundle`` that run here: their record, and the file of each graph.
 
+    Of several folders, the first one that fits and is whole is taken; damaged ones before it are
+    warned of.
+
     Args:
         bundle: an opened bundle.
         here: see :meth:`Fingerprint.differences`.
         chunk: categories to be run at a time; the bundle's own by default.
-
-    Of several folders, the first one that fits and is whole is taken; damaged ones before it are
-    warned of.
 
     Raises:
         EngineMismatchError: there are none, or none fits; says which field differs and the command
@@ -157,8 +157,8 @@ class EngineFolder:
         backend: the library they are for; None if the record does not say.
         state: "fits", "misfit" (made for something else) or "damaged".
         reasons: what is wrong, a phrase for each.
-        outdated: those of them that do not depend on which GPU is here, or whether one is: another
-            graph or chunk in the bundle, another version of the library that is installed here.
+        outdated: the reasons among them that no GPU would mend: another graph or chunk in the
+            bundle, or another version of the library that is installed here.
         command: what makes engines for this device; without a GPU, what makes these anew.
     """
 

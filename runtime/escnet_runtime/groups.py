@@ -26,7 +26,7 @@ def whole_groups(chunk: int, group: int) -> int:
 
 
 def category_chunks(categories: int, chunk: int, group: int) -> list[slice]:
-    """``categories`` cut at multiples of ``group``, as equal as can be.
+    """Cut ``categories`` at multiples of ``group`` into slices as equal as possible.
 
     A slice has at most ``whole_groups(chunk, group)`` categories.
     """

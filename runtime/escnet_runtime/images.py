@@ -2,8 +2,8 @@
 
 Decisions: transparent pixels are laid over white; 16 bits per channel are scaled by 255/65535 and
 rounded in grey files and arrays, while of files in colour or with an alpha channel Pillow gives the
-high byte alone; a float picture must lie in [0, 1]; EXIF rotation is applied, and EXIF too damaged
-to say one is none; of an animation the current frame is taken (the first one of a file); colour
+high byte alone; a float picture must lie in [0, 1]; EXIF rotation is applied, unless EXIF is too
+damaged to be read; of an animation the current frame is taken (the first one of a file); colour
 profiles are not applied.
 """
 

@@ -30,12 +30,12 @@ class RunsSideBySide(Protocol):
     """A backend whose ``run`` may be called from several threads at once."""
 
     def lanes(self, rows: Sequence[int]) -> int:
-        """How many runs at once to give it for chunks of so many categories, from now on."""
+        """How many runs at once it takes, from now on, for chunks of ``rows`` categories."""
 
 
 def usable_cores() -> int:
-    """Logical cores that this process may use; in a container whose time is limited, as many as
-    that time is of."""
+    """Logical cores that this process may use; in a container with a CPU quota, no more of them
+    than the quota pays for."""
     return min(_seen_cores(), core_quota() or _seen_cores())
 
 
@@ -54,8 +54,8 @@ def _seen_cores() -> int:
 def best_lanes(rows: Sequence[int], cores: int) -> int:
     """How many lanes finish chunks of ``rows`` categories first, by an estimate; fewer if equal.
 
-    A chunk takes its rows times ``_ALONE + (1 - _ALONE) / cores`` of its lane, and goes to the lane
-    that is free first.
+    In a lane with c cores a chunk takes its rows times ``_ALONE + (1 - _ALONE) / c``. Each chunk
+    goes to the lane that is free first.
     """
     return min(
         range(1, min(_MOST, cores, len(rows)) + 1),
@@ -89,9 +89,9 @@ class Lanes(Closing):
     def each(
         self, function: Callable[[_Item], _Result], items: Iterable[_Item]
     ) -> Iterator[_Result]:
-        """``function`` of each item, in order, and not far ahead of who reads.
+        """``function(item)`` for each item, in order, computed not far ahead of the reader.
 
-        An error comes in its place; what is under way then ends first.
+        An error is raised where its result would have come, when all runs under way have ended.
         """
         if self._pool is None:
             yield from map(function, items)

@@ -37,7 +37,7 @@ PromptSource = Callable[[int, _Floats], Prompts]
 class StageClock:
     """Seconds spent in each stage, added up over calls.
 
-    Of chunks that run side by side, the time until all are there.
+    Chunks that run side by side count once: the time until all of them are done.
     """
 
     seconds: dict[str, float] = field(default_factory=dict)
@@ -158,9 +158,10 @@ class Pipeline:
         observer: Observer | None = None,
         prompts: PromptSource | None = None,
     ) -> Iterator[tuple[Step, dict[str, Tensor]]]:
-        """Run all steps but the first, the encoder, which has run; each graph's step with outputs.
+        """Run all steps behind the encoder; yields each step of a graph with the outputs.
 
-        Chunks of one stage do not read what others of it give, so they may run side by side.
+        No chunk of a stage reads what another chunk of that stage gives, so they may run side by
+        side.
         """
         rows = [len(part.rows) for part in run.parts]
         backend = self.backend

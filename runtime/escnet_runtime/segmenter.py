@@ -71,31 +71,31 @@ class Segmenter(Closing):
     """Segments images with the model of a bundle, for any list of categories.
 
     Safe to call from several threads: calls are serialised. Use it as a context manager, or call
-    :meth:`close`; both free the backend. One that nobody closes is closed when nothing refers to it
-    any more or when the process ends, but for a backend of your own.
+    :meth:`close`; both free the backend. A Segmenter that is never closed is closed when nothing
+    refers to it any more or when the process ends; a backend of your own is then left alone.
 
-    A forked child must not use one that has been used before the fork: the threads of its library
-    do not come along. It may close or drop it, which frees nothing there, and has to end by
-    ``os._exit``, as children of ``multiprocessing`` do. Make a Segmenter in each process.
+    One that was used before a fork cannot be used in the forked child, which has none of the
+    threads of its library. The child may close or drop it, which frees nothing there, and has to
+    end by ``os._exit``, as children of ``multiprocessing`` do. Make a Segmenter in each process.
 
     Args:
-        bundle: the bundle's folder, every file of which is compared with its sha256, or one that is
-            open already.
+        bundle: the bundle's folder, whose files are all compared with their sha256 first; or a
+            bundle that is open already.
         backend: one of :data:`escnet_runtime.backends.BACKENDS`; "auto" takes the fastest that is
             here and logs what and why. Or a backend of your own for the graphs of this model, on
             the CPU; it is closed with the Segmenter.
-        device: the GPU of a backend that needs one; it stays yours. The first visible one by
-            default.
-        chunk: categories worked on at a time: it decides memory and speed. On ONNX Runtime's CPU
-            provider logits and labels are the same to the last bit with any; elsewhere last bits
-            can differ. Rounded up to whole groups of the bundle (16 categories), which is what the
-            attribute ``chunk`` then says. By default, on the CPU, the one that ``escnet-build`` has
-            measured to be the fastest on this machine, else the bundle's own; on a GPU 64, or what
-            its engines were built for, made smaller, with a warning, where memory does not suffice.
+        device: the GPU for a backend that needs one; the caller closes it. By default the first
+            visible one.
+        chunk: how many categories are worked on at a time, rounded up to whole groups of the bundle
+            (16 categories); the attribute ``chunk`` has the rounded number. It decides memory and
+            speed. Labels do not depend on it on ONNX Runtime's CPU provider, to the last bit of
+            the logits; elsewhere last bits can differ. The default on the CPU is what
+            ``escnet-build`` has measured to be the fastest on this machine, else the bundle's own.
+            On a GPU it is 64, or what the engines were built for, and is made smaller, with a
+            warning, if memory does not suffice.
         cache: folder for text embeddings, for small graphs as ONNX Runtime or OpenVINO has
-            rewritten them for this processor, and for what TensorRT-RTX has compiled for this GPU;
-            None keeps none of them. By default ``$ESCNET_CACHE`` or
-            the user's cache folder.
+            rewritten them for this processor, and for what TensorRT-RTX has compiled for this GPU.
+            By default ``$ESCNET_CACHE`` or the user's cache folder; None keeps nothing.
 
     Raises:
         BundleError: the bundle cannot be used.
@@ -147,7 +147,7 @@ class Segmenter(Closing):
 
     @property
     def chunk_source(self) -> ChunkSource:
-        """Where :attr:`chunk` is from: as asked, measured here, the bundle's, what fills a GPU."""
+        """Where :attr:`chunk` is from: asked for, measured here, the bundle's, or the GPU's."""
         return self._chunk_source
 
     @property
@@ -200,15 +200,16 @@ class Segmenter(Closing):
             vocabulary: from :meth:`vocabulary` of a Segmenter of the same model.
             window: "none" looks at the whole image once; "sliding" is the evaluation protocol,
                 four overlapping windows and the whole image, five times the work.
-            shortlist: the categories that may win are chosen first, by the correlation, and the
-                model sees these alone: so many distinct ones, or "auto", all that come near the
-                best one at some pixel. None, and a number that drops none, is the model as it is.
-                With "sliding" there is one choice for all windows. See docs/shortlist.md.
-            observer: sees every stage's outputs, tensors of ``pipeline.backend``, as they are made;
-                categories there are rows of ``vocabulary.embeddings``. With "sliding" it sees one
-                crop after another. With a shortlist it sees a stage "shortlist", whose output
-                "kept" has the rows that are kept, behind ``image_encoder`` of all crops; from then
-                on categories are rows of that. It must not call this Segmenter's pipeline.
+            shortlist: give the model only the categories that may win a pixel, by their
+                correlation: a number keeps so many distinct ones, "auto" all that come near the
+                best one at some pixel. None, or a number that drops none, changes nothing. With
+                "sliding" one choice is made for all windows. See docs/shortlist.md.
+            observer: called with every stage's outputs as they are made, tensors of
+                ``pipeline.backend``; categories are rows of ``vocabulary.embeddings``. With
+                "sliding" it sees one crop after another. With a shortlist, after ``image_encoder``
+                of all crops, it also sees a stage "shortlist" with the output "kept", the rows that
+                are kept; from then on categories are indices into these. It must not call this
+                Segmenter's pipeline.
 
         Returns:
             Labels and confidence at the image's own size.
@@ -216,8 +217,8 @@ class Segmenter(Closing):
         Raises:
             ImageError: the image cannot be read.
             BackendError: a graph failed.
-            OutOfDeviceMemory: it does not fit the GPU; says what would. With an observer, which has
-                seen what it has seen, the chunk is not made smaller by itself.
+            OutOfDeviceMemory: it does not fit the GPU; says what would. With an observer the chunk
+                is not made smaller by itself, since what the observer has seen cannot be undone.
         """
         self._check(vocabulary, window)
         chosen = self._chosen(shortlist, vocabulary)

@@ -50,8 +50,9 @@ class VideoReader(Closing):
         source: a file, or "camera:N" for the N-th camera (Linux and macOS).
 
     Attributes:
-        times: takes, for each frame that is read, when it is shown, in seconds (None where the
-            source does not say); for who sets it to an empty deque and takes them from there.
+        times: a caller that wants to know when frames are shown sets this to an empty deque. For
+            each frame that is read, its time in seconds is then appended (None where the source
+            does not say); the caller takes them out.
 
     Raises:
         ImageError: it cannot be opened, or has no video.
@@ -147,9 +148,9 @@ class VideoWriter(Closing):
 
         Args:
             frame: the pixels.
-            time: when it is shown, in seconds by any clock; None, and a time that is not behind
-                the frame before, stand for the next one of ``rate``. A camera that is faster than
-                who segments, and a video without a fixed rate, keep their pace so.
+            time: when it is shown, in seconds by any clock; None, or a time that is not later than
+                the frame before, stands for the next one at ``rate``. So a camera whose frames are
+                not all segmented, and a video without a fixed rate, keep their pace.
 
         Raises:
             InputError: its size is not that of the first.

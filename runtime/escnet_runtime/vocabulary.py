@@ -149,9 +149,9 @@ def read_classes_file(path: Path) -> list[str]:
 
 
 def find_duplicates(names: Iterable[str]) -> dict[int, int]:
-    """The categories that are an earlier one over again: index → index of the first.
+    """The categories that repeat an earlier one: index → index of the first that is equal.
 
-    They are equal if their sets of synonyms are, after cleaning, which lower-cases.
+    Two are equal if they have the same synonyms, in any order, after cleaning (which lower-cases).
 
     Raises:
         VocabularyError: as `plan_texts`.

@@ -47,7 +47,7 @@ _LEAST_STEP: Final = 8  # rows that matrix units work on at once
 _MOST_CATEGORIES: Final = MAX_CATEGORIES + 1  # of a 16-bit label map; a multiple of every step
 _NARROW_LABELS: Final = 256
 
-#: What a value's size goes with.
+#: What the size of a value grows with.
 Grows = Literal["nothing", "categories", "chunk", "pixels"]
 
 
@@ -66,8 +66,8 @@ class Value:
     """A tensor with its life in steps, and its first byte in the arena once that is planned.
 
     Attributes:
-        part: so many rows lie one behind the other, and the next ones begin at an aligned place:
-            the rows of a chunk, which a graph is given by their address. 0: all rows.
+        part: rows that lie one behind the other; the next so many begin at an aligned address.
+            They are the rows of a chunk, which a graph is given by their address. 0: all rows.
     """
 
     name: str
