@@ -19,8 +19,9 @@ from escnet.weights import (
     resized,
     shipped_checkpoint,
 )
-from escnet_export.parity import StageError, feeds_of
+from escnet_export.parity import feeds_of
 from escnet_export.reference import Call, TorchBackend
+from escnet_export.report import StageError
 from escnet_runtime.backends.base import Array, Backend, Tensor
 from escnet_runtime.errors import InputError
 from escnet_runtime.manifest import FileRef, Manifest

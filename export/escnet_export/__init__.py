@@ -2,7 +2,7 @@
 
 from .bundle import ExportReport, export_bundle
 from .errors import ExportError, ParityError
-from .parity import Budget, ParityReport
+from .report import Budget, ParityReport
 
 __all__ = [
     "Budget",

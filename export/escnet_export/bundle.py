@@ -25,9 +25,10 @@ from .errors import ParityError
 from .gate import AccuracyGate
 from .golden_run import write_golden_run
 from .manifest import write_manifest
-from .parity import Budget, ParityReport, Sample, reference_sample
+from .parity import Sample, reference_sample
 from .parity_files import write_parity
 from .plan import PrecisionPlan
+from .report import Budget, ParityReport
 from .scenes import SceneSet, default_scenes
 from .tensors import TensorStore
 from .texts import Texts, inputs_of, texts_of

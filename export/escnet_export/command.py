@@ -28,9 +28,9 @@ from escnet_runtime.vocabulary import MAX_CATEGORIES
 from .bundle import ExportReport, export_bundle
 from .calibrate import Calibration
 from .check import CATEGORIES
-from .parity import Budget, Gate
 from .plan import QUANTISED
 from .ranges import worst_first
+from .report import Budget, Gate
 from .scenes import SceneSet, labelled_scenes
 
 __all__ = ["main"]

@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass, field
 
-from .parity import Outcome, ParityReport
+from .parity import Outcome
 from .plan import PrecisionPlan
+from .report import ParityReport
 from .workshop import Built
 
 __all__ = ["Decision"]

@@ -25,19 +25,12 @@ from escnet_runtime.vocabulary import assemble
 
 from .alone import OneTypedGraph
 from .decision import Decision
-from .parity import (
-    Budget,
-    ParityReport,
-    Sample,
-    StageError,
-    compare_pipelines,
-    measure_parity,
-    stage_error,
-)
+from .parity import Sample, compare_pipelines, measure_parity, stage_error
 from .plan import ENCODER, QUANTISED, PrecisionPlan, encoder_parts, graph_of
 from .precision import typed_graphs
 from .raised import raised_blocks
 from .ranges import Trap, find_traps, worst_first
+from .report import Budget, ParityReport, StageError
 from .texts import TEXT_ENCODER, Texts, inputs_of
 from .workshop import Built, Step, Workshop, open_backend
 

@@ -15,16 +15,8 @@ from escnet_runtime.vocabulary import assemble
 
 from .decision import Decision
 from .golden import write_golden
-from .parity import (
-    Budget,
-    Outcome,
-    Sample,
-    StageError,
-    compare_pipelines,
-    label_map,
-    reference_sample,
-    stage_error,
-)
+from .parity import Outcome, Sample, compare_pipelines, label_map, reference_sample, stage_error
+from .report import Budget, StageError
 from .scenes import SceneSet
 from .tensors import TensorStore
 from .texts import TEXT_ENCODER, Texts, texts_of

@@ -5,8 +5,8 @@ typed pipeline running freely.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,25 +23,18 @@ from escnet_runtime.pipeline import Pipeline
 from escnet_runtime.postprocess import UpsampleArgmax
 from escnet_runtime.ppg import Prompts
 from escnet_runtime.preprocess import Preprocessing, preprocess
-from escnet_runtime.sketch import relative_l2
 
-from .check import STAGE_TOLERANCE, to_numpy
+from .check import to_numpy
 from .graphs import Graph, model_graphs
-from .kept import Kept
-from .plan import graph_of
 from .precision import DTYPES
-from .ranges import Trap
 from .reference import Call, RecordingBackend, StoredCall
+from .report import Budget, ParityReport, StageError
 from .tensors import TensorStore
 
 __all__ = [
-    "Budget",
     "Comparison",
-    "Gate",
     "Outcome",
-    "ParityReport",
     "Sample",
-    "StageError",
     "compare_pipelines",
     "feeds_of",
     "label_map",
@@ -53,207 +46,6 @@ __all__ = [
 #: A pixel is a near-tie where the two best logits differ by less than this share of the logits'
 #: standard deviation: rounding decides there, not the model.
 _TIE = 0.01
-
-Gate = Literal["pixels", "stages"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Budget:
-    """What a bundle may lose.
-
-    ``pixel_agreement`` is the gate of trained weights; ``stage_l2``, the largest relative L2 of a
-    stage, that of untrained ones, whose near-ties make pixels meaningless. The other two count
-    beside either: ``miou_loss`` where images have labels, as a difference of two fractions;
-    ``prompt_flips``, the largest share of prompts that may flip, where it is given. ``asked`` are
-    the gates that someone asked for by a number of their own: these hold whatever the weights.
-    """
-
-    pixel_agreement: float
-    stage_l2: float
-    miou_loss: float = 0.01
-    prompt_flips: float | None = None
-    asked: tuple[Gate, ...] = ()
-
-    @classmethod
-    def default(cls, precision: Precision, image_encoder: Precision | None = None) -> "Budget":
-        """By precision, pixels and stages; the coarser one's where the image encoder has another.
-
-        99.9 % and 1e-4 at fp32; 99.5 % and 5e-3 at fp16; 98 % and 5e-2 at bf16; 97 % and 0.15 at
-        int8 and fp8.
-        """
-        precision = max(precision, image_encoder or precision, key=STAGE_TOLERANCE.__getitem__)
-        agreement = {
-            Precision.FP32: 0.999,
-            Precision.FP16: 0.995,
-            Precision.BF16: 0.98,
-            Precision.INT8: 0.97,
-            Precision.FP8: 0.97,
-        }
-        return cls(pixel_agreement=agreement[precision], stage_l2=STAGE_TOLERANCE[precision])
-
-
-@dataclass(slots=True)
-class StageError:
-    """The worst relative L2 and cosine of a stage's outputs over all images."""
-
-    relative_l2: float = 0.0
-    cosine: float = 1.0
-
-    def add(self, got: npt.NDArray[np.generic], want: npt.NDArray[np.generic]) -> None:
-        """Take one output into account."""
-        self.relative_l2 = max(self.relative_l2, relative_l2(got, want))
-        self.cosine = min(self.cosine, _cosine(got, want))
-
-
-def _cosine(got: npt.NDArray[np.generic], want: npt.NDArray[np.generic]) -> float:
-    """Of the angle between two tensors; -1 if it is not defined."""
-    x, y = np.asarray(got, np.float64).ravel(), np.asarray(want, np.float64).ravel()
-    if not (x.any() or y.any()):
-        return 1.0
-    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
-        cosine = float(x @ y / (np.linalg.norm(x) * np.linalg.norm(y)))
-    return cosine if np.isfinite(cosine) else -1.0
-
-
-@dataclass(slots=True, kw_only=True)
-class ParityReport:
-    """The figures of a bundle, as ``parity.json`` holds them."""
-
-    gate: Gate
-    passed: bool
-    images: int
-    categories: int
-    pixels: int
-    pixel_agreement: float
-    near_ties: float
-    agreement_without_ties: float
-    prompt_flips: int
-    prompts: int
-    blocks: list[dict[str, int]]
-    stages: dict[str, StageError]
-    budget: Budget
-    miou: float | None = None
-    reference_miou: float | None = None
-    kept_in_fp32: list[str] = field(default_factory=list)
-    kept_higher: list[Kept] = field(default_factory=list)
-    traps: list[Trap] = field(default_factory=list)
-
-    def judge(self) -> None:
-        """Hold the figures against the budget; ``passed`` is the result."""
-        self.passed = not self.missed()
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data, ready for JSON."""
-        return asdict(self)
-
-    @property
-    def worst_stage(self) -> str:
-        """The one farthest from float32."""
-        return max(self.stages, key=lambda name: self.stages[name].relative_l2)
-
-    @property
-    def miou_loss(self) -> float | None:
-        """What float32 torch has more of, as a fraction; None without labels."""
-        if self.miou is None or self.reference_miou is None:
-            return None
-        return self.reference_miou - self.miou
-
-    @property
-    def flipped(self) -> float:
-        """The share of prompts that flipped."""
-        return self.prompt_flips / self.prompts if self.prompts else 0.0
-
-    def damage(self) -> float:
-        """What is lost, in budgets: at most 1 in each of its parts where the budget holds."""
-        if not np.isfinite(self.stages[self.worst_stage].relative_l2):
-            return np.inf
-        budget, total = self.budget, 0.0
-        if "pixels" in self._gates:
-            total += _share(1 - self.pixel_agreement, 1 - budget.pixel_agreement)
-        if "stages" in self._gates:
-            total += _share(self.stages[self.worst_stage].relative_l2, budget.stage_l2)
-        if budget.prompt_flips is not None:
-            total += _share(self.flipped, budget.prompt_flips)
-        if self.miou_loss is not None:
-            total += _share(max(self.miou_loss, 0.0), budget.miou_loss)
-        return total
-
-    def missed(self) -> list[str]:
-        """Each part of the budget that does not hold, as a clause."""
-        worst = self.stages[self.worst_stage].relative_l2
-        if not np.isfinite(worst):  # labels can agree by chance where a graph gives NaN
-            return [
-                f"graph {self.worst_stage!r} gives numbers that are not finite where float32 "
-                "torch's are"
-            ]
-        overflows = [f"{block} overflows: {why}" for block, why in self._overflows().items()]
-        return overflows + [clause for holds, clause in self._parts() if not holds]
-
-    def _parts(self) -> list[tuple[bool, str]]:
-        """Each part of the budget that counts here, the gate's own first: whether it holds."""
-        budget = self.budget
-        parts: dict[Gate, tuple[bool, str]] = {
-            "pixels": (self.pixel_agreement >= budget.pixel_agreement, self._pixels()),
-            "stages": (
-                self.stages[self.worst_stage].relative_l2 <= budget.stage_l2,
-                self._stages(),
-            ),
-        }
-        found = [parts.pop(self.gate)]
-        found += [part for gate, part in parts.items() if gate in self._gates]
-        if budget.prompt_flips is not None:
-            found.append(
-                (
-                    self.flipped <= budget.prompt_flips,
-                    f"{self.flipped:.2%} of prompts flipped, budget at most "
-                    f"{budget.prompt_flips:.2%}",
-                )
-            )
-        if self.miou_loss is not None:
-            found.append(
-                (
-                    self.miou_loss <= budget.miou_loss,
-                    f"mIoU {self.miou:.2%} where float32 torch has {self.reference_miou:.2%}, "
-                    f"budget at most {budget.miou_loss:.2%} less",
-                )
-            )
-        return found
-
-    @property
-    def _gates(self) -> set[Gate]:
-        return {self.gate, *self.budget.asked}
-
-    def _overflows(self) -> dict[str, str]:
-        """Blocks that a device would compute infinities in: this machine may not show it."""
-        # One step above int8 is float16 as well.
-        raised = {kept.block for kept in self.kept_higher if kept.precision is Precision.FP32}
-        return {
-            trap.block: trap.why()
-            for trap in reversed(self.traps)
-            if trap.overflows and not {trap.block, graph_of(trap.block)} & raised
-        }
-
-    def reason(self) -> str:
-        """Why it did not pass, or all that it was held against, in one sentence."""
-        return "; ".join(self.missed() or [clause for _, clause in self._parts()])
-
-    def _pixels(self) -> str:
-        return (
-            f"pixel agreement {self.pixel_agreement:.4%} with float32 torch, budget at least "
-            f"{self.budget.pixel_agreement:.4%}"
-        )
-
-    def _stages(self) -> str:
-        why = "weights are untrained, so stages are the gate: " if self.gate == "stages" else ""
-        return (
-            f"{why}worst relative L2 of a stage "
-            f"{self.stages[self.worst_stage].relative_l2:.1e} ({self.worst_stage}), budget at most "
-            f"{self.budget.stage_l2:.0e}"
-        )
-
-
-def _share(lost: float, allowed: float) -> float:
-    return lost / allowed if allowed > 0 else (np.inf if lost > 0 else 0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -314,8 +106,7 @@ def measure_parity(
 ) -> tuple[ParityReport, list[Outcome]]:
     """Compare ``backend``, which runs the typed graphs, with ``samples`` of float32 torch.
 
-    Returns the figures and what the typed graphs made of each image. ``progress`` is called after
-    each image. Label maps are compared at the model's input size.
+    Label maps are compared at the model's input size.
 
     Args:
         model: in float32.
@@ -329,6 +120,9 @@ def measure_parity(
         graphs: with the types of their ports; by default all are of ``precision``.
         stages: figures of stages that are known already.
         text: the categories' embeddings that the typed graphs get; by default those of torch.
+
+    Returns:
+        The figures, judged, and what the typed graphs made of each image.
     """
     errors = dict(stages or {})
     for graph in graphs or model_graphs(model):

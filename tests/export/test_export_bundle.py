@@ -16,8 +16,8 @@ from escnet.presets import preset
 from escnet_export import Budget, ExportReport, ParityError
 from escnet_export.check import STAGE_TOLERANCE
 from escnet_export.errors import ExportError
-from escnet_export.parity import StageError
 from escnet_export.reference import RecordingBackend
+from escnet_export.report import StageError
 from escnet_export.scenes import default_scenes
 from escnet_runtime.backends.onnxruntime import OnnxRuntimeBackend
 from escnet_runtime.bundle import Bundle

@@ -21,7 +21,7 @@ from escnet_engines import BuildError, Library, open_library
 from escnet_export import ExportReport
 from escnet_export.command import main
 from escnet_export.errors import ParityError
-from escnet_export.parity import Budget
+from escnet_export.report import Budget
 from escnet_runtime.bundle import Bundle
 from escnet_runtime.engines import find_engines, fingerprint_here
 

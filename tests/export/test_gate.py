@@ -16,9 +16,9 @@ from escnet_export import Budget, ExportReport, ParityError
 from escnet_export.decision import Decision
 from escnet_export.gate import AccuracyGate
 from escnet_export.kept import Kept
-from escnet_export.parity import ParityReport, StageError
 from escnet_export.plan import PrecisionPlan, graph_of
 from escnet_export.ranges import Trap
+from escnet_export.report import ParityReport, StageError
 from escnet_export.workshop import Built
 from escnet_runtime.bundle import Bundle
 from escnet_runtime.images import ImageArray

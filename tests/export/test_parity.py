@@ -12,18 +12,10 @@ from escnet.build import build_model
 from escnet.model import EscNet
 from escnet.presets import preset
 from escnet_export.kept import Kept
-from escnet_export.parity import (
-    Budget,
-    Outcome,
-    ParityReport,
-    Sample,
-    StageError,
-    label_map,
-    measure_parity,
-    reference_sample,
-)
+from escnet_export.parity import Outcome, Sample, label_map, measure_parity, reference_sample
 from escnet_export.ranges import Trap
 from escnet_export.reference import TorchBackend
+from escnet_export.report import Budget, ParityReport, StageError
 from escnet_runtime.backends.base import Array, Tensor
 from escnet_runtime.groups import GROUP
 from escnet_runtime.images import ImageArray
