@@ -1,136 +1,16 @@
 """``parity.html``: the accuracy of a bundle for people, one page without scripts or other files."""
 
-import base64
-import html
-import io
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-import numpy as np
-import numpy.typing as npt
-from PIL import Image
-
-from escnet_runtime.errors import InputError
-from escnet_runtime.images import ImageArray
-from escnet_runtime.palette import PERIOD, palette
-from escnet_runtime.ppg import Prompts
-
+from .page_html import STYLE, error_text, percent, text
+from .page_picture import ParityPicture, picture_section
 from .page_precision import precision_section
 
-__all__ = ["ParityPicture", "parity_page"]
+__all__ = ["parity_page"]
 
-_Mask = npt.NDArray[np.bool_]
-
-_LARGEST: Final = 320  # px, the longer side of a picture on the page
 _PICTURES: Final = 4
-_SHOWN_CATEGORIES: Final = 4  # with their prompts, a picture
-_SMALLEST_AREA: Final = 0.005  # of a label map, to stand in its legend
-_UNUSED: Final = -1  # the label of a point that is none
-_SAME, _EDGE, _OTHER = (228, 230, 235), (140, 146, 158), (224, 0, 112)
-_RINGS: Final = 12  # differences are ringed where there are at most so many spots of them
-_SPOTS: Final = 16  # spots a side of the map
-_FLIPPED_BLOCKS: Final = 3  # drawn, a picture
-_LISTED: Final = 8  # flips, and changes of labels, a picture
-
-_STYLE: Final = """
-:root { color-scheme: light dark; --ink: #1b1f27; --soft: #59606e; --paper: #fff; --card: #f4f5f8;
-  --line: #d9dce3; --good: #14713d; --bad: #b3152f; --bar: #3d6fd6; --mark: #1b1f27; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e6e8ee; --soft: #a2a9b8; --paper: #14161b;
-  --card: #1d2027; --line: #343945; --good: #5fce8f; --bad: #ff8095; --bar: #7ba2f5;
-  --mark: #e6e8ee; } }
-* { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 72rem; padding: 1.5rem 1rem 3rem; background: var(--paper);
-  color: var(--ink); font: 16px/1.5 system-ui, sans-serif; }
-h1 { font-size: 1.5rem; margin: 0 0 1rem; } h2 { font-size: 1.15rem; margin: 2.2rem 0 .6rem; }
-h3 { font-size: 1rem; margin: 1.6rem 0 .5rem; } p { margin: .4rem 0; max-width: 46rem; }
-.soft { color: var(--soft); font-size: .9rem; }
-.verdict { background: var(--card); border-left: .4rem solid; border-radius: .3rem;
-  padding: .8rem 1rem; }
-.verdict strong { font-size: 1.1rem; } .verdict p { color: var(--ink); }
-.good { color: var(--good); } .bad { color: var(--bad); }
-dl { display: grid; grid-template-columns: repeat(auto-fit, minmax(9rem, 1fr)); gap: .6rem;
-  margin: 0; }
-dl div { background: var(--card); border-radius: .3rem; padding: .5rem .7rem; }
-dt { color: var(--soft); font-size: .82rem; } dd { margin: 0; font-weight: 600;
-  overflow-wrap: anywhere; }
-table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
-th, td { text-align: right; padding: .3rem .5rem; border-bottom: 1px solid var(--line);
-  white-space: nowrap; }
-th { color: var(--soft); font-size: .82rem; font-weight: 500; }
-th:first-child, td:first-child { text-align: left; padding-left: 0; }
-td.chart { width: 45%; min-width: 5.5rem; padding-right: 0; } td.bad { font-weight: 600; }
-.scale { display: flex; justify-content: space-between; }
-.bar { position: relative; height: 1rem; background: var(--card); border-radius: 2px; }
-.bar i { position: absolute; inset: 0 auto 0 0; background: var(--bar); border-radius: 2px; }
-.bar i.over { background: var(--bad); }
-.bar b { position: absolute; top: -.25rem; bottom: -.25rem; border-left: 2px dashed var(--mark); }
-.row { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(13rem, 46%), 1fr));
-  gap: .7rem; }
-.pair { grid-column: span 2; display: grid; grid-template-columns: 1fr 1fr; gap: .7rem; }
-figure { margin: 0; } figure img, figure svg { background: var(--card); }
-figcaption { font-size: .85rem; color: var(--soft); margin-top: .2rem; }
-figure img, figure svg { display: block; width: 100%; height: auto; border-radius: .3rem; }
-.legend { display: flex; flex-wrap: wrap; gap: .15rem .9rem; padding: 0; margin: .5rem 0 0;
-  list-style: none; font-size: .85rem; }
-.flips { width: auto; margin-top: .6rem; } .flips th, .flips td { text-align: left;
-  padding-right: 1.2rem; white-space: normal; }
-.legend i { display: inline-block; width: .8em; height: .8em; border-radius: 2px;
-  margin-right: .35em; border: 1px solid var(--line); }
-@media (max-width: 34rem) { body { padding: 1rem .7rem 2rem; } table { font-size: .82rem; }
-  th, td { padding: .3rem .25rem; } .low { display: none; } }
-"""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class ParityPicture:
-    """One image through both: float32 torch is the reference, the exported graphs are typed.
-
-    ``image``: uint8 [H,W,3].
-    ``reference_labels``, ``typed_labels``: integers [S,S], indices into ``names``; the image is
-    stretched to the model's square input, and so are they.
-    ``names``: the N categories.
-    ``grid``: rows and columns of the maps that prompts point into.
-    ``reference_prompts``, ``typed_prompts``: by block, N categories each.
-
-    Raises InputError if these do not fit together.
-    """
-
-    image: ImageArray
-    reference_labels: npt.NDArray[np.integer[Any]]
-    typed_labels: npt.NDArray[np.integer[Any]]
-    names: Sequence[str]
-    grid: tuple[int, int]
-    reference_prompts: Sequence[Prompts]
-    typed_prompts: Sequence[Prompts]
-
-    def __post_init__(self) -> None:
-        if self.image.dtype != np.uint8 or self.image.ndim != 3 or self.image.shape[2] != 3:
-            raise InputError(
-                f"got an image {self.image.dtype} {list(self.image.shape)}; expected uint8 [H,W,3]"
-            )
-        reference, typed = self.reference_labels, self.typed_labels
-        if reference.shape != typed.shape or reference.ndim != 2 or reference.size == 0:
-            raise InputError(
-                f"got label maps {list(reference.shape)} and {list(typed.shape)}; expected two "
-                "of the same size [S,S]"
-            )
-        for labels in (reference, typed):
-            if labels.min() < 0 or labels.max() >= len(self.names):
-                raise InputError(
-                    f"got labels {labels.min()} to {labels.max()} for {len(self.names)} names"
-                )
-        if len(self.reference_prompts) != len(self.typed_prompts):
-            raise InputError(
-                f"got prompts of {len(self.reference_prompts)} and {len(self.typed_prompts)} "
-                "blocks; expected as many of both"
-            )
-        for prompts in (*self.reference_prompts, *self.typed_prompts):
-            if len(prompts.points) != len(self.names):
-                raise InputError(
-                    f"got prompts of {len(prompts.points)} categories for {len(self.names)} names"
-                )
 
 
 def parity_page(report: Mapping[str, Any], pictures: Sequence[ParityPicture]) -> str:
@@ -151,7 +31,7 @@ def parity_page(report: Mapping[str, Any], pictures: Sequence[ParityPicture]) ->
         _stages(report),
         _prompts(report),
         _pixels(report),
-        *(_picture(index, picture) for index, picture in enumerate(pictures[:_PICTURES])),
+        *(picture_section(index, picture) for index, picture in enumerate(pictures[:_PICTURES])),
     ]
     # The policy makes the browser itself refuse whatever is not in the file.
     return f"""<!DOCTYPE html>
@@ -161,47 +41,32 @@ def parity_page(report: Mapping[str, Any], pictures: Sequence[ParityPicture]) ->
 <meta http-equiv="Content-Security-Policy"
   content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{_text(title)}</title>
-<style>{_STYLE}</style>
+<title>{text(title)}</title>
+<style>{STYLE}</style>
 </head>
 <body>
-<h1>{_text(title)}</h1>
+<h1>{text(title)}</h1>
 {"".join(parts)}
 </body>
 </html>
 """
 
 
-def _text(value: object) -> str:
-    return html.escape(str(value), quote=True)
-
-
-def _percent(share: float) -> str:
-    """Rounded down, so that a miss never reads as the budget, nor 0.999999 as 100 %."""
-    return f"{math.floor(share * 1e5 + 1e-7) / 1e3:.3f} %" if math.isfinite(share) else "none"
-
-
-def _error(value: float) -> str:
-    if not math.isfinite(value):
-        return "not finite"
-    return f"{value:.1e}" if value else "0"
-
-
 def _verdict(report: Mapping[str, Any]) -> str:
     passed, budget = bool(report["passed"]), report["budget"]
     if report["gate"] == "pixels":
         found = (
-            f"the {report['precision']} graphs label {_percent(report['pixel_agreement'])} of all "
+            f"the {report['precision']} graphs label {percent(report['pixel_agreement'])} of all "
             f"pixels as float32 torch does; the budget is at least "
-            f"{_percent(budget['pixel_agreement'])}"
+            f"{percent(budget['pixel_agreement'])}"
         )
         why = "The weights are trained, so equal pixels are the gate."
     else:
         stages = report["stages"]
         worst = max(stages, key=lambda name: _rank(stages[name]["relative_l2"]))
         found = (
-            f"the worst stage is {worst}: relative L2 {_error(stages[worst]['relative_l2'])} to "
-            f"float32 torch; the budget is at most {_error(budget['stage_l2'])}"
+            f"the worst stage is {worst}: relative L2 {error_text(stages[worst]['relative_l2'])} "
+            f"to float32 torch; the budget is at most {error_text(budget['stage_l2'])}"
         )
         why = (
             "The weights are not trained. Their labels are mostly near-ties, which say nothing "
@@ -209,11 +74,11 @@ def _verdict(report: Mapping[str, Any]) -> str:
         )
     word, tone = ("Passed", "good") if passed else ("Failed", "bad")
     # What the gate measures may hold, and something else be missed.
-    missed = "" if passed else f"<p>Missed: {_text(report['reason'])}.</p>"
+    missed = "" if passed else f"<p>Missed: {text(report['reason'])}.</p>"
     return (
         f'<div class="verdict {tone}"><strong>{word}</strong>'
-        f"<p>{_text(found[0].upper() + found[1:])}.</p>{missed}"
-        f'<p class="soft">{_text(why)}</p></div>'
+        f"<p>{text(found[0].upper() + found[1:])}.</p>{missed}"
+        f'<p class="soft">{text(why)}</p></div>'
     )
 
 
@@ -235,12 +100,12 @@ def _compared(report: Mapping[str, Any]) -> str:
                 "Categories": report["categories"],
             }
         )
-        + (f"<p>Kept in fp32: {_text(', '.join(kept))}.</p>" if kept else "")
+        + (f"<p>Kept in fp32: {text(', '.join(kept))}.</p>" if kept else "")
     )
 
 
 def _cards(figures: Mapping[str, object]) -> str:
-    cards = (f"<div><dt>{_text(k)}</dt><dd>{_text(v)}</dd></div>" for k, v in figures.items())
+    cards = (f"<div><dt>{text(k)}</dt><dd>{text(v)}</dd></div>" for k, v in figures.items())
     return f"<dl>{''.join(cards)}</dl>"
 
 
@@ -265,7 +130,7 @@ def _stages(report: Mapping[str, Any]) -> str:
         value = error["relative_l2"]
         over = not value <= budget
         rows.append(
-            f"<tr><td>{_text(name)}</td><td{' class=bad' if over else ''}>{_error(value)}</td>"
+            f"<tr><td>{text(name)}</td><td{' class=bad' if over else ''}>{error_text(value)}</td>"
             f'<td class="low">{_cosine(error["cosine"])}</td><td class="chart"><div class="bar">'
             f'<i{" class=over" if over else ""} style="width:{place(value):.1f}%"></i>'
             f'<b style="left:{place(budget):.1f}%"></b></div></td></tr>'
@@ -273,7 +138,7 @@ def _stages(report: Mapping[str, Any]) -> str:
     return (
         "<h2>Stages</h2><p>Each stage got the inputs that torch gave it, so its error is its own. "
         "The worst output over all images, on a logarithmic scale; the dashed line is the budget, "
-        f"{_error(budget)}{_aside(report, 'stages')}.</p>"
+        f"{error_text(budget)}{_aside(report, 'stages')}.</p>"
         '<table><thead><tr><th>Stage</th><th>Relative L2</th><th class="low">Cosine</th>'
         f'<th class="chart"><span class="scale"><span>1e{low}</span><span>1e{high}</span></span>'
         f"</th></tr></thead><tbody>{''.join(rows)}</tbody></table>"
@@ -292,8 +157,8 @@ def _cosine(value: float) -> str:
 
 def _prompts(report: Mapping[str, Any]) -> str:
     rows = "".join(
-        f"<tr><td>{index}</td><td>{_text(block['flips'])}</td><td>{_text(block['prompts'])}</td>"
-        f"<td>{_percent(block['flips'] / block['prompts'] if block['prompts'] else 0.0)}</td></tr>"
+        f"<tr><td>{index}</td><td>{text(block['flips'])}</td><td>{text(block['prompts'])}</td>"
+        f"<td>{percent(block['flips'] / block['prompts'] if block['prompts'] else 0.0)}</td></tr>"
         for index, block in enumerate(report["blocks"])
     )
     most = report["budget"]["prompt_flips"]
@@ -301,7 +166,7 @@ def _prompts(report: Mapping[str, Any]) -> str:
     return (
         "<h2>Prompts</h2><p>A prompt has flipped when its point, or whether it is used at all, "
         "differs from torch. Here the graphs run freely: what flips in one block changes the next. "
-        f"{_text(report['prompt_flips'])} of {_text(report['prompts'])} flipped{budget}.</p>"
+        f"{text(report['prompt_flips'])} of {text(report['prompts'])} flipped{budget}.</p>"
         "<table><thead><tr><th>Block</th><th>Flipped</th><th>Prompts</th><th>Share</th></tr>"
         f"</thead><tbody>{rows}</tbody></table>"
     )
@@ -313,292 +178,11 @@ def _pixels(report: Mapping[str, Any]) -> str:
         "categories are so close that rounding decides, not the model.</p>"
     ) + _cards(
         {
-            "Equal labels": _percent(report["pixel_agreement"]),
-            "Budget": f"at least {_percent(report['budget']['pixel_agreement'])}"
+            "Equal labels": percent(report["pixel_agreement"]),
+            "Budget": f"at least {percent(report['budget']['pixel_agreement'])}"
             + _aside(report, "pixels"),
-            "Near-ties": _percent(report["near_ties"]),
-            "Equal, near-ties apart": _percent(report["agreement_without_ties"]),
+            "Near-ties": percent(report["near_ties"]),
+            "Equal, near-ties apart": percent(report["agreement_without_ties"]),
             "Pixels": f"{report['pixels']:,}",
         }
-    )
-
-
-def _picture(index: int, picture: ParityPicture) -> str:
-    height, width = picture.image.shape[:2]
-    scale = min(1.0, _LARGEST / max(height, width))
-    size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    photo = Image.fromarray(picture.image).resize(size, Image.Resampling.BOX)
-    # 256 colours: a photo's noise would otherwise be most of the page.
-    source = _data(photo.quantize(PERIOD, dither=Image.Dither.FLOYDSTEINBERG))
-    different = picture.reference_labels != picture.typed_labels
-    pair = (
-        _figure(_img(_label_map(picture.reference_labels, picture, size)), "float32 torch"),
-        _figure(_img(_label_map(picture.typed_labels, picture, size)), "Exported graphs"),
-    )
-    flips = _flips(picture)
-    shown = _shown(picture, flips)
-    prompts = [
-        _figure(
-            _svg(index, size, _points(picture, block, shown, size)),
-            f"Prompts of block {block}: {sum(flip.block == block for flip in flips) or 'none'} "
-            "flipped",
-        )
-        for block in _drawn_blocks(picture, flips)
-    ]
-    figures = [
-        _figure(_svg(index, size, ""), "Photo"),
-        *prompts[:1],
-        f'<div class="pair">{"".join(pair)}</div>',
-        _figure(_difference(picture, different, size), _difference_caption(different)),
-        *prompts[1:],
-    ]
-    # All uses of the photo refer to this one copy.
-    shared = (
-        '<svg width="0" height="0" style="position:absolute" aria-hidden="true"><defs>'
-        f'<image id="photo-{index}" width="{size[0]}" height="{size[1]}" href="{source}"/>'
-        "</defs></svg>"
-    )
-    return (
-        f'<h3>Image {index + 1}</h3>{shared}<div class="row">{"".join(figures)}</div>'
-        f"{_legend(picture, _large(picture))}{_label_changes(picture, different)}"
-        f"{_flip_list(picture, flips, shown)}"
-    )
-
-
-def _difference_caption(different: _Mask) -> str:
-    count = int(different.sum())
-    if not count:
-        return "Difference: none"
-    share = _percent(1 - count / different.size)
-    return f"Difference: {count:,} of {different.size:,} pixels, {share} equal"
-
-
-def _label_changes(picture: ParityPicture, different: _Mask) -> str:
-    """In words, which labels became which, the most frequent first."""
-    if not different.any():
-        return ""
-    changes = np.stack([picture.reference_labels[different], picture.typed_labels[different]])
-    pairs, counts = np.unique(changes, axis=1, return_counts=True)
-    order = np.argsort(-counts, kind="stable")[:_LISTED]
-    words = [
-        f"{picture.names[pairs[0, k]]} became {picture.names[pairs[1, k]]} ({counts[k]:,})"
-        for k in order
-    ]
-    more = " and others" if len(counts) > len(words) else ""
-    return f'<p class="soft">Pixels that differ: {_text(", ".join(words))}{more}.</p>'
-
-
-def _flip_list(picture: ParityPicture, flips: Sequence["_Flip"], shown: Sequence[int]) -> str:
-    """What the pictures of prompts show, and every flip in words."""
-    if not picture.reference_prompts:
-        return ""
-    names = _text(", ".join(picture.names[c] for c in shown))
-    words = (
-        f'<p class="soft">Prompts shown: dots, in the colours of {names}, where float32 torch '
-        "puts them."
-    )
-    if not flips:
-        return words + " None flipped in this image.</p>"
-    rows = "".join(
-        f"<tr><td>{flip.block}</td><td>{_text(picture.names[flip.category])}</td>"
-        f"<td>{_place(picture.reference_prompts, flip)}</td>"
-        f"<td>{_place(picture.typed_prompts, flip)}</td></tr>"
-        for flip in flips[:_LISTED]
-    )
-    more = len(flips) - _LISTED
-    return (
-        f"{words} One that flipped is ringed, with a line to the square where the exported graphs "
-        'put it.</p><table class="flips"><thead><tr><th>Block</th><th>Category</th>'
-        "<th>Point in float32 torch</th><th>In the exported graphs</th></tr></thead>"
-        f"<tbody>{rows}</tbody></table>"
-        + (f'<p class="soft">And {more:,} more.</p>' if more > 0 else "")
-    )
-
-
-def _place(prompts: Sequence[Prompts], flip: "_Flip") -> str:
-    block = prompts[flip.block]
-    if block.point_labels[flip.category, flip.point] == _UNUSED:
-        return "none"
-    x, y = block.points[flip.category, flip.point]
-    return f"column {x:.0f}, row {y:.0f}"
-
-
-def _figure(content: str, caption: str) -> str:
-    return f"<figure>{content}<figcaption>{_text(caption)}</figcaption></figure>"
-
-
-def _svg(index: int, size: tuple[int, int], marks: str) -> str:
-    opacity = ' opacity="0.6"' if marks else ""
-    return (
-        f'<svg viewBox="0 0 {size[0]} {size[1]}" role="img" aria-label="photo">'
-        f'<use href="#photo-{index}"{opacity}/>{marks}</svg>'
-    )
-
-
-def _img(source: str) -> str:
-    return f'<img alt="" src="{source}">'
-
-
-def _data(picture: Image.Image, **options: int) -> str:
-    buffer = io.BytesIO()
-    picture.save(buffer, "PNG", optimize=True, **options)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
-
-
-def _indexed(
-    values: npt.NDArray[np.uint8], colours: npt.ArrayLike, *, transparent: int | None = None
-) -> str:
-    picture = Image.fromarray(values)
-    picture.putpalette(np.asarray(colours, np.uint8).tobytes())
-    return _data(picture) if transparent is None else _data(picture, transparency=transparent)
-
-
-def _label_map(
-    labels: npt.NDArray[np.integer[Any]], picture: ParityPicture, size: tuple[int, int]
-) -> str:
-    return _indexed(_nearest(_indices(labels), size), palette(min(len(picture.names), PERIOD)))
-
-
-def _indices(labels: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.uint8]:
-    """Into the palette, whose colours repeat."""
-    return np.asarray(labels.astype(np.int64) % PERIOD, np.uint8)
-
-
-def _nearest(values: npt.NDArray[np.uint8], size: tuple[int, int]) -> npt.NDArray[np.uint8]:
-    return np.asarray(Image.fromarray(values).resize(size, Image.Resampling.NEAREST))
-
-
-def _difference(picture: ParityPicture, different: _Mask, size: tuple[int, int]) -> str:
-    """Pixels that differ, over the outlines of torch's regions; none is lost in scaling.
-
-    A few lone ones are ringed, or nobody would find them.
-    """
-    small = _nearest(_indices(picture.reference_labels), size)
-    values = np.zeros(small.shape, np.uint8)
-    values[:, 1:] |= small[:, 1:] != small[:, :-1]
-    values[1:] |= small[1:] != small[:-1]
-    mask = Image.fromarray(different.astype(np.float32))
-    values[np.asarray(mask.resize(size, Image.Resampling.BOX)) > 0] = 2
-    source = _indexed(values, (_SAME, _EDGE, _OTHER), transparent=0)
-    rings = "".join(
-        f'<circle cx="{x * size[0]:.1f}" cy="{y * size[1]:.1f}" r="9"/>'
-        for x, y in _spots(different)
-    )
-    return (
-        f'<svg viewBox="0 0 {size[0]} {size[1]}" role="img" aria-label="difference">'
-        f'<image width="{size[0]}" height="{size[1]}" href="{source}"/>'
-        f'<g fill="none" stroke="{_css(_OTHER)}" stroke-width="2">{rings}</g></svg>'
-    )
-
-
-def _spots(different: _Mask) -> list[tuple[float, float]]:
-    """Where pixels differ, as fractions (x, y) of the map; none if there are many spots."""
-    rows, columns = np.nonzero(different)
-    height, width = different.shape
-    cells = rows * _SPOTS // height * _SPOTS + columns * _SPOTS // width
-    found = np.unique(cells)
-    if len(found) > _RINGS:
-        return []
-    return [
-        (
-            float(columns[cells == cell].mean() + 0.5) / width,
-            float(rows[cells == cell].mean() + 0.5) / height,
-        )
-        for cell in found
-    ]
-
-
-def _areas(picture: ParityPicture) -> npt.NDArray[np.float64]:
-    """The larger of each category's two shares, [N]."""
-    count = len(picture.names)
-    maps = (picture.reference_labels, picture.typed_labels)
-    areas = [np.bincount(labels.ravel(), minlength=count) / labels.size for labels in maps]
-    return np.maximum(*areas)
-
-
-def _large(picture: ParityPicture) -> list[int]:
-    areas = _areas(picture)
-    return [int(c) for c in np.argsort(-areas, kind="stable") if areas[c] >= _SMALLEST_AREA][:24]
-
-
-@dataclass(frozen=True, slots=True)
-class _Flip:
-    """A prompt that the exported graphs choose otherwise."""
-
-    block: int
-    category: int
-    point: int
-
-
-def _flipped(picture: ParityPicture, block: int) -> _Mask:
-    """[N,K]"""
-    want, got = picture.reference_prompts[block], picture.typed_prompts[block]
-    moved = (want.points != got.points).any(axis=-1) | (want.point_labels != got.point_labels)
-    return np.asarray(moved, np.bool_)
-
-
-def _flips(picture: ParityPicture) -> list[_Flip]:
-    """All of them, from the first block on."""
-    return [
-        _Flip(block, int(category), int(point))
-        for block in range(len(picture.reference_prompts))
-        for category, point in np.argwhere(_flipped(picture, block))
-    ]
-
-
-def _drawn_blocks(picture: ParityPicture, flips: Sequence[_Flip]) -> list[int]:
-    """Those in which prompts flipped, else the first."""
-    blocks = list(dict.fromkeys(flip.block for flip in flips))
-    return (blocks or [*range(len(picture.reference_prompts))][:1])[:_FLIPPED_BLOCKS]
-
-
-def _shown(picture: ParityPicture, flips: Sequence[_Flip]) -> list[int]:
-    """Categories to draw prompts of: those with flips, then by area."""
-    flipped = list(dict.fromkeys(flip.category for flip in flips))
-    rest = [int(c) for c in np.argsort(-_areas(picture), kind="stable") if int(c) not in flipped]
-    return (flipped + rest)[: max(_SHOWN_CATEGORIES, min(len(flipped), _LISTED))]
-
-
-def _legend(picture: ParityPicture, categories: Iterable[int]) -> str:
-    colours = palette(len(picture.names))
-    items = (
-        f'<li><i style="background:{_css(colours[c])}"></i>{_text(picture.names[c])}</li>'
-        for c in categories
-    )
-    return f'<ul class="legend">{"".join(items)}</ul>'
-
-
-def _css(colour: Iterable[int]) -> str:
-    return "#" + "".join(f"{int(value):02x}" for value in colour)
-
-
-def _points(picture: ParityPicture, block: int, shown: Sequence[int], size: tuple[int, int]) -> str:
-    want, got = picture.reference_prompts[block], picture.typed_prompts[block]
-    flipped, colours = _flipped(picture, block), palette(len(picture.names))
-    cell = np.array(size, np.float64) / picture.grid[::-1]
-    dots, rings = [], []
-    for category in shown:
-        for point in range(want.points.shape[1]):
-            x, y = (want.points[category, point] + 0.5) * cell
-            u, v = (got.points[category, point] + 0.5) * cell
-            here = want.point_labels[category, point] != _UNUSED
-            there = got.point_labels[category, point] != _UNUSED
-            fill = f'fill="{_css(colours[category])}" stroke="#fff"'
-            if here:
-                dots.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4.5" {fill}/>')
-            if not flipped[category, point]:
-                continue
-            if here and there:
-                rings.append(f'<path d="M{x:.1f} {y:.1f}L{u:.1f} {v:.1f}"/>')
-            if not here:
-                dots.append(f'<circle cx="{u:.1f}" cy="{v:.1f}" r="3" {fill}/>')
-            if there:
-                rings.append(f'<rect x="{u - 4:.1f}" y="{v - 4:.1f}" width="8" height="8"/>')
-            x, y = (x, y) if here else (u, v)
-            rings.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="9"/>')
-    # Black on white: no category has either colour.
-    strokes = (("#fff", 4.5), ("#000", 2)) if rings else ()
-    return "".join(dots) + "".join(
-        f'<g fill="none" stroke="{colour}" stroke-width="{width}">{"".join(rings)}</g>'
-        for colour, width in strokes
     )

@@ -1,10 +1,10 @@
 """The part of ``parity.html`` about blocks that are kept higher and values that are large."""
 
-import html
 import math
 from collections.abc import Mapping
 from typing import Any, Final
 
+from .page_html import text
 from .ranges import FLOAT16_LIMIT
 
 __all__ = ["precision_section"]
@@ -33,9 +33,9 @@ def _labels(report: Mapping[str, Any]) -> str:
 
 def _kept(report: Mapping[str, Any]) -> str:
     rows = "".join(
-        f"<tr><td>{_text(kept['block'])}</td><td>{_text(kept['precision'])}</td>"
+        f"<tr><td>{text(kept['block'])}</td><td>{text(kept['precision'])}</td>"
         f"<td>{kept['bytes'] / 1e6:+.2f} MB</td><td>{_milliseconds(kept)}</td></tr>"
-        f'<tr><td colspan="4" class="soft" style="white-space: normal">{_text(kept["why"])}</td>'
+        f'<tr><td colspan="4" class="soft" style="white-space: normal">{text(kept["why"])}</td>'
         "</tr>"
         for kept in report["kept_higher"]
     )
@@ -43,7 +43,7 @@ def _kept(report: Mapping[str, Any]) -> str:
         return ""
     return (
         "<h2>Kept higher</h2><p>Blocks that the accuracy gate raised above "
-        f"{_text(report['precision'])}, and what each costs: size of the file, and time of a run "
+        f"{text(report['precision'])}, and what each costs: size of the file, and time of a run "
         "on ONNX Runtime's CPU provider, on the machine that exported (less than 0: faster).</p>"
         "<table><thead><tr><th>Block</th><th>Precision</th><th>Size</th><th>Time</th></tr></thead>"
         f"<tbody>{rows}</tbody></table>"
@@ -53,7 +53,7 @@ def _kept(report: Mapping[str, Any]) -> str:
 def _milliseconds(kept: Mapping[str, Any]) -> str:
     if kept["milliseconds"] is None:
         return "not measured"
-    shared = "" if kept["timed"] == kept["block"] else f" (all of {_text(kept['timed'])})"
+    shared = "" if kept["timed"] == kept["block"] else f" (all of {text(kept['timed'])})"
     return f"{kept['milliseconds']:+.2f} ms{shared}"
 
 
@@ -62,8 +62,8 @@ def _traps(report: Mapping[str, Any]) -> str:
     if not traps:
         return ""
     rows = "".join(
-        f"<tr><td>{_text(trap['block'])}</td><td>{_text(trap['tensor'])}</td>"
-        f"<td>{_text(trap['op'])}</td><td{' class=bad' if _beyond(trap) else ''}>"
+        f"<tr><td>{text(trap['block'])}</td><td>{text(trap['tensor'])}</td>"
+        f"<td>{text(trap['op'])}</td><td{' class=bad' if _beyond(trap) else ''}>"
         f"{_number(trap['largest'])}</td></tr>"
         for trap in traps[:_SHOWN]
     )
@@ -89,7 +89,3 @@ def _size(value: float | None) -> float:
 def _number(value: float | None) -> str:
     size = _size(value)
     return f"{size:,.0f}" if math.isfinite(size) else "infinite"
-
-
-def _text(value: object) -> str:
-    return html.escape(str(value), quote=True)

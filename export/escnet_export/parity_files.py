@@ -8,7 +8,8 @@ from typing import Any, Final
 from escnet_runtime.preprocess import Preprocessing
 from escnet_runtime.strict_json import plain_json
 
-from .page import ParityPicture, parity_page
+from .page import parity_page
+from .page_picture import ParityPicture
 from .parity import Outcome, Sample, label_map
 from .texts import Texts
 

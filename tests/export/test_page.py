@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from escnet_export.page import ParityPicture, parity_page
+from escnet_export.page import parity_page
+from escnet_export.page_picture import ParityPicture
 from escnet_runtime.errors import InputError
 from escnet_runtime.palette import palette
 from escnet_runtime.ppg import Prompts
