@@ -61,8 +61,7 @@ def logits_in_chunks(model: EscNet, image: Tensor, text: Tensor, *, chunk: int =
         weight = torch.from_numpy(runtime_weights(here, len(text), GROUP)).to(text.device)
         parts.append(_Part(here, own, weight, *model.correlate(encoded.features, own)))
     features = encoded.block_features
-    for block in model.blocks:
-        assert isinstance(block, EscBlock | BlockWithoutSam)
+    for block in model.typed_blocks:
         if isinstance(block, EscBlock):
             features, guidance = block.fuse(features, _enhanced(model, block, features, parts))
         else:

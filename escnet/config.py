@@ -16,7 +16,15 @@ from escnet_runtime.ppg import PpgConstants
 from escnet_runtime.preprocess import Preprocessing
 from escnet_runtime.strict_json import typed
 
-__all__ = ["ClipConfig", "DecoderConfig", "EscNetConfig", "FusionConfig", "SamConfig", "SamPrompts"]
+__all__ = [
+    "ClipConfig",
+    "DecoderConfig",
+    "EscNetConfig",
+    "FusionConfig",
+    "SamConfig",
+    "SamPrompts",
+    "shows_masks",
+]
 
 #: What of a category's pseudo prompts goes into SAM; see :class:`SamConfig`.
 SamPrompts: TypeAlias = Literal["points+masks", "points", "masks", "boxes"]
@@ -26,6 +34,11 @@ _MOST_TOKENS: Final = 1024  # a prompt generator's kernel has a thread for each
 # Fields of SamConfig that configurations written before they existed do not have, with the value
 # that was the only one then: the paper's form.
 _SAM_FIELDS_ADDED_LATER: Final = {"in_blocks": True, "prompts": "points+masks"}
+
+
+def shows_masks(prompts: SamPrompts) -> bool:
+    """Whether masks are among the prompts that SAM is shown."""
+    return prompts in ("points+masks", "masks")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +91,7 @@ class SamConfig:
     @property
     def uses_masks(self) -> bool:
         """Whether masks are among the prompts: nothing else in a prompt passes gradients on."""
-        return self.in_blocks and self.prompts in ("points+masks", "masks")
+        return self.in_blocks and shows_masks(self.prompts)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,8 +5,8 @@ in one batch of all categories, ``forward_plain`` does the same without sharing 
 """
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -87,6 +87,11 @@ class EscNet(nn.Module):
         self.correlation_embedding = correlation_embedding
         self.blocks = nn.ModuleList(blocks)
         self.decoder = decoder
+
+    @property
+    def typed_blocks(self) -> list[EscBlock | BlockWithoutSam]:
+        """All ESC blocks, typed: ``blocks`` is a ModuleList, which knows no types."""
+        return cast(list[EscBlock | BlockWithoutSam], list(self.blocks))
 
     @property
     def esc_blocks(self) -> list[EscBlock]:
@@ -179,7 +184,7 @@ class EscNet(nn.Module):
         scores, embedding = self.correlate(encoded.features, text)
         weight = group_weights(len(text), device=text.device)
         all_scores, all_prompts = [scores], []
-        for block in self._typed_blocks():
+        for block in self.typed_blocks:
             if isinstance(block, EscBlock):
                 made = (prompts or pseudo_prompts)(scores, self.config.ppg)
                 all_prompts.append(made)
@@ -219,11 +224,6 @@ class EscNet(nn.Module):
                 f"text has the shape {list(text.shape)}; expected [N, {dimension}], an embedding "
                 "from encode_text for each of at least one category"
             )
-
-    def _typed_blocks(self) -> Iterator[EscBlock | BlockWithoutSam]:
-        for block in self.blocks:
-            assert isinstance(block, EscBlock | BlockWithoutSam)
-            yield block
 
 
 def _direct(function: Callable[..., Any], *inputs: Tensor) -> Any:

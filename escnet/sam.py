@@ -10,7 +10,7 @@ from segment_anything.modeling.prompt_encoder import PromptEncoder
 from segment_anything.modeling.transformer import TwoWayTransformer
 from torch import Tensor, nn
 
-from .config import SamPrompts
+from .config import SamPrompts, shows_masks
 from .groups import by_group, weighted_sums
 from .precision import composed, product
 from .two_way import DenseKeys, LowRankKeys, two_way
@@ -93,7 +93,7 @@ class SamBlock(nn.Module):
         weight: Tensor,
     ) -> Tensor:
         """The same as :meth:`forward` by SAM's own transformer on every category: the reference."""
-        if self._shows_masks:
+        if shows_masks(self.prompts):
             mask = self.embed_masks_plain(regions, probabilities, point_labels)
             image = block_features + self._last_mask_convolution()(mask)
         else:
@@ -104,15 +104,11 @@ class SamBlock(nn.Module):
         _, enhanced = self.transformer(image, position, tokens)
         return self._group_sums(enhanced, weight, block_features)
 
-    @property
-    def _shows_masks(self) -> bool:
-        return self.prompts in ("points+masks", "masks")
-
     def _keys(
         self, block_features: Tensor, regions: Tensor, probabilities: Tensor, point_labels: Tensor
     ) -> DenseKeys | LowRankKeys:
         """The image with the dense prompt, which SAM adds to it: [n, P, C]."""
-        if not self._shows_masks:
+        if not shows_masks(self.prompts):
             none = self.prompt_encoder.no_mask_embed.weight
             return DenseKeys((block_features[0].flatten(1).T + none).expand(len(regions), -1, -1))
         mask = self.embed_masks(regions, probabilities, point_labels).flatten(2).transpose(1, 2)
@@ -178,8 +174,7 @@ class SamBlock(nn.Module):
         before the last convolution, which is linear).
         """
         (n, count), (height, width) = point_labels.shape, regions.shape[1:]
-        index = torch.arange(count, dtype=regions.dtype, device=regions.device)
-        inside = regions[:, None] == index[None, :, None, None]
+        inside = _inside(regions, count)
         probability = torch.where(inside, probabilities[:, None], 0.0).to(self._dtype)
         _, norm1, act1, second, norm2, act2 = list(self.prompt_encoder.mask_downscaling)[:6]
         assert isinstance(second, nn.Conv2d)
@@ -201,9 +196,7 @@ class SamBlock(nn.Module):
         """:meth:`embed_masks` step by step, as ``PromptEncoder`` does it: the reference."""
         n, count = point_labels.shape
         height, width = regions.shape[1:]
-        index = torch.arange(count, dtype=regions.dtype, device=regions.device)
-        inside = regions[:, None] == index[None, :, None, None]
-        probability = torch.where(inside, probabilities[:, None], 0.0)
+        probability = torch.where(_inside(regions, count), probabilities[:, None], 0.0)
         logits = self.mask_logit_scale * (2.0 * probability - 1.0)
         x = F.interpolate(
             logits.reshape(-1, 1, height, width),
@@ -273,8 +266,7 @@ def bounding_boxes(regions: Tensor, count: int) -> Tensor:
     Returns:
         float32 [n, K, 4], x0 y0 x1 y1 in grid pixels; a region without a pixel has 0 0 0 0.
     """
-    index = torch.arange(count, dtype=regions.dtype, device=regions.device)
-    inside = regions[:, None] == index[None, :, None, None]
+    inside = _inside(regions, count)
     sides = []
     for along in (inside.any(2), inside.any(3)):  # columns (x), then rows (y)
         place = torch.arange(along.shape[2], device=along.device)
@@ -283,6 +275,12 @@ def bounding_boxes(regions: Tensor, count: int) -> Tensor:
     (x0, x1), (y0, y1) = sides
     boxes = torch.stack([x0, y0, x1, y1], 2)
     return torch.where((x1 >= 0)[:, :, None], boxes, 0).float()
+
+
+def _inside(regions: Tensor, count: int) -> Tensor:
+    """Whether a pixel is in a region: bool [n, K, h, w] of the region of each pixel, [n, h, w]."""
+    index = torch.arange(count, dtype=regions.dtype, device=regions.device)
+    return regions[:, None] == index[None, :, None, None]
 
 
 def _mean_over_regions(x: Tensor, point_labels: Tensor) -> Tensor:
