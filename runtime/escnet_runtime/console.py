@@ -16,9 +16,7 @@ import io
 import json
 import logging
 import os
-import signal
 import sys
-import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final, NoReturn, Protocol, TypeAlias
@@ -30,6 +28,7 @@ from rich.text import Text
 
 from . import __version__
 from .errors import EscNetError, InputError
+from .signals import TERMINATED, signals_raise
 from .strict_json import plain_json
 
 __all__ = [
@@ -43,8 +42,7 @@ __all__ = [
 ]
 
 _LOGGERS: Final = ("escnet", "escnet_bench", "escnet_engines", "escnet_export", "escnet_runtime")
-_FAILED, _WRONG_INPUT, _INTERRUPTED, _PIPE_CLOSED, _TERMINATED = 1, 2, 130, 141, 143
-_AGAIN_SECONDS: Final = 0.05
+_FAILED, _WRONG_INPUT, _INTERRUPTED, _PIPE_CLOSED = 1, 2, 130, 141
 #: Columns where the width cannot be known: tables are as wide as they need, up to this.
 _WIDE: Final = 200
 
@@ -159,7 +157,7 @@ def run_command(
             stream.reconfigure(errors="backslashreplace")
     try:
         # What a library prints must not end up in front of the JSON.
-        with _signals_raise(), contextlib.redirect_stdout(sys.stderr if wants_json else sys.stdout):
+        with signals_raise(), contextlib.redirect_stdout(sys.stderr if wants_json else sys.stdout):
             arguments = parser.parse_args(words)
             console = Console(json=arguments.json, quiet=arguments.quiet)
             with _logging_to(console.err, _level(arguments)):
@@ -168,9 +166,9 @@ def run_command(
         _drop_stdout()
         return _PIPE_CLOSED
     except SystemExit as stop:
-        if stop.code != _TERMINATED:  # --help and --version
+        if stop.code != TERMINATED:  # --help and --version
             return stop.code if isinstance(stop.code, int) else 0
-        code, document = _TERMINATED, _failure("Terminated", "ended by SIGTERM")
+        code, document = TERMINATED, _failure("Terminated", "ended by SIGTERM")
     except KeyboardInterrupt:
         _complain(parser.prog, "interrupted")
         code, document = _INTERRUPTED, _failure("KeyboardInterrupt", "interrupted")
@@ -271,69 +269,6 @@ def _root_handled(console: rich.console.Console) -> Iterator[None]:
         yield
     finally:
         root.removeHandler(handler)
-
-
-class _Interrupted(KeyboardInterrupt):
-    """Ctrl-C. CPython ends a process by SIGINT, whatever its exit code, once a KeyboardInterrupt of
-    exactly that type has left a string that it ran (``exec``, as code generators use it)."""
-
-
-class _Terminated(SystemExit):
-    """SIGTERM."""
-
-
-@contextlib.contextmanager
-def _signals_raise() -> Iterator[None]:
-    """SIGTERM raises SystemExit and Ctrl-C KeyboardInterrupt, so that context managers clean up.
-
-    A second SIGTERM kills. Where Ctrl-C is ignored or another's (``nohup``, a program that calls
-    us), it stays so. What is raised while an object is being freed is lost to Python, which only
-    reports it: then the signal is sent once more.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield  # Python sets signal handlers in the main thread alone
-        return
-
-    def leave(number: int, _: object) -> NoReturn:
-        signal.signal(number, signal.SIG_DFL)
-        raise _Terminated(_TERMINATED)
-
-    def interrupt(_: int, __: object) -> NoReturn:
-        raise _Interrupted
-
-    reported = sys.unraisablehook
-    again: list[threading.Timer] = []
-
-    def report(lost: "sys.UnraisableHookArgs") -> None:
-        match lost.exc_value:
-            case _Terminated():
-                signal.signal(signal.SIGTERM, leave)
-                again.append(_sent_later(signal.SIGTERM))
-            case _Interrupted():
-                again.append(_sent_later(signal.SIGINT))
-            case _:
-                reported(lost)
-
-    sys.unraisablehook = report
-    before = {signal.SIGTERM: signal.signal(signal.SIGTERM, leave)}
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        before[signal.SIGINT] = signal.signal(signal.SIGINT, interrupt)
-    try:
-        yield
-    finally:
-        sys.unraisablehook = reported
-        for timer in again:
-            timer.cancel()
-        for each, handler in before.items():
-            signal.signal(each, handler)
-
-
-def _sent_later(number: signal.Signals) -> threading.Timer:
-    """A signal to this process, once what is being freed is gone."""
-    timer = threading.Timer(_AGAIN_SECONDS, os.kill, (os.getpid(), number))
-    timer.daemon = True
-    timer.start()
-    return timer
 
 
 def _explain(error: Exception, prog: str) -> tuple[int, str]:
