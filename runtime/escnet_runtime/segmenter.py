@@ -25,8 +25,8 @@ from .embedding_cache import default_cache_directory
 from .errors import EscNetError, ImageError, InputError
 from .frames import Nv12Frame
 from .gpu.choose import choose_backend
-from .gpu.memory import MemoryPlan
-from .gpu.pipeline import IN_FLIGHT, DevicePipeline
+from .gpu.memory import IN_FLIGHT, MemoryPlan
+from .gpu.pipeline import DevicePipeline
 from .groups import whole_groups
 from .host_images import HostImages, Labelled, Window
 from .images import ImageArray, load_image

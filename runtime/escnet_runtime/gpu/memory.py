@@ -1,11 +1,18 @@
-"""What an image needs on the device, as a table, before the first one runs."""
+"""What an image needs on the device: as a table before the first one runs, and what would fit."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
+from typing import Final
 
-from .layout import Grows, Layout, Value
+from ..manifest import Manifest
+from .layout import Grows, Layout, Value, make_layout
+from .slots import SlotPlan
 
-__all__ = ["MemoryPlan", "MemoryRow", "memory_plan"]
+__all__ = ["IN_FLIGHT", "MemoryPlan", "MemoryRow", "memory_plan", "slot_plan", "what_fits"]
+
+#: Images that may be on their way at once: one computes, one is copied.
+IN_FLIGHT: Final = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,6 +99,56 @@ def memory_plan(
         slot_bytes=slot_bytes,
         backend_bytes=backend_bytes,
         measured=measured,
+    )
+
+
+def slot_plan(layout: Layout) -> SlotPlan:
+    """The memory of an image that is on its way."""
+    return SlotPlan(layout.size, layout.picture_bytes)
+
+
+def what_fits(
+    manifest: Manifest,
+    categories: int,
+    size: tuple[int, int],
+    *,
+    sliding: bool,
+    scratch: int,
+    weights: int,
+    free: tuple[int, int],
+) -> str:
+    """Of a job that does not fit at the smallest chunk: what it needs, and how much would fit.
+
+    Args:
+        manifest: of the bundle.
+        categories: that were to be computed.
+        size: height and width of the image in pixels.
+        sliding: with sliding windows.
+        scratch: bytes that every graph may use while it runs.
+        weights: bytes of the weights of all graphs.
+        free: bytes of the device that are free, with nothing of ours on it, and its total.
+
+    Returns:
+        A sentence, from plans at the smallest chunk; the number of categories is an estimate.
+    """
+    group = manifest.constants.group
+    plan = partial(make_layout, manifest, size=size, chunk=group, scratch=scratch, sliding=sliding)
+    few, more = 8 * group, 16 * group
+    small, large, need = plan(few), plan(more), plan(categories)
+    each = (large.bytes - small.bytes) / (more - few)
+    slots = IN_FLIGHT * slot_plan(need).any_image.device
+    rest = free[0] - weights - slots - small.bytes
+    fitting = int(few + rest / each) if rest > 0 else 0
+    advice = (
+        f"about {min(fitting, categories - 1):,} categories would fit"
+        if fitting
+        else "no number of categories fits: make memory free, or use smaller images"
+    )
+    return (
+        f"{categories:,} categories on an image of {size[0]}×{size[1]} pixels need "
+        f"{need.bytes / 1e6:,.0f} MB of tensors at the smallest chunk ({group}) and "
+        f"{weights / 1e6:,.0f} MB of weights; {free[0] / 1e6:,.0f} of {free[1] / 1e6:,.0f} MB are "
+        f"free: {advice}"
     )
 
 

@@ -6,7 +6,6 @@ import time
 from collections import OrderedDict
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Final
 
 import numpy as np
@@ -21,19 +20,17 @@ from ..manifest import Manifest
 from ..order import image_steps
 from .backend import DeviceBackend
 from .layout import Layout, bucket_of, make_layout, picture_offsets
-from .memory import MemoryPlan, memory_plan
+from .memory import IN_FLIGHT, MemoryPlan, memory_plan, slot_plan, what_fits
 from .pixels import Pixels, pixels_of, taken_pixels
 from .program import Program, Scaling
-from .slots import Slot, SlotPlan, SlotPool
+from .slots import Slot, SlotPool
 
-__all__ = ["IN_FLIGHT", "DevicePipeline", "InFlight", "Picture", "StageTimes"]
+__all__ = ["DevicePipeline", "InFlight", "Picture", "StageTimes"]
 
 _LOG = logging.getLogger("escnet_runtime")
 _PROGRAMS: Final = 8  # buckets and sizes of image that are kept ready
 #: Images between two whose graphs are waited for, where a backend keeps something until then.
 _TIDY_EVERY: Final = 256
-#: Images that may be on their way at once: one computes, one is copied.
-IN_FLIGHT: Final = 2
 
 _Floats = npt.NDArray[np.float32]
 
@@ -226,7 +223,7 @@ class DevicePipeline:
         known, taken = self._backend.resident_bytes, self._graph_bytes or 0
         return memory_plan(
             layout,
-            slot_bytes=IN_FLIGHT * _slot_plan(layout).any_image.device,
+            slot_bytes=IN_FLIGHT * slot_plan(layout).any_image.device,
             backend_bytes=max(taken, known),
             measured=taken >= known,
         )
@@ -257,8 +254,18 @@ class DevicePipeline:
         bucket = bucket_of(categories)
         chunk = min(self.chunk, whole_groups(bucket, self._group))
         if chunk <= self._group:
-            fits = self._what_fits(error, categories, size, sliding, scratch)
-            raise OutOfDeviceMemory(fits) from error
+            advice = what_fits(
+                self._manifest,
+                categories,
+                size,
+                sliding=sliding,
+                scratch=scratch,
+                free=self._device.memory(),
+                weights=sum(
+                    self._manifest.stages[name].bytes for name in _image_graphs(self._manifest)
+                ),
+            )
+            raise OutOfDeviceMemory(f"{error}. {advice}") from error
         smaller = whole_groups(chunk // 2, self._group)
         smaller = smaller if smaller < chunk else chunk - self._group
         _LOG.warning(
@@ -393,7 +400,7 @@ class DevicePipeline:
         layout, device = ready.layout, self._device
         assert self._arena is not None
         picture = self._arena.address + layout.fixed["picture"].offset
-        plan, kind = _slot_plan(layout), (pixels.layout, bool(pixels.device), pixels.bytes)
+        plan, kind = slot_plan(layout), (pixels.layout, bool(pixels.device), pixels.bytes)
         slot = self._slots.take(plan.any_image.with_room_for(plan.needs(*kind)))
         try:
             front = slot.memory.address
@@ -490,47 +497,9 @@ class DevicePipeline:
             self._staging = self._device.allocate_host(size)
         return self._staging
 
-    def _what_fits(
-        self,
-        error: Exception,
-        categories: int,
-        size: tuple[int, int],
-        sliding: bool,
-        scratch: int,
-    ) -> str:
-        """In a sentence, from plans at the smallest chunk."""
-        free, total = self._device.memory()
-        counts = (8 * self._group, 16 * self._group)
-        plan = partial(
-            make_layout,
-            self._manifest,
-            size=size,
-            chunk=self._group,
-            scratch=scratch,
-            sliding=sliding,
-        )
-        plans = [plan(count) for count in counts]
-        each = (plans[1].bytes - plans[0].bytes) / (counts[1] - counts[0])
-        need = plan(categories)
-        weights = sum(self._manifest.stages[name].bytes for name in _image_graphs(self._manifest))
-        slots = IN_FLIGHT * _slot_plan(need).any_image.device
-        rest = free - weights - slots - plans[0].bytes
-        fitting = int(counts[0] + rest / each) if rest > 0 else 0
-        advice = (
-            f"about {min(fitting, categories - 1):,} categories would fit"
-            if fitting
-            else "no number of categories fits: make memory free, or use smaller images"
-        )
-        return (
-            f"{error}. {categories:,} categories on an image of {size[0]}×{size[1]} pixels need "
-            f"{need.bytes / 1e6:,.0f} MB of tensors at the smallest chunk ({self._group}) and "
-            f"{weights / 1e6:,.0f} MB of weights; {free / 1e6:,.0f} of {total / 1e6:,.0f} MB are "
-            f"free: {advice}"
-        )
-
     def _fill_slots(self, layout: Layout) -> None:
         """Have the memory for all images that may be on their way."""
-        size = _slot_plan(layout).any_image
+        size = slot_plan(layout).any_image
         taken = []
         try:
             for _ in range(IN_FLIGHT):
@@ -583,13 +552,9 @@ def _image_graphs(manifest: Manifest) -> list[str]:
     return [step.stage for step in steps if step.kind != "prompts"]
 
 
-def _slot_plan(layout: Layout) -> SlotPlan:
-    return SlotPlan(layout.size, layout.picture_bytes)
-
-
 def _image(slot: Slot, layout: Layout, pixels: Pixels) -> ImageArray | None:
     """A copy of the image, where the caller has no RGB of it on the host."""
-    plan = _slot_plan(layout)
+    plan = slot_plan(layout)
     if not pixels.device and pixels.layout != "nv12":
         return None
     size = plan.rgb if pixels.layout == "nv12" else pixels.bytes
