@@ -18,6 +18,7 @@ from typing import Any, Final
 
 import numpy as np
 import torch
+from open_clip.model import CLIP
 from torch import Tensor, nn
 
 from escnet.build import build_model
@@ -100,7 +101,7 @@ class ClipTask:
     def __init__(
         self,
         config: EscNetConfig,
-        clip: nn.Module,
+        clip: CLIP,
         pool: CropPool,
         *,
         rates: ClipRates,
@@ -215,7 +216,7 @@ def save_clip(clip: nn.Module, path: Path, *, step: int) -> None:
 class _Contrast(nn.Module):
     """A batch of captioned crops → its contrastive loss."""
 
-    def __init__(self, config: EscNetConfig, clip: nn.Module) -> None:
+    def __init__(self, config: EscNetConfig, clip: CLIP) -> None:
         super().__init__()
         self.config, self.clip = config, clip
 
@@ -241,7 +242,7 @@ class _Contrast(nn.Module):
 
     def _positions(self, corners: Tensor, side: int) -> Tensor:
         """The positional embeddings of windows of side × side patches, [b, side² + 1, width]."""
-        table: Tensor = self.clip.visual.positional_embedding  # type: ignore[union-attr, assignment]
+        table: Tensor = self.clip.visual.positional_embedding
         grid = self.config.grid
         step = torch.arange(side, device=corners.device)
         rows, columns = corners[:, :1] + step, corners[:, 1:] + step

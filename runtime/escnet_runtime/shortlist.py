@@ -86,7 +86,7 @@ class Shortlist:
         """
         if value is None:
             return None
-        made = value if isinstance(value, cls) else cls(value)  # type: ignore[arg-type]
+        made = value if isinstance(value, Shortlist) else cls(value)
         least = whole_groups(AUTO_LEAST, group) if made.keep == "auto" else int(made.keep)
         return made if least < categories else None
 

@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from typing import Final
 
 from escnet_runtime.errors import EscNetError
@@ -289,12 +290,14 @@ class Measurement:
                 self.found.leave_out(variant, cell, "energy: no time was left")
                 continue
             before = self._counter.joules()
-            error = self._try(
-                cell,
-                lambda v=variant, n=calls: self._at(cell).ask(  # type: ignore[misc]
-                    "loop", v, categories=cell.categories, calls=n, seconds=self._patience()
-                ),
+            loop = partial(
+                self._served[cell.allocator].ask,
+                *("loop", variant),
+                categories=cell.categories,
+                calls=calls,
+                seconds=self._patience(),
             )
+            error = self._try(cell, loop)
             taken = self._counter.joules() - before
             if error is None and taken > 0:
                 one.energy_mj = 1e3 * taken / calls

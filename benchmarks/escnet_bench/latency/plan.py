@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias, get_args
 
 from escnet_runtime.errors import InputError
-from escnet_runtime.vocabulary import MAX_CATEGORIES
+
+from ..command_parts import require_categories
 
 __all__ = [
     "IMPLEMENTATIONS",
@@ -142,9 +143,7 @@ def check_numbers(categories: Sequence[int], repeats: int, minutes: float) -> No
     Raises:
         InputError: says which.
     """
-    for number in categories:
-        if not 1 <= number <= MAX_CATEGORIES:
-            raise InputError(f"--categories has {number}, expected 1 to {MAX_CATEGORIES}")
+    require_categories(categories)
     if repeats < 3:
         raise InputError(f"--repeats is {repeats}, expected at least 3")
     if not 0 < minutes < float("inf"):

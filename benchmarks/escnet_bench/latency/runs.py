@@ -4,7 +4,7 @@ import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -158,18 +158,15 @@ class Workbench:
 
         from .torch_runs import TorchRun
 
-        model, name = self._model(variant.precision), variant.implementation
-        if name == "torch-naive-ppg":
+        model = self._model(variant.precision)
+        if variant.implementation == "torch-naive-ppg":
             from .naive_ppg import naive_prompts
 
             return TorchRun(model, form="plain", prompts=naive_prompts)
-        dynamic = "dynamic" if name.endswith("dynamic") else "static"
-        return TorchRun(
-            model,
-            form=variant.form,
-            compiled=dynamic if variant.compiled else None,  # type: ignore[arg-type]
-            prompts=pseudo_prompts,
-        )
+        compiled: Literal["static", "dynamic"] | None = None
+        if variant.compiled:
+            compiled = "dynamic" if variant.dynamic else "static"
+        return TorchRun(model, form=variant.form, compiled=compiled, prompts=pseudo_prompts)
 
     def _cat_seg(self, variant: Variant) -> "CatSeg":
         from .cat_seg import CatSeg

@@ -3,7 +3,7 @@
 import dataclasses
 import re
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from escnet_runtime.errors import InputError
 
@@ -23,6 +23,9 @@ from .schema import (
     StageOf,
     taken,
 )
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 __all__ = ["FILL"]
 
@@ -53,11 +56,8 @@ def _what(entry: LeftOutRow) -> str:
     return ", ".join(part for part in parts if part)
 
 
-def _fields(row: object) -> dict[str, Any]:
-    return {
-        field.name: getattr(row, field.name)
-        for field in dataclasses.fields(row)  # type: ignore[arg-type]
-    }
+def _fields(row: "DataclassInstance") -> dict[str, Any]:
+    return {field.name: getattr(row, field.name) for field in dataclasses.fields(row)}
 
 
 def _footprint(opened: Opened, result: Result) -> Result:

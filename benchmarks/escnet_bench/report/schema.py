@@ -10,10 +10,13 @@ import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from escnet_runtime.errors import BundleFormatError, InputError
 from escnet_runtime.strict_json import typed
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 __all__ = [
     "BundleOf",
@@ -37,7 +40,7 @@ __all__ = [
     "taken",
 ]
 
-_T = TypeVar("_T")
+_T = TypeVar("_T", bound="DataclassInstance")
 _MOST: Final = 1e15
 #: Between 0 and 1, not percent.
 _SHARES: Final = frozenset(
@@ -62,13 +65,12 @@ _LEAST: Final[dict[str, float]] = {
 }
 
 
+@dataclass(frozen=True)
 class _Checked:
     """Refuses numbers that nothing measured can be."""
 
-    __slots__ = ()
-
     def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):  # type: ignore[arg-type]
+        for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             least = _LEAST.get(field.name, 0)
             most = 1 if field.name in _SHARES else _MOST
@@ -343,7 +345,7 @@ def taken(value: object, kind: type[_T], where: str) -> _T:
         raise InputError(f"{where}: got {type(value).__name__}, expected an object")
     hints = typing.get_type_hints(kind)
     given: dict[str, Any] = {}
-    for field in dataclasses.fields(kind):  # type: ignore[arg-type]
+    for field in dataclasses.fields(kind):
         optional = types.NoneType in typing.get_args(hints[field.name])
         if field.name in value or optional:
             given[field.name] = value.get(field.name)
