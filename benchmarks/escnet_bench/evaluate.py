@@ -9,9 +9,11 @@ import numpy as np
 from escnet_runtime.confusion import Confusion, ConfusionCounter, Labels, Scores
 from escnet_runtime.dataset import LabelledImages, require_distinct
 from escnet_runtime.errors import InputError
+from escnet_runtime.images import ImageArray
 from escnet_runtime.labelled import absent_warning
 from escnet_runtime.segmenter import Segmenter, Window
 from escnet_runtime.shortlist import Keep, Shortlist
+from escnet_runtime.vocabulary import Vocabulary
 
 from .class_names import positions
 from .clip_alone import correlation_labels
@@ -96,6 +98,9 @@ def evaluate(
         )
     extra = () if merge_extra else asked[len(names) :]
     vocabulary = segmenter.vocabulary(asked)
+    predict = _predictor(
+        segmenter, vocabulary, window=window, shortlist=shortlist, correlation=correlation
+    )
     counter = ConfusionCounter(len(names), extra=len(extra))
     total = len(dataset) if limit is None else min(limit, len(dataset))
     with counting(counter, total, work) as counted:
@@ -104,14 +109,7 @@ def evaluate(
             progress("counted before")
         for index in range(totals.images, total):
             sample = dataset[index]
-            labels: Labels
-            kept = 0
-            if correlation:
-                labels = correlation_labels(segmenter, sample.image, vocabulary, window=window)
-            else:
-                result = segmenter(sample.image, vocabulary, window=window, shortlist=shortlist)
-                assert result.kept is not None
-                labels, kept = result.labels, result.kept
+            labels, kept = predict(sample.image)
             if merge_extra:
                 labels = np.minimum(labels, labels.dtype.type(len(names) - 1))
             try:
@@ -136,6 +134,26 @@ def evaluate(
         kept_max=totals.kept_max,
         confusions=None if worst is None else tuple(worst),
     )
+
+
+def _predictor(
+    segmenter: Segmenter,
+    vocabulary: Vocabulary,
+    *,
+    window: Window,
+    shortlist: Keep | Shortlist | None,
+    correlation: bool,
+) -> Callable[[ImageArray], tuple[Labels, int]]:
+    """What labels an image, and says how many distinct categories the model was given (0: none)."""
+    if correlation:
+        return lambda image: (correlation_labels(segmenter, image, vocabulary, window=window), 0)
+
+    def segmented(image: ImageArray) -> tuple[Labels, int]:
+        result = segmenter(image, vocabulary, window=window, shortlist=shortlist)
+        assert result.kept is not None
+        return result.labels, result.kept
+
+    return segmented
 
 
 def class_keys(names: Sequence[str]) -> list[str]:

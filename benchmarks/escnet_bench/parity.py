@@ -11,9 +11,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Final, Protocol
 
-import numpy as np
-
-from escnet_runtime.confusion import DEFINITION, ConfusionCounter, Labels
+from escnet_runtime.confusion import DEFINITION
 from escnet_runtime.console import Advance
 from escnet_runtime.dataset import LabelledImages
 from escnet_runtime.errors import InputError
@@ -23,7 +21,7 @@ from escnet_runtime.segmenter import Segmenter
 from escnet_runtime.sketch import sketch_distance
 
 from .evaluate import check_categories
-from .traced import Traced, trace
+from .traced import TracedCounts, trace
 
 __all__ = [
     "METHOD",
@@ -156,7 +154,7 @@ def measure_parity(
     manifest = segmenter.bundle.manifest
     golden = golden_figures(segmenter.pipeline, segmenter)
     vocabulary = segmenter.vocabulary(asked)
-    counts = _Counts(len(dataset.names), manifest.model.blocks)
+    counts = TracedCounts(len(dataset.names), manifest.model.blocks)
     if reference is not None:
         with reference.comparing(stage_images > 0):
             its_vocabulary = reference.segmenter.vocabulary(asked)
@@ -217,25 +215,3 @@ def golden_figures(pipeline: Pipeline, segmenter: Segmenter) -> GoldenFigures:
         stages=distances,
         failure=run.failure,
     )
-
-
-class _Counts:
-    """What is added up over the images."""
-
-    def __init__(self, classes: int, blocks: int) -> None:
-        self.ours, self.theirs = ConfusionCounter(classes), ConfusionCounter(classes)
-        self.flips = np.zeros(blocks, np.int64)
-        self.prompts = np.zeros(blocks, np.int64)
-        self.images = self.pixels = self.equal = 0
-
-    def add(self, got: Traced, want: Traced | None, truth: Labels) -> None:
-        self.ours.add(got.labels, truth)
-        self.images += 1
-        if want is None:
-            return
-        self.theirs.add(want.labels, truth)
-        self.pixels += want.labels.size
-        self.equal += int((got.labels == want.labels).sum())
-        moved = (got.prompts != want.prompts).any(axis=1).reshape(len(self.flips), -1)
-        self.flips += moved.sum(axis=1)
-        self.prompts += moved.shape[1]

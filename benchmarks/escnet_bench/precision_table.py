@@ -24,7 +24,6 @@ from escnet_export import export_bundle
 from escnet_export.scenes import labelled_scenes
 from escnet_runtime.atomic import atomic_file
 from escnet_runtime.bundle import Bundle, sha256_file
-from escnet_runtime.confusion import ConfusionCounter
 from escnet_runtime.console import Advance
 from escnet_runtime.dataset import LabelledImages, Sample
 from escnet_runtime.errors import BundleError, InputError
@@ -34,7 +33,7 @@ from escnet_runtime.segmenter import Segmenter
 from escnet_runtime.strict_json import parse_object
 
 from .torch_checkpoint import checkpoint_segmenter
-from .traced import Traced, trace
+from .traced import Traced, TracedCounts, trace
 
 __all__ = ["METHOD", "VARIANTS", "PrecisionRow", "Task", "Variant", "precision_rows"]
 
@@ -263,41 +262,23 @@ def _row(
         step(f"{name}, done before", count=task.limit)
         return PrecisionRow(**{**found, "kept_higher": tuple(found["kept_higher"])})
     bundle = _bundle(task, variant, work / name, lambda what: step(f"{name}, {what}", count=0))
-    typed, reference = ConfusionCounter(len(dataset.names)), ConfusionCounter(len(dataset.names))
-    equal = pixels = flips = prompts = images = 0
+    counts = TracedCounts(len(dataset.names), bundle.manifest.model.blocks)
     with Segmenter(bundle, "onnxruntime", cache=None) as segmenter:
         for sample, got in _results(segmenter, dataset, task.limit):
-            want = references[images]
-            typed.add(got.labels, sample.labels)
-            reference.add(want.labels, sample.labels)
-            equal += int((got.labels == want.labels).sum())
-            pixels += want.labels.size
-            flips += int((got.prompts != want.prompts).any(axis=1).sum())
-            prompts += len(want.prompts)
-            images += 1
+            counts.add(got, references[counts.images], sample.labels)
             step(f"{name}, {sample.name}")
-    parity = parse_object((bundle.root / "parity.json").read_text(encoding="utf-8"), "parity.json")
-    stages = {stage: error["relative_l2"] for stage, error in parity["stages"].items()}
-    # A number that is not finite is null there, and the worst.
-    worst = max(stages, key=lambda stage: np.inf if stages[stage] is None else stages[stage])
     row = PrecisionRow(
         precision=name,
-        miou=typed.scores().miou,
-        torch_miou=reference.scores().miou,
-        pixel_agreement=equal / pixels,
-        prompt_flips=flips,
-        prompts=prompts,
-        worst_stage=worst,
-        worst_stage_l2=stages[worst],
-        passed=parity["passed"],
-        reason=parity["reason"],
-        kept_higher=tuple(
-            f"{kept['block']} ({kept['precision']})" for kept in parity["kept_higher"]
-        ),
+        miou=counts.ours.scores().miou,
+        torch_miou=counts.theirs.scores().miou,
+        pixel_agreement=counts.equal / counts.pixels,
+        prompt_flips=int(counts.flips.sum()),
+        prompts=int(counts.prompts.sum()),
+        **_of_parity(bundle),
         bytes=sum(stage.bytes for stage in bundle.manifest.stages.values()),
         image_seconds=None,
         untimed=None,
-        images=images,
+        images=counts.images,
         categories=len(dataset.names),
     )
     _write(path, dataclasses.asdict(row))
@@ -309,6 +290,23 @@ def _row(
         row.bytes / 1e6,
     )
     return row
+
+
+def _of_parity(bundle: Bundle) -> dict[str, Any]:
+    """What of a row stands in the bundle's ``parity.json``: figures of the gate's images."""
+    parity = parse_object((bundle.root / "parity.json").read_text(encoding="utf-8"), "parity.json")
+    stages = {stage: error["relative_l2"] for stage, error in parity["stages"].items()}
+    # A number that is not finite is null there, and the worst.
+    worst = max(stages, key=lambda stage: np.inf if stages[stage] is None else stages[stage])
+    return {
+        "worst_stage": worst,
+        "worst_stage_l2": stages[worst],
+        "passed": parity["passed"],
+        "reason": parity["reason"],
+        "kept_higher": tuple(
+            f"{kept['block']} ({kept['precision']})" for kept in parity["kept_higher"]
+        ),
+    }
 
 
 def _bundle(task: Task, variant: Variant, folder: Path, step: Callable[[str], None]) -> Bundle:
