@@ -9,14 +9,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
-from escnet.presets import DEFAULT_PRESET, PRESETS, preset
+from escnet.presets import DEFAULT_PRESET, preset
 from escnet.weights import LoadedCheckpoint, load_checkpoint, load_preset, resized
-from escnet_engines import COMPILERS, BuildError, Library, open_library
+from escnet_engines import BuildError, Library, open_library
 from escnet_engines.command import build_result, build_shown, build_summary
 from escnet_engines.targets import choose_targets, require_arithmetic
 from escnet_runtime.atomic import require_replaceable
 from escnet_runtime.bundle import Bundle
-from escnet_runtime.console import Console, command_parser, run_command
+from escnet_runtime.console import Console, run_command
 from escnet_runtime.dataset import CLASSES, IMAGES, LABELS
 from escnet_runtime.engines import fingerprint_here
 from escnet_runtime.errors import EscNetError, InputError
@@ -27,7 +27,7 @@ from escnet_runtime.vocabulary import MAX_CATEGORIES
 
 from .bundle import ExportReport, export_bundle
 from .calibrate import Calibration
-from .check import CATEGORIES
+from .options import export_parser
 from .plan import QUANTISED
 from .ranges import worst_first
 from .report import Budget, Gate
@@ -36,7 +36,6 @@ from .scenes import SceneSet, labelled_scenes
 __all__ = ["main"]
 
 _LOG: Final = logging.getLogger("escnet_export")
-_MIOU_LOSS: Final = Budget.default(Precision.FP32).miou_loss
 _BOUND_OF: Final[dict[Gate, str]] = {"pixels": "pixel_agreement", "stages": "stage_l2"}
 #: What tells a dataset from a folder of photos.
 _OF_A_DATASET: Final = (IMAGES, LABELS, CLASSES)
@@ -46,147 +45,7 @@ _MOST_SEED: Final = 2**63 - 1
 
 def main(argv: list[str] | None = None) -> int:
     """The command; returns the exit status."""
-    return run_command(_parser(), _export, argv)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = command_parser(
-        "escnet-export",
-        "Split an ESC-Net into graphs, export them as typed ONNX, check them against float32 "
-        "PyTorch, and write a bundle. Nothing is written unless the accuracy budget holds.",
-    )
-    source = parser.add_mutually_exclusive_group()
-    source.add_argument("--checkpoint", type=Path, metavar="FILE", help="an escnet checkpoint")
-    source.add_argument(
-        "--preset", choices=list(PRESETS), help=f"a configuration (default: {DEFAULT_PRESET})"
-    )
-    parser.add_argument(
-        "--clip", metavar="TAG|FILE", help="with --preset: CLIP weights, an open_clip tag or a file"
-    )
-    parser.add_argument(
-        "--sam", type=Path, metavar="FILE", help="with --preset: a SAM checkpoint for the blocks"
-    )
-    parser.add_argument(
-        "--image-size",
-        type=int,
-        metavar="PX",
-        help="side of the image that the model sees, in place of the checkpoint's or the preset's: "
-        "larger for small objects, smaller for speed; CLIP's positions are resized",
-    )
-    parser.add_argument(
-        "--seed",
-        type=int,
-        metavar="N",
-        help="with --preset: seeded random weights, for tiny too, whose trained ones are the "
-        "default",
-    )
-    parser.add_argument(
-        "--precision",
-        choices=[p.value for p in Precision],
-        default=Precision.FP16.value,
-        help=f"type of weights and arithmetic in the graphs (default: {Precision.FP16})",
-    )
-    parser.add_argument(
-        "--image-encoder",
-        choices=[p.value for p in Precision],
-        metavar="PRECISION",
-        help="precision of the image encoder, if it is to differ from the rest",
-    )
-    quantised = parser.add_argument_group("int8 and fp8")
-    quantised.add_argument(
-        "--rest",
-        choices=[Precision.FP16.value, Precision.FP32.value],
-        help="type of what is not quantised: fp16 for GPUs (the default), fp32 is faster on a CPU",
-    )
-    quantised.add_argument(
-        "--calibration",
-        choices=[method.value for method in Calibration],
-        help="how the range of a tensor follows from its values on the images (default: "
-        "percentile, 99.99 %%, for int8, largest for fp8)",
-    )
-    parser.add_argument(
-        "--output",
-        type=Path,
-        required=True,
-        metavar="BUNDLE",
-        help="folder of the bundle; an older bundle there is replaced",
-    )
-    parser.add_argument(
-        "--images",
-        metavar="DIR|DATASET",
-        help="what the budget is measured on, and int8 and fp8 are calibrated on: photos; or "
-        "labelled images, a dataset folder or shapes:heldout, of which mIoU counts too (default: "
-        "built-in scenes)",
-    )
-    parser.add_argument(
-        "--limit", type=int, default=8, metavar="N", help="images to use at most (default: 8)"
-    )
-    budget = parser.add_argument_group(
-        "accuracy budget",
-        "Where the precision costs more, blocks are raised until the budget holds, those first "
-        "that gain most; each is reported with its reason and its cost. What is given here holds "
-        "for trained and untrained weights alike.",
-    )
-    budget.add_argument(
-        "--min-pixel-agreement",
-        type=float,
-        metavar="FRACTION",
-        help="of pixels that get the label float32 PyTorch gives (default: by precision, for "
-        "trained weights)",
-    )
-    budget.add_argument(
-        "--max-stage-l2",
-        type=float,
-        metavar="X",
-        help="largest relative L2 of a stage (default: by precision, for untrained weights)",
-    )
-    budget.add_argument(
-        "--max-prompt-flips",
-        type=float,
-        metavar="FRACTION",
-        help="of prompts that may differ from float32 PyTorch's (default: any)",
-    )
-    budget.add_argument(
-        "--max-miou-loss",
-        type=float,
-        metavar="FRACTION",
-        help=f"of mIoU, where --images has labels (default: {_MIOU_LOSS})",
-    )
-    budget.add_argument(
-        "--no-raise",
-        action="store_true",
-        help="leave every block at its precision; a budget that does not hold is then a failure",
-    )
-    budget.add_argument(
-        "--allow-parity-failure",
-        action="store_true",
-        help="write the bundle even if the budget is missed; the bundle says so",
-    )
-    budget.add_argument(
-        "--check-categories",
-        type=int,
-        nargs="+",
-        default=list(CATEGORIES),
-        metavar="N",
-        help="numbers of categories at which each graph is compared with torch (default: "
-        f"{' '.join(map(str, CATEGORIES))})",
-    )
-    engines = parser.add_argument_group(
-        "engines", "Built once the bundle is there; if that fails, it stays, without engines."
-    )
-    engines.add_argument(
-        "--backend",
-        nargs="+",
-        choices=COMPILERS,
-        default=[],
-        help="also compile the graphs, as escnet-build does",
-    )
-    engines.add_argument(
-        "--target",
-        metavar="auto|sm_86,...",
-        help="GPUs to compile for (default: the one that is here)",
-    )
-    return parser
+    return run_command(export_parser(), _export, argv)
 
 
 def _export(arguments: argparse.Namespace, console: Console) -> tuple[int, dict[str, Any]]:

@@ -36,10 +36,10 @@ from .workshop import Built, Step, Workshop, open_backend
 
 __all__ = ["AccuracyGate"]
 
-#: A part of the image encoder counts as needed while raising it and those before it takes away less
-#: than this share of what raising the whole encoder does.
+#: Raising some parts of the image encoder is enough if it takes away this share of the damage that
+#: raising all of it takes away.
 _RECOVERED: Final = 0.9
-#: How often values are looked for that leave the range of what was built last.
+#: How often the files built last are searched for values that leave their range.
 _ROUNDS: Final = 4
 #: A stage nearer to float32 than this has nothing to gain.
 _EXACT: Final = 1e-6
