@@ -6,7 +6,7 @@ import dataclasses
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -30,6 +30,7 @@ from .task import ParameterGroup
 
 if TYPE_CHECKING:
     from .folder import RunFolder
+    from .segmentation import SegmentationTask
 
 __all__ = ["main"]
 
@@ -90,35 +91,18 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _train(arguments: argparse.Namespace, console: Console) -> tuple[int, Mapping[str, Any]]:
-    path = find_config(arguments.config)
-    config = read_config(path, [*_kept_in(path), *arguments.set])
-    output = arguments.output or (config.output and Path(config.output))
-    if not output:
-        raise InputError("where should the run be kept? give --output DIR, or output in the file")
-    config = dataclasses.replace(config, output=str(output))
-    require_utf8(config)
-    try:
+    config, output = _asked(arguments)
+    with _extra_required():
         from .folder import RunFolder
-        from .listing import parameter_list
         from .loop import Stopped, train
         from .start import prepared
-    except ModuleNotFoundError as error:
-        if error.name is None or error.name.partition(".")[0] not in _EXTRA:
-            raise
-        raise EscNetError(
-            f'training needs {error.name}, which is not installed: pip install "escnet[train]"'
-        ) from error
     folder = RunFolder(output)
     folder.require_free(resume=arguments.resume)
     if folder.state.is_file():
         _require_same(folder, config)
     start = prepared(config, console=console)
-    task = start.task
     if not arguments.quiet:
-        console.print(_groups(task.groups))
-        if arguments.verbose:
-            console.print(_aligned(parameter_list(task.module, task.groups)))
-        console.print(f"each parameter with its group and rate: {folder.groups}")
+        _show_parameters(start.task, folder, console, every_one=arguments.verbose)
     result: dict[str, Any] = {
         "output": output,
         "checkpoint": folder.last,
@@ -126,7 +110,7 @@ def _train(arguments: argparse.Namespace, console: Console) -> tuple[int, Mappin
     }
     try:
         outcome = train(
-            task,
+            start.task,
             config.training,
             output,
             resume=arguments.resume,
@@ -137,18 +121,53 @@ def _train(arguments: argparse.Namespace, console: Console) -> tuple[int, Mappin
     except Stopped as stop:
         console.err.print(Text(str(stop)), soft_wrap=True)
         return 128 + stop.number, {**result, "steps": stop.step, "stopped": True}
-    best = folder.best if outcome.best_step is not None else None
-    figures = {name: outcome.figures.get(name) for name in ("miou", "pixel_accuracy")}
     result |= {
-        "best": best,
+        "best": folder.best if outcome.best_step is not None else None,
         "best_miou": outcome.best,
         "best_step": outcome.best_step,
         "steps": config.training.steps,
-        **figures,
+        **{name: outcome.figures.get(name) for name in ("miou", "pixel_accuracy")},
         "seconds": round(outcome.seconds, 1),
     }
     console.print(_summary(result))
     return 0, result
+
+
+def _asked(arguments: argparse.Namespace) -> tuple[TrainConfig, Path]:
+    """The configuration with what the command line changes in it, and the folder of the run."""
+    path = find_config(arguments.config)
+    config = read_config(path, [*_kept_in(path), *arguments.set])
+    output = arguments.output or (config.output and Path(config.output))
+    if not output:
+        raise InputError("where should the run be kept? give --output DIR, or output in the file")
+    config = dataclasses.replace(config, output=str(output))
+    require_utf8(config)
+    return config, output
+
+
+@contextlib.contextmanager
+def _extra_required() -> Iterator[None]:
+    """Within, a library of the extra that is missing is an error that says what to install."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] not in _EXTRA:
+            raise
+        raise EscNetError(
+            f'training needs {error.name}, which is not installed: pip install "escnet[train]"'
+        ) from error
+
+
+def _show_parameters(
+    task: "SegmentationTask", folder: "RunFolder", console: Console, *, every_one: bool
+) -> None:
+    """Say what is trained at which rate: group by group, or parameter by parameter as well."""
+    from .listing import parameter_list
+
+    console.print(_groups(task.groups))
+    if every_one:
+        console.print(_aligned(parameter_list(task.module, task.groups)))
+    console.print(f"each parameter with its group and rate: {folder.groups}")
 
 
 def _kept_in(path: Path) -> list[str]:
