@@ -14,7 +14,6 @@ from escnet.weights import LoadedCheckpoint, load_checkpoint, load_preset, resiz
 from escnet_engines import BuildError, Library, open_library
 from escnet_engines.command import build_result, build_shown, build_summary
 from escnet_engines.targets import choose_targets, require_arithmetic
-from escnet_runtime.atomic import require_replaceable
 from escnet_runtime.bundle import Bundle
 from escnet_runtime.console import Console, run_command
 from escnet_runtime.dataset import CLASSES, IMAGES, LABELS
@@ -23,6 +22,7 @@ from escnet_runtime.errors import EscNetError, InputError
 from escnet_runtime.images import ImageArray, find_images, load_image
 from escnet_runtime.labelled import SHAPES, open_labelled
 from escnet_runtime.manifest import Precision
+from escnet_runtime.replaceable import require_replaceable
 from escnet_runtime.vocabulary import MAX_CATEGORIES
 
 from .bundle import ExportReport, export_bundle

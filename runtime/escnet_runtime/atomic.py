@@ -28,21 +28,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from .errors import BundleFormatError, InputError
+from .errors import InputError
 from .locks import exclusive
-from .strict_json import parse_object
+from .replaceable import BUNDLE_MARKER, require_replaceable
 
-__all__ = ["atomic_directory", "atomic_file", "require_replaceable"]
+__all__ = ["atomic_directory", "atomic_file"]
 
-_MARKER = "bundle.json"
-#: Keys that the ``bundle.json`` of every bundle has, since format 1.0: other programs write files
-#: of that name too.
-_KEYS: Final = frozenset(["schema_version", "digest", "model", "stages"])
-#: All that a bundle holds, see docs/bundle.md.
-_OF_A_BUNDLE: Final = frozenset(
-    [_MARKER, "graphs", "golden", "engines", "tokenizer.json", "parity.json", "parity.html"]
-)
-_NAMED = 5  # entries of a folder in a message
 _AT_FDCWD = -100  # linux/fcntl.h: paths are relative to the working directory
 _RENAME_EXCHANGE = 2  # linux/fs.h: swap the two names in one step
 _NO_EXCHANGE = {errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EPERM}
@@ -72,7 +63,7 @@ _LISTINGS: Final[dict[Path, _Listing]] = {}
 
 @contextmanager
 def atomic_directory(
-    target: Path, *, kind: str = "bundle", marker: str = _MARKER, remains: str | None = None
+    target: Path, *, kind: str = "bundle", marker: str = BUNDLE_MARKER, remains: str | None = None
 ) -> Iterator[Path]:
     """Yield an empty temporary folder that becomes ``target`` when the block ends without error.
 
@@ -149,77 +140,6 @@ def atomic_file(path: Path) -> Iterator[Path]:
             _sync(path.parent)
         finally:
             temporary.unlink(missing_ok=True)
-
-
-def require_replaceable(
-    target: Path, *, kind: str = "bundle", marker: str = _MARKER, remains: str | None = None
-) -> None:
-    """Refuse a target that `atomic_directory` would not replace; for asking before long work.
-
-    Args:
-        target: the folder.
-        kind: what is to be written, for messages.
-        marker: the file by which a folder of this kind is known.
-        remains: a pattern of files that are nothing without the marker, such as "*.engine": a
-            folder that lost it and holds only these is one of this kind, damaged.
-
-    Raises:
-        InputError: the target is neither free nor empty nor of that kind.
-    """
-    target = Path(os.path.realpath(target))
-    if not target.name:
-        raise InputError(f"Cannot write a {kind} at {target}: name a folder inside it.")
-    if not target.exists():
-        return
-    if not target.is_dir():
-        raise InputError(f"Cannot write a {kind} at {target}: it exists and is not a folder.")
-    if target.is_mount():
-        raise InputError(
-            f"Cannot write a {kind} at {target}: it is a mount point, which cannot be replaced in "
-            "one step. Name a folder inside it."
-        )
-    if (target / marker).is_file():
-        if marker == _MARKER:
-            _require_bundle(target)
-        return
-    if not all(_is_one_of(entry, remains) for entry in target.iterdir()):
-        raise InputError(
-            f"Will not replace {target}: it is neither empty nor a {kind} (no {marker} in it). "
-            "Name another folder, or remove this one yourself."
-        )
-
-
-def _require_bundle(target: Path) -> None:
-    """Refuse a folder that has a ``bundle.json`` and is not a bundle, or holds more than one."""
-    advice = "Name another folder, or remove this one yourself."
-    try:
-        found = parse_object((target / _MARKER).read_text(encoding="utf-8"), _MARKER)
-    except FileNotFoundError:
-        return  # another writer has just moved it
-    except (OSError, ValueError, BundleFormatError) as error:
-        raise InputError(
-            f"Will not replace {target}: its {_MARKER} cannot be read as a bundle's "
-            f"({str(error).rstrip('.')}). {advice}"
-        ) from error
-    if missing := sorted(_KEYS - found.keys()):
-        raise InputError(
-            f"Will not replace {target}: its {_MARKER} is not a bundle's, it has no "
-            f"{', '.join(missing)}. {advice}"
-        )
-    strange = sorted(entry.name for entry in target.iterdir() if entry.name not in _OF_A_BUNDLE)
-    if strange:
-        more = len(strange) - _NAMED
-        named = ", ".join(strange[:_NAMED]) + (f" and {more} more" if more > 0 else "")
-        raise InputError(
-            f"Will not replace {target}: beside a bundle it holds {named}. Move that away, or name "
-            "another folder."
-        )
-
-
-def _is_one_of(entry: Path, pattern: str | None) -> bool:
-    if pattern is None or not entry.match(pattern):
-        return False
-    return entry.is_file() and not entry.is_symlink()
 
 
 @contextmanager

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from escnet_runtime import __version__
-from escnet_runtime.atomic import atomic_directory, require_replaceable
+from escnet_runtime.atomic import atomic_directory
 from escnet_runtime.confusion import ignore_index
 from escnet_runtime.dataset import (
     CLASSES,
@@ -27,6 +27,7 @@ from escnet_runtime.dataset import (
 )
 from escnet_runtime.errors import InputError
 from escnet_runtime.labelled import PREPARED
+from escnet_runtime.replaceable import require_replaceable
 
 from .plan import UNLABELLED, LabelMap, Pair, Plan
 from .shrink import put_shrunk, shrunk_labels
