@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from escnet_runtime.bundle import Bundle
 from escnet_runtime.errors import InputError
-from escnet_runtime.gpu.layout import Layout, bucket_of, make_layout
+from escnet_runtime.gpu.layout import Layout, bucket_of
+from escnet_runtime.gpu.layout_plan import make_layout
 from escnet_runtime.gpu.memory import memory_plan
 from escnet_runtime.groups import whole_groups
 from escnet_runtime.manifest import Manifest

@@ -6,7 +6,8 @@ from functools import partial
 from typing import Final
 
 from ..manifest import Manifest
-from .layout import Grows, Layout, Value, make_layout
+from .layout import Grows, Layout, Value
+from .layout_plan import make_layout
 from .slots import SlotPlan
 
 __all__ = ["IN_FLIGHT", "MemoryPlan", "MemoryRow", "memory_plan", "slot_plan", "what_fits"]

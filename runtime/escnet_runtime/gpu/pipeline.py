@@ -19,7 +19,8 @@ from ..kernels import KERNELS, DeviceImage, PreprocessPlan, nv12_rgb_launch, pre
 from ..manifest import Manifest
 from ..order import image_steps
 from .backend import DeviceBackend
-from .layout import Layout, bucket_of, make_layout, picture_offsets
+from .layout import Layout, bucket_of, picture_offsets
+from .layout_plan import make_layout
 from .memory import IN_FLIGHT, MemoryPlan, memory_plan, slot_plan, what_fits
 from .pixels import Pixels, pixels_of, taken_pixels
 from .program import Program, Scaling
