@@ -21,8 +21,8 @@ __all__ = ["OneTypedGraph"]
 class OneTypedGraph(TorchBackend):
     """Float32 torch for all graphs but one, which is run from its typed file.
 
-    Calls with the inputs that were recorded in ``samples``, as are those of all graphs before that
-    one, are answered from the record and not computed again.
+    A call with inputs that were recorded in ``samples`` is answered from the record. So the graphs
+    that come before the typed one are not computed again.
 
     Args:
         model: in float32.

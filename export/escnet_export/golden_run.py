@@ -41,12 +41,21 @@ def write_golden_run(
     sample: Sample | None,
     decision: Decision,
 ) -> None:
-    """Write the golden run of the first of ``scenes``: ``sample``, if it was run already.
+    """Write ``golden/`` of a bundle, with what a device may be off when it repeats the run.
 
-    If it was not, it is no image that the graphs were calibrated or measured on, and what they make
-    of it is measured here: a device cannot be nearer to float32 than the graphs are. A stage may be
-    off by the default budget at least. A user's tighter one is about stages one by one, and a wider
-    one about what may be written: it is no excuse for a device that computes something else.
+    A device cannot be nearer to float32 than the graphs are. Their errors on the photo are known if
+    it is one of the images that the export has measured; otherwise they are measured here. What is
+    allowed is twice the worst of them, and at least the default budget of the precision. The user's
+    budget does not count: a tighter one is about single stages, and a wider one about which bundle
+    may be written, which is no excuse for a device that computes something else.
+
+    Args:
+        model: in float32.
+        folder: of the bundle; its graphs are there.
+        tokenizer: the bundle's.
+        scenes: the photo is the first of their images; the categories are theirs.
+        sample: the photo through float32 torch, if the export has measured it; else None.
+        decision: of the accuracy gate; ``outcomes[0]`` is of the photo if ``sample`` is given.
     """
     report, plan = decision.report, decision.plan
     usual = Budget.default(plan.base, plan.image_encoder)

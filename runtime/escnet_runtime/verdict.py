@@ -21,10 +21,15 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Check:
-    """One thing that was looked at, with a sentence for people.
+    """One thing that was looked at.
 
-    ``reason`` and ``advice`` are for the verdict, if this is what decides it: a clause, and a
-    sentence that says what to do. ``note``: it passed, and there is something to know all the same.
+    Attributes:
+        name: see the table in docs/verify.md.
+        passed: whether it is as it should be.
+        detail: what was found, a sentence for people.
+        reason: for the verdict, if this check decides it: what is wrong, a clause.
+        advice: likewise what to do about it, a sentence.
+        note: it passed, and there is something to know all the same.
     """
 
     name: str
@@ -46,7 +51,15 @@ class BackendState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """For people who know nothing of graphs: is it fine here, why, what to do, what to know."""
+    """For people who know nothing of graphs.
+
+    Attributes:
+        fine: whether the bundle may be used on this device.
+        sentence: the same in words.
+        why: what that rests on.
+        advice: what to do.
+        notes: what else is to be known, a sentence each.
+    """
 
     fine: bool
     sentence: str
@@ -57,7 +70,14 @@ class Verdict:
 
 @dataclass(slots=True, kw_only=True)
 class Findings:
-    """What the checks find beside passing or failing."""
+    """What the checks find beside passing or failing.
+
+    Attributes:
+        backend: the one that was asked for, or "auto".
+        manifest: None if the description cannot be used.
+        files: how many the description names.
+        backends, engines, chunks: what came of each that is there.
+    """
 
     backend: str
     manifest: Manifest | None = None
