@@ -36,8 +36,9 @@ def run(
     for crop, logits in enumerate(raw):
         for first in range(0, count, chunk):
             part = logits[first : first + chunk]
+            given = Guarded(machine, part)  # kept: nothing else holds its memory for the launch
             launch = canvas_launch(
-                Guarded(machine, part).address,
+                given.address,
                 canvas.address + 4 * first * side * side,
                 plan,
                 crop,
