@@ -17,6 +17,8 @@ _NAME_BYTES: Final = 256
 _HIDDEN: Final = "see what nvidia-smi shows, and whether CUDA_VISIBLE_DEVICES hides the GPU"
 # cuda.h: CUresult, those that a user can do something about.
 _REASONS: Final = {
+    3: "CUDA was started in the process that this one was forked from, and does not work in both: "
+    "have multiprocessing spawn its processes, or use no GPU before they are forked",
     34: "the library is CUDA's stub: install the driver itself",
     100: f"no GPU; {_HIDDEN}",
     802: "the system is not ready yet: its fabric manager may not run",

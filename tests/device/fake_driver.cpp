@@ -1,9 +1,10 @@
 // A CUDA driver on the CPU, so that the real cuda-bindings run CudaDevice without a GPU: what they
 // hand over is what a driver gets. It does every piece of work at once. It is strict where a mistake
 // would show late on a GPU: no call without a current context, no module loaded while captures are
-// guarded, nothing freed that is not there. Kernels do not run: a launch writes its grid and block
+// guarded, nothing freed that is not there, and in a forked child nothing at all. Kernels do not run: a launch writes its grid and block
 // to the address that is its first argument. FAKE_DRIVER_FULL names what finds no memory.
 #include <dlfcn.h>
+#include <unistd.h>
 
 #include <chrono>
 #include <cstdlib>
@@ -19,7 +20,8 @@ using Address = unsigned long long;
 using Work = std::function<void()>;
 
 // cuda.h: CUresult.
-constexpr int kSuccess = 0, kInvalidValue = 1, kOutOfMemory = 2, kInvalidDevice = 101;
+constexpr int kSuccess = 0, kInvalidValue = 1, kOutOfMemory = 2, kNotInitialized = 3;
+constexpr int kInvalidDevice = 101;
 constexpr int kNoImage = 200, kNoContext = 201, kInvalidHandle = 400;
 constexpr int kCaptureForbidden = 900, kCaptureInvalid = 901;
 constexpr int kGlobal = 0, kThreadLocal = 1, kRelaxed = 2;  // CUstreamCaptureMode
@@ -45,6 +47,7 @@ thread_local std::vector<void*> contexts;
 thread_local int capture_mode = kGlobal;
 thread_local Stream* capturing = nullptr;
 Stream default_stream;
+pid_t process = 0;  // that cuInit was called in
 
 Stream* stream_of(void* handle) {
   return reinterpret_cast<Address>(handle) <= 2 ? &default_stream : static_cast<Stream*>(handle);
@@ -85,7 +88,10 @@ int destroy(void* thing) {
 
 extern "C" {
 
-int cuInit(unsigned) { return kSuccess; }
+int cuInit(unsigned) {
+  if (process == 0) process = getpid();
+  return process == getpid() ? kSuccess : kNotInitialized;
+}
 int cuDriverGetVersion(int* version) {
   const char* wanted = getenv("FAKE_DRIVER_VERSION");
   *version = wanted != nullptr ? atoi(wanted) : 13000;
@@ -110,7 +116,10 @@ int cuGetErrorString(int, const char** text) { return *text = "a failure", kSucc
 
 int cuDevicePrimaryCtxRetain(void** context, int) { return *context = &primary, kSuccess; }
 int cuDevicePrimaryCtxRelease_v2(int) { return kSuccess; }
-int cuCtxPushCurrent_v2(void* context) { return contexts.push_back(context), kSuccess; }
+int cuCtxPushCurrent_v2(void* context) {
+  if (process != getpid()) return kNotInitialized;
+  return contexts.push_back(context), kSuccess;
+}
 int cuCtxPopCurrent_v2(void** context) {
   NEED_CONTEXT;
   *context = contexts.back();

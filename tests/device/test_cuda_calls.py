@@ -60,6 +60,36 @@ with open_device() as device, device.stream() as stream, device.allocate(8) as m
     graph.close()
 """
 
+FORKED = """
+import gc, os, sys
+from escnet_runtime.device import open_device
+from escnet_runtime.errors import DeviceError
+
+made = [open_device()]
+made += [made[0].stream(), made[0].allocate(8), made[0].event()]
+child = os.fork()
+if not child:
+    if sys.argv[1] == "closed":
+        for one in reversed(made):
+            one.close()
+    elif sys.argv[1] == "dropped":
+        made.clear()
+        gc.collect()
+    else:
+        try:
+            open_device()
+        except DeviceError as error:
+            print(error)
+    sys.stdout.flush()
+    os._exit(0)
+print(os.waitpid(child, 0)[1])
+free = made[0].memory()[0]
+made[2].close()
+print(made[0].memory()[0] > free)  # the parent has lost nothing
+for one in reversed(made):
+    one.close()
+"""
+
 
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
@@ -130,3 +160,21 @@ def test_a_driver_that_is_too_old_gets_a_sentence(environment: dict[str, str]) -
     last = done.stderr.splitlines()[-1]
     assert "DeviceError: got a driver of CUDA 12.4; cuda-bindings" in last
     assert "update the driver" in last
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes do not fork here")
+@pytest.mark.parametrize("how", ["closed", "dropped"])
+def test_a_forked_child_frees_nothing_and_says_nothing(
+    how: str, environment: dict[str, str]
+) -> None:
+    done = python(environment, "-W", "error", "-c", FORKED, how)
+    assert (done.stdout.split(), done.stderr) == (["0", "True"], "")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes do not fork here")
+def test_a_forked_child_is_told_how_to_have_a_gpu(environment: dict[str, str]) -> None:
+    done = python(environment, "-c", FORKED, "opened")
+    said, *rest = done.stdout.splitlines()
+    assert "cuInit returns 3, CUDA was started in the process that this one was forked" in said
+    assert "spawn" in said
+    assert rest == ["0", "True"], done.stderr

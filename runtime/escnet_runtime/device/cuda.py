@@ -6,9 +6,13 @@ makes that context the current one and puts back what was current before: any th
 caller with a context of its own keeps it.
 
 The context is held until the device is closed and nothing refers to what was made in it.
+
+A forked child has none of it: CUDA does not work there, and what its parent made is freed by the
+parent alone.
 """
 
 import ctypes
+import os
 import threading
 import warnings
 import weakref
@@ -70,6 +74,12 @@ class _Context:
         self.handle = _call(driver.cuDevicePrimaryCtxRetain, self.device)
         release = weakref.finalize(self, driver.cuDevicePrimaryCtxRelease, self.device)
         release.atexit = False  # the process ends with its context
+        self._process = os.getpid()
+
+    @property
+    def elsewhere(self) -> bool:
+        """Whether this is a forked child, where the driver refuses every call."""
+        return os.getpid() != self._process
 
     def __enter__(self) -> None:
         _call(driver.cuCtxPushCurrent, self.handle)
@@ -112,7 +122,7 @@ class _Owned:
         self._guard.atexit = False  # the process ends with its memory
 
     def close(self) -> None:
-        if self._guard.detach() is not None:
+        if self._guard.detach() is not None and not self._context.elsewhere:
             # Whoever drops a result while this thread captures a graph does not mean to break it.
             with self._context, _uncaptured():
                 _call(self._free, self._thing)
@@ -132,6 +142,8 @@ class _Owned:
 
 
 def _free_forgotten(context: _Context, kind: str, free: Any, thing: Any) -> None:
+    if context.elsewhere:
+        return
     with context, _uncaptured():  # Python may collect it in the middle of anything
         free(thing)
     warnings.warn(f"{kind} was never closed; it is freed now", ResourceWarning, stacklevel=2)
@@ -377,7 +389,7 @@ class CudaDevice:
         """Wait for all work and let go of the kernels and the context. Closing twice is fine."""
         with self._lock:
             context, self._context = self._context, None
-            if context is not None:
+            if context is not None and not context.elsewhere:
                 with context:
                     _call(driver.cuCtxSynchronize)
                     for module, _ in self._kernels.values():
