@@ -7,7 +7,8 @@ What all three have is used plainly. What differs:
 - TensorRT has a timing cache; that of RTX does nothing, and its functions are deprecated.
 - RTX engines take memory from the caller only if they were built for it.
 
-A library keeps the first logger it is given for the life of the process, so there is one.
+A library keeps the address of the first logger it is given as long as there is any builder or
+runtime in the process, whoever's that is: so no logger is ever freed.
 """
 
 import re
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from escnet_runtime.engine_record import Compiler, Profile
+from escnet_runtime.forks import never_freed
 from escnet_runtime.manifest import TensorSpec
 
 from .errors import BuildError, BuildMemoryError
@@ -251,7 +253,9 @@ def _log(trt: Any) -> Any:
                 self._messages = _Messages(all=[], errors=[])
             yield self._messages
 
-    return Log()
+    log = Log()
+    never_freed(log)  # see the module
+    return log
 
 
 def _monitor(trt: Any, state: BuildState) -> Any:

@@ -3,7 +3,9 @@
 import gc
 import inspect
 import json
+import os
 import threading
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,7 @@ from tests.gpu.fake_trt import CLASSES, SCRATCH, FakeTrt, FakeTrtRtx, made_up_re
 from tests.gpu.made_up import MadeUpGraphs, OnHost
 from tests.gpu.test_pipeline import assert_same
 from tests.kernels.machines import HostMachine
+from tests.runtime.forked import exit_status_of_a_child
 
 Floats = npt.NDArray[np.float32]
 
@@ -353,6 +356,48 @@ def test_closing_frees_everything(engines: Engines, image: ImageArray, text: Flo
     assert not engines.trt.freed_elsewhere
     with pytest.raises(BackendError, match="closed"):
         engines.backend.load("decoder")
+
+
+def test_the_library_has_no_logger_that_is_gone(made_up: Manifest, host: HostMachine) -> None:
+    """It keeps the address of the first one as long as there is any runtime."""
+    real = pytest.importorskip("tensorrt_rtx_bindings", reason="needs TensorRT-RTX's bindings")
+    device, record = HostDevice(host), made_up_record(made_up, (8,))
+    first, second = (
+        EngineGraphs(real, record, {}, made_up.stages, device, device.stream()) for _ in range(2)
+    )
+    logger = weakref.ref(first._said.logger)
+    first.close()
+    del first
+    gc.collect()
+    assert logger() is not None
+    second.close()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes do not fork here")
+def test_a_forked_child_frees_no_part_of_the_library(
+    made_up: Manifest, host: HostMachine, tmp_path: Path, image: ImageArray, text: Floats
+) -> None:
+    """Its destructors would call CUDA, which does not work there."""
+    held = [Engines(made_up, host, tmp_path, library=FakeTrtRtx, cache=tmp_path / "cache")]
+    held[0].rig.picture(image, text[:5])
+    backend = held[0].backend
+    kept = [weakref.ref(one) for one in backend._engines.values()]
+    kept += [weakref.ref(one) for one in backend._contexts.values()]
+    kept.append(weakref.ref(backend._runtime))
+    assert backend._compiled is not None
+    kept.append(weakref.ref(backend._compiled._cache))
+    del backend
+
+    def drop() -> None:
+        held.clear()
+        gc.collect()
+        assert all(one() is not None for one in kept)
+
+    assert exit_status_of_a_child(drop) == 0
+    held[0].pipeline.close()
+    held.clear()
+    gc.collect()
+    assert all(one() is None for one in kept)
 
 
 def test_the_made_up_library_has_the_calls_of_the_real_one() -> None:

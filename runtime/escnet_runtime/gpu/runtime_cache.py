@@ -15,6 +15,7 @@ from typing import Any
 from ..backends.graph_cache import GraphCache
 from ..engine_record import EngineRecord
 from ..errors import BackendError
+from ..forks import not_freed_in_children
 
 __all__ = ["RuntimeCache"]
 
@@ -56,6 +57,8 @@ class RuntimeCache:
             self._works, self._cache = False, None
 
     def _opened(self, cache: Any) -> Any:
+        not_freed_in_children(cache)
+
         def read(content: bytes) -> bytes:
             if not cache.deserialize(content):
                 raise BackendError("it is of another GPU, driver or version")

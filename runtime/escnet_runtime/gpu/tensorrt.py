@@ -16,6 +16,7 @@ from typing import Any, Final
 from ..device.base import Device, Stream
 from ..engine_record import EngineRecord, Profile
 from ..errors import BackendError, DeviceError, OutOfDeviceMemory
+from ..forks import never_freed, not_freed_in_children
 from ..manifest import Stage
 from .backend import Binding
 from .runtime_cache import RuntimeCache
@@ -63,6 +64,7 @@ class EngineGraphs:
         self._said = _Said(trt)
         with device.current():
             self._runtime = trt.Runtime(self._said.logger)
+        not_freed_in_children(self._runtime)
         self._engines: dict[str, Any] = {}
         self._contexts: dict[tuple[str, _Shapes], Any] = {}
         self._compiled = None if cache is None else RuntimeCache(cache, record, device.name)
@@ -206,6 +208,7 @@ class EngineGraphs:
             engine = self._runtime.deserialize_cuda_engine(self._files[graph].read_bytes())
         if engine is None:
             raise self._failure(f"{self.description} cannot load the engine of graph {graph!r}")
+        not_freed_in_children(engine)
         return engine
 
     def _made(self, graph: str, shapes: _Shapes) -> Any:
@@ -219,6 +222,7 @@ class EngineGraphs:
         what = f"{self.description} cannot run graph {graph!r} at {dict(shapes)}"
         if context is None:
             raise self._failure(what)
+        not_freed_in_children(context)
         profile = self._profile(graph, shapes)
         if profile and not context.set_optimization_profile_async(profile, self._stream.handle):
             raise self._failure(what)
@@ -311,6 +315,9 @@ class _Said:
                     _LOG.debug("%s", message)
 
         self.logger = Log()
+        # The library keeps the address of the first logger it is given as long as there is any
+        # runtime or builder in the process, also where the one that came with it is gone.
+        never_freed(self.logger)
 
     def errors(self) -> list[str]:
         """The first ones since :meth:`clear`: those that follow are what comes of them."""
