@@ -364,6 +364,31 @@ def test_what_is_no_array_on_the_device_is_refused(device: HostDevice, gpu_like:
         device_array(FRAME[::2], device=device, reader=device.stream())
 
 
+@dataclass
+class OfItsGpu:
+    """As a ``torch.Tensor``, which is handed out where its GPU is the current one alone."""
+
+    device: HostDevice
+    array: DeviceArray
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return self.device.dlpack
+
+    def __dlpack__(self, *, stream: int) -> Any:
+        if not self.device.is_current():
+            raise BufferError("Can't export tensors on a different CUDA device index")
+        return self.array.__dlpack__(stream=stream)
+
+
+def test_an_array_is_taken_where_its_gpu_is_the_current_one(gpu_like: GpuLike) -> None:
+    """PyTorch goes by it, also for the stream that it makes the reader wait for."""
+    maker, reader, memory = gpu_like.stream(), gpu_like.stream(), gpu_like.allocate(4)
+    gpu_like.fill(memory.address, 5, 4, maker)
+    array = DeviceArray.of(gpu_like, memory, (4,), np.uint8, stream=maker)
+    taken = device_array(OfItsGpu(gpu_like, array), device=gpu_like, reader=reader)
+    assert read(gpu_like, taken, reader).tolist() == [5, 5, 5, 5]
+
+
 class Refusing:
     """A tensor that requires a gradient."""
 

@@ -290,9 +290,12 @@ def _from_dlpack(array: Any, device: Device, reader: Stream) -> dlpack.Tensor:
         raise InputError(
             f"got an array on {_place(where)}; expected one on {_place(device.dlpack)}"
         )
+    ordered = {"stream": reader.handle} if where[0] in _CUDA_TYPES else {}
     try:
-        # On a GPU, the library makes the reader wait for its current stream.
-        capsule = array.__dlpack__(**({"stream": reader.handle} if where[0] in _CUDA_TYPES else {}))
+        # On a GPU, the library makes the reader wait for its current stream: that of the array's
+        # GPU, which has to be the current one (PyTorch refuses where it is not).
+        with device.current():
+            capsule = array.__dlpack__(**ordered)
     except BufferError as error:
         raise InputError(f"got a {type(array).__name__} that is not handed out: {error}") from error
     return dlpack.take(capsule)
