@@ -215,6 +215,10 @@ def test_a_file_that_is_another_graph_is_refused(tmp_path: Path, host: HostMachi
         ("CUDA failure 2: out of memory ; GPU=0", OutOfDeviceMemory),
         ("Available memory of 5 is smaller than requested bytes of 9", OutOfDeviceMemory),
         ("CUBLAS failure 3: CUBLAS_STATUS_ALLOC_FAILED", OutOfDeviceMemory),
+        (
+            "CUDNN failure 4004: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED ; GPU=0",
+            OutOfDeviceMemory,
+        ),
         ("Non-zero status code returned while running Add node", BackendError),
     ],
 )

@@ -77,7 +77,9 @@ _OWN_GRAPHS: Final = "ESCNET_ORT_CUDA_GRAPHS"
 _BEFORE_OWN_GRAPHS: Final = 2
 _NOT_RECORDED: Final = -1  # of gpu_graph_id
 _NO_MEMORY: Final = re.compile(
-    r"out of memory|failed to allocate|smaller than requested|ALLOC_FAILED|bad allocation",
+    # cuBLAS and cuDNN before 9 say ALLOC_FAILED; the last but one is cuDNN's of 9.
+    r"out of memory|failed to allocate|smaller than requested|ALLOC_FAILED|"
+    r"DEVICE_ALLOCATION_FAILED|bad allocation",
     re.IGNORECASE,
 )
 
