@@ -1,10 +1,11 @@
-"""Which calls our adapter makes on a library's bindings, and which calls bindings have.
+"""Which calls our adapters make on a library's bindings, and which calls bindings have.
 
 ``python -m tests.engines.surface MODULE > tests/engines/surfaces/NAME.json`` writes the surface of
-the bindings that are installed as MODULE, as far as the adapter uses them. Those of TensorRT load
-without its libraries, if their nine functions (``createInferBuilder_INTERNAL`` and the like) are
-there: that is how the files in ``surfaces/`` were made, of the wheels ``tensorrt-cu12-bindings``
-10.16.1.11 and ``tensorrt_cu13_bindings`` 11.4.0.106.
+the bindings that are installed as MODULE, as far as the compiler and the runtime use them. Those of
+TensorRT load without its libraries, if their nine functions (``createInferBuilder_INTERNAL`` and
+the like) are there: that is how the files in ``surfaces/`` were made, of the wheels
+``tensorrt-cu12-bindings`` 10.12.0.36, the oldest that is promised, and 10.16.1.11, and
+``tensorrt_cu13_bindings`` 11.4.0.106.
 """
 
 import importlib
@@ -17,7 +18,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Final
 
-__all__ = ["SURFACES", "Recorder", "Surface", "surface_of", "takes"]
+__all__ = ["SURFACES", "Recorder", "Surface", "require_calls", "surface_of", "takes"]
 
 SURFACES: Final = Path(__file__).parent / "surfaces"
 #: "Class.member" → first lines of its documentation, which are its signatures; "" for properties.
@@ -114,6 +115,19 @@ def takes(signatures: str, count: int) -> bool:
     return any(_takes(line, count) for line in signatures.splitlines() if "(*args" not in line)
 
 
+def require_calls(surface: Surface, calls: dict[str, set[int]]) -> None:
+    """Fail for calls that ``surface`` lacks, or takes with other numbers of arguments alone."""
+    absent = sorted(calls.keys() - surface.keys())
+    assert not absent, absent
+    wrong = [
+        f"{label} with {count} arguments: {surface[label]}"
+        for label, counts in calls.items()
+        for count in counts
+        if surface[label] and not takes(surface[label], count)
+    ]
+    assert not wrong, wrong
+
+
 def _takes(signature: str, count: int) -> bool:
     inside = signature[signature.index("(") + 1 : signature.rindex(")")]
     if " -> " in inside:
@@ -134,9 +148,10 @@ def _takes(signature: str, count: int) -> bool:
 
 def _main(name: str) -> None:
     from tests.engines.test_surface import recorded_calls  # it needs TensorRT-RTX
+    from tests.gpu.fake_trt import runtime_calls
 
-    module = importlib.import_module(name)
-    surface = surface_of(module, sorted(recorded_calls("tensorrt")))
+    labels = sorted({*recorded_calls("tensorrt"), *runtime_calls(rtx=False)})
+    surface = surface_of(module := importlib.import_module(name), labels)
     document = {"version": module.__version__, "surface": surface}
     print(json.dumps(document, indent=2, sort_keys=True))
 

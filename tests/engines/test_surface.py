@@ -17,11 +17,12 @@ import pytest
 from escnet_engines import BuildError, Library
 from escnet_engines import library as adapter
 from escnet_engines import survey as reader
+from escnet_engines.libraries import _OLDEST
 from escnet_engines.library import Job
 from escnet_engines.monitor import BuildState
 from escnet_runtime.engine_record import AxisRange, Compiler
 from tests.engines.bundles import MATMUL, UNREADABLE, UNSHAPEABLE, write_bundle
-from tests.engines.surface import SURFACES, Recorder, takes
+from tests.engines.surface import SURFACES, Recorder, require_calls, takes
 
 
 def recorded_calls(backend: Compiler) -> dict[str, set[int]]:
@@ -83,31 +84,20 @@ def test_the_recording_leaves_no_call_out(
     assert not named & members - used - own - subclassed - enumerated
 
 
-def _check(surface: dict[str, str], calls: dict[str, set[int]]) -> None:
-    absent = sorted(calls.keys() - surface.keys())
-    assert not absent
-    wrong = [
-        f"{label} with {count} arguments: {surface[label]}"
-        for label, counts in calls.items()
-        for count in counts
-        if surface[label] and "(*args" not in surface[label] and not takes(surface[label], count)
-    ]
-    assert not wrong
-
-
 @pytest.mark.parametrize("file", sorted(path.name for path in SURFACES.glob("*.json")))
 def test_recorded_bindings_have_every_call(file: str, tensorrt_calls: dict[str, set[int]]) -> None:
-    """The bindings of TensorRT 10.16 and 11.4, as read off their wheels."""
+    """The bindings of TensorRT 10.12, 10.16 and 11.4, as read off their wheels."""
     document: dict[str, Any] = json.loads((SURFACES / file).read_text(encoding="utf-8"))
-    _check(document["surface"], tensorrt_calls)
+    require_calls(document["surface"], tensorrt_calls)
 
 
 def test_surfaces_of_both_releases_are_there() -> None:
-    versions = {
-        json.loads(path.read_text(encoding="utf-8"))["version"].partition(".")[0]
+    versions = [
+        json.loads(path.read_text(encoding="utf-8"))["version"].split(".")
         for path in SURFACES.glob("*.json")
-    }
-    assert versions == {"10", "11"}
+    ]
+    assert {release for release, *_ in versions} == {"10", "11"}
+    assert min(tuple(map(int, version[:2])) for version in versions) == _OLDEST["tensorrt"]
 
 
 @pytest.mark.parametrize(
@@ -118,7 +108,7 @@ def test_installed_bindings_have_every_call(name: str, backend: Compiler, rtx: L
 
     module = pytest.importorskip(name, reason=f"needs {name}, which is not installed here")
     calls = recorded_calls(backend)
-    _check(surface_of(module, sorted(calls)), calls)
+    require_calls(surface_of(module, sorted(calls)), calls)
     for enumeration, members in {
         "NetworkDefinitionCreationFlag": ["STRONGLY_TYPED"],
         "BuilderFlag": ["TF32"],
@@ -131,9 +121,9 @@ def test_installed_bindings_have_every_call(name: str, backend: Compiler, rtx: L
 def test_a_call_that_is_not_there_is_found(tensorrt_calls: dict[str, set[int]]) -> None:
     surface = dict.fromkeys(tensorrt_calls, "")
     with pytest.raises(AssertionError, match="make_coffee"):
-        _check(surface, {**tensorrt_calls, "Builder.make_coffee": set()})
+        require_calls(surface, {**tensorrt_calls, "Builder.make_coffee": set()})
     signature = "set_timing_cache(self: X, cache: Y, ignore_mismatch: bool) -> bool"
     with pytest.raises(AssertionError, match="with 1 arguments"):
-        _check({"a": signature}, {"a": {1}})
+        require_calls({"a": signature}, {"a": {1}})
     assert takes("create_network(self: X, flags: typing.SupportsInt = 0) -> Y", 0)
     assert not takes("f(self: X, a: dict[str, int], b: int) -> Y", 3)

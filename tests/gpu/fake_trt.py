@@ -1,6 +1,7 @@
 """A made-up TensorRT: the calls of its bindings that the runtime makes, over the made-up graphs."""
 
 import enum
+import inspect
 import json
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -12,7 +13,7 @@ from escnet_runtime.manifest import Manifest
 from tests.device.host_device import HostDevice
 from tests.gpu.made_up import MadeUpGraphs
 
-__all__ = ["FakeTrt", "FakeTrtRtx", "made_up_record"]
+__all__ = ["CLASSES", "FakeTrt", "FakeTrtRtx", "made_up_record", "runtime_calls"]
 
 SCRATCH = 5000
 
@@ -269,3 +270,22 @@ CLASSES = SimpleNamespace(
     IRuntimeConfig=_RuntimeConfig,
     IExecutionContext=_Context,
 )
+
+#: What TensorRT-RTX alone is asked for: its kernels for a shape, and where they are kept.
+_OF_RTX = ("IRuntimeCache", "IRuntimeConfig", "ICudaEngine.create_runtime_config")
+
+
+def runtime_calls(*, rtx: bool) -> dict[str, set[int]]:
+    """ "Class.member" → numbers of arguments, of all that the runtime asks of its library."""
+    calls: dict[str, set[int]] = {
+        "ExecutionContextAllocationStrategy.USER_MANAGED": set(),
+        "Runtime.__init__": {1},
+    }
+    for name, kind in vars(CLASSES).items():
+        for member, value in vars(kind).items():
+            label = f"{name}.{member}"
+            if member.startswith("_") or (not rtx and label.startswith(_OF_RTX)):
+                continue
+            called = inspect.isfunction(value)
+            calls[label] = {len(inspect.signature(value).parameters) - 1} if called else set()
+    return calls

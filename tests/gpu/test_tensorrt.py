@@ -25,9 +25,16 @@ from escnet_runtime.images import ImageArray
 from escnet_runtime.libraries import open_bindings
 from escnet_runtime.manifest import Manifest
 from tests.device.host_device import HostDevice
-from tests.engines.surface import takes
+from tests.engines.surface import SURFACES, require_calls, takes
 from tests.gpu.conftest import Rig
-from tests.gpu.fake_trt import CLASSES, SCRATCH, FakeTrt, FakeTrtRtx, made_up_record
+from tests.gpu.fake_trt import (
+    CLASSES,
+    SCRATCH,
+    FakeTrt,
+    FakeTrtRtx,
+    made_up_record,
+    runtime_calls,
+)
 from tests.gpu.made_up import MadeUpGraphs, OnHost
 from tests.gpu.test_pipeline import assert_same
 from tests.kernels.machines import HostMachine
@@ -421,6 +428,13 @@ def test_the_made_up_library_has_the_calls_of_the_real_one() -> None:
     assert "USER_MANAGED" in real.ExecutionContextAllocationStrategy.__members__
     assert "EAGER" in real.DynamicShapesKernelSpecializationStrategy.__members__
     assert {"ERROR", "INTERNAL_ERROR", "WARNING"} <= real.ILogger.Severity.__members__.keys()
+
+
+@pytest.mark.parametrize("file", sorted(path.name for path in SURFACES.glob("*.json")))
+def test_tensorrt_has_the_calls_too(file: str) -> None:
+    """The bindings of TensorRT 10.12, 10.16 and 11.4, as read off their wheels."""
+    document: dict[str, Any] = json.loads((SURFACES / file).read_text(encoding="utf-8"))
+    require_calls(document["surface"], runtime_calls(rtx=False))
 
 
 def _signatures(function: Any) -> str:
