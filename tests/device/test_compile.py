@@ -152,6 +152,23 @@ def test_a_machine_without_the_compiler_gets_a_sentence(monkeypatch: pytest.Monk
         raise RuntimeError("libnvrtc is not there")
 
     monkeypatch.setattr("cuda.bindings.nvrtc.nvrtcVersion", missing)
-    monkeypatch.setattr(compiling, "_load_from_packages", lambda: False)
+    monkeypatch.setattr(compiling, "_load_from_packages", lambda: None)
     with pytest.raises(DeviceError, match=r"install escnet-runtime\[cuda\]"):
         nvrtc_version()
+
+
+def test_the_compiler_of_the_packages_is_there_before_it_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """cuda-bindings 13.0 looks for it once: what comes later it does not find."""
+    loaded: list[str] = []
+
+    def version() -> tuple[int, int, int]:
+        if not loaded:
+            raise RuntimeError('Function "nvrtcVersion" not found')
+        return 0, 13, 0
+
+    monkeypatch.setattr(compiling, "_load_from_packages", lambda: loaded.append("libnvrtc"))
+    monkeypatch.setattr(compiling.nvrtc, "nvrtcVersion", version)
+    assert nvrtc_version() == "13.0"
+    assert loaded == ["libnvrtc"]

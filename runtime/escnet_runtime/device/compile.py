@@ -5,6 +5,7 @@ user's cache folder. Where a file of it is missing, damaged or cannot be written
 compiled again: the cache saves time and decides nothing.
 """
 
+import contextlib
 import ctypes
 import hashlib
 import importlib.util
@@ -71,19 +72,18 @@ class KernelCompiler:
 
 def nvrtc_version() -> str:
     """Of the compiler that is found, such as "13.2"; raises DeviceError if there is none."""
+    _load_from_packages()  # before the first call: cuda-bindings 13.0 looks for it once alone
     try:
         major, minor = _value(nvrtc.nvrtcVersion())
     except RuntimeError as missing:
-        if not _load_from_packages():
-            raise DeviceError(
-                "got no NVRTC, CUDA's compiler (libnvrtc cannot be loaded); install "
-                "escnet-runtime[cuda], which brings it, or a CUDA toolkit"
-            ) from missing
-        major, minor = _value(nvrtc.nvrtcVersion())
+        raise DeviceError(
+            "got no NVRTC, CUDA's compiler (libnvrtc cannot be loaded); install "
+            "escnet-runtime[cuda], which brings it, or a CUDA toolkit"
+        ) from missing
     return f"{major}.{minor}"
 
 
-def _load_from_packages() -> bool:
+def _load_from_packages() -> None:
     """Load NVRTC's library from its Python package, wherever on the path that is.
 
     cuda-bindings looks into the environment's own folder of packages alone; once a library is
@@ -92,9 +92,8 @@ def _load_from_packages() -> bool:
     found = importlib.util.find_spec("nvidia")
     for folder in (found.submodule_search_locations or []) if found else []:
         for library in sorted(Path(folder).glob("*/lib/libnvrtc.so.*")):
-            ctypes.CDLL(str(library))
-            return True
-    return False
+            with contextlib.suppress(OSError):  # of another system, or damaged: it is said below
+                ctypes.CDLL(str(library))
 
 
 def _target(architecture: int, version: str) -> str:
