@@ -158,7 +158,8 @@ class _Nvml:
     def joules(self) -> float:
         from .nvml import gpu_joules
 
-        return gpu_joules(self._uuid) or 0.0
+        found = gpu_joules(self._uuid)
+        return math.nan if found is None else found  # a lost GPU: 0 would make the next one all
 
     def close(self) -> None:
         """Nothing is open."""

@@ -17,6 +17,7 @@ from escnet_bench import nvml
 from escnet_bench.clocks import read_clocks
 from escnet_bench.energy import Rapl, Tegrastats, module_watts, open_counter
 from escnet_bench.latency.floor import BOARD_PEAKS, GPU_PEAKS, cpu_peak, gpu_peak, products
+from escnet_runtime.nvidia import Gpu
 
 
 def put(path: Path, text: str) -> None:
@@ -234,6 +235,17 @@ def test_energy_is_that_of_the_gpu_that_computes(
 
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     assert nvml.gpu_joules(uuid, Three()) == joules
+
+
+def test_a_gpu_that_does_not_answer_now_tells_no_energy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither before a measurement nor behind it: all since the driver was loaded is none of it."""
+    answers: list[float | None] = [5000.0, None, 5001.0, None]
+    monkeypatch.setattr(nvml, "gpu_joules", lambda uuid: answers.pop(0))
+    counter = open_counter(gpu=Gpu(target="sm_90", driver="13.0", uuid="GPU-two"))
+    assert counter is not None
+    assert counter.source == "NVML: the GPU"
+    assert math.isnan(-counter.joules() + counter.joules())
+    assert math.isnan(counter.joules())
 
 
 def test_without_a_driver_there_is_no_gpu_to_ask() -> None:
