@@ -419,6 +419,7 @@ def test_only_arrays_on_a_gpu_are_told_apart_from_the_hosts() -> None:
     assert is_device_array(Refusing())
     assert not is_device_array(FRAME)
     assert not is_device_array(torch.zeros(3))
+    assert not is_device_array(torch.zeros(3, device="meta"))  # PyTorch raises ValueError of it
     assert not is_device_array("photo.png")
 
 

@@ -233,7 +233,10 @@ def is_device_array(array: object) -> bool:
     if isinstance(array, DeviceArray):
         return True
     if hasattr(array, "__dlpack_device__"):
-        return int(array.__dlpack_device__()[0]) in _CUDA_TYPES
+        try:
+            return int(array.__dlpack_device__()[0]) in _CUDA_TYPES
+        except Exception:  # a place that DLPack has no number for, as PyTorch's "meta"
+            return False
     return hasattr(array, "__cuda_array_interface__")
 
 
