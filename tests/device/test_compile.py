@@ -4,6 +4,7 @@ import logging
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -172,3 +173,22 @@ def test_the_compiler_of_the_packages_is_there_before_it_is_asked_for(
     monkeypatch.setattr(compiling.nvrtc, "nvrtcVersion", version)
     assert nvrtc_version() == "13.0"
     assert loaded == ["libnvrtc"]
+
+
+def test_of_several_compilers_that_of_the_bindings_version_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Machine code of a newer CUDA than the driver's is nothing for it."""
+    for place in ("cu13/lib/libnvrtc.so.13", "cuda_nvrtc/lib/libnvrtc.so.12"):
+        path = tmp_path / place
+        path.parent.mkdir(parents=True)
+        path.touch()
+    loaded: list[str] = []
+    packages = SimpleNamespace(submodule_search_locations=[str(tmp_path)])
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: packages)
+    monkeypatch.setattr(compiling.ctypes, "CDLL", loaded.append)
+    for version, name in ((12090, "libnvrtc.so.12"), (13000, "libnvrtc.so.13")):
+        monkeypatch.setattr(compiling.driver, "CUDA_VERSION", version)
+        compiling._load_from_packages()
+        assert Path(loaded.pop()).name == name
+        assert not loaded

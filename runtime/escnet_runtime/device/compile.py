@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import Any, Final
 
-from cuda.bindings import nvrtc
+from cuda.bindings import driver, nvrtc
 
 from ..atomic import atomic_file
 from ..embedding_cache import default_cache_directory
@@ -87,11 +87,13 @@ def _load_from_packages() -> None:
     """Load NVRTC's library from its Python package, wherever on the path that is.
 
     cuda-bindings looks into the environment's own folder of packages alone; once a library is
-    loaded, it finds it by its name.
+    loaded, it finds it by its name. It takes that of another major version too, whose machine code
+    the driver may not load.
     """
+    major = driver.CUDA_VERSION // 1000
     found = importlib.util.find_spec("nvidia")
     for folder in (found.submodule_search_locations or []) if found else []:
-        for library in sorted(Path(folder).glob("*/lib/libnvrtc.so.*")):
+        for library in sorted(Path(folder).glob(f"*/lib/libnvrtc.so.{major}*")):
             with contextlib.suppress(OSError):  # of another system, or damaged: it is said below
                 ctypes.CDLL(str(library))
 
