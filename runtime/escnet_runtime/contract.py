@@ -10,6 +10,7 @@ from typing import Final, TypeAlias
 
 from .errors import BundleFormatError
 from .manifest import Manifest, TensorSpec
+from .order import image_steps, refined
 
 __all__ = ["Port", "graph_ports", "require_contract"]
 
@@ -94,6 +95,7 @@ def require_contract(manifest: Manifest) -> None:
         ):
             _check(f"graph {name!r}", what, ports, specs)
     _check_heads(manifest)
+    _check_edges(manifest)
 
 
 _ADVICE: Final = "Export the bundle again."
@@ -110,10 +112,9 @@ def _check(
         )
     for spec in specs:
         if not expected[spec.name].fits(spec):
-            got = f"{spec.dtype} [{', '.join(map(str, spec.shape))}]"
             raise BundleFormatError(
-                f"The {graph} has {spec.name} {got:.200}; a model of the sizes in this bundle has "
-                f"{expected[spec.name]}. {_ADVICE}"
+                f"The {graph} has {spec.name} {_told(spec):.200}; a model of the sizes in this "
+                f"bundle has {expected[spec.name]}. {_ADVICE}"
             )
 
 
@@ -135,6 +136,32 @@ def _check_heads(manifest: Manifest) -> None:
                     f"The sums of block {block} have {heads} heads of {each}; expected the same in "
                     f"all its graphs, and {width} together. {_ADVICE}"
                 )
+
+
+def _check_edges(manifest: Manifest) -> None:
+    """What a graph reads is what the one before wrote, also in types and sizes left to the graphs.
+
+    A library that is given addresses alone, as TensorRT, would read something else there, and
+    beside it.
+    """
+    made: dict[str, tuple[str, TensorSpec]] = {}
+    for step in image_steps(manifest.model.blocks, 1):
+        stage = manifest.stages.get(step.stage)
+        if stage is None:  # the prompt generator
+            continue
+        for spec in stage.inputs:
+            maker, given = made.get(spec.name, (step.stage, spec))
+            # The first axis counts images or categories, by a name or a number.
+            if (given.dtype, given.shape[1:]) != (spec.dtype, spec.shape[1:]):
+                raise BundleFormatError(
+                    f"The graph {step.stage!r} reads {spec.name} as {_told(spec)}, and {maker!r} "
+                    f"writes {_told(given)}. {_ADVICE}"
+                )
+        made |= {refined(spec.name): (step.stage, spec) for spec in stage.outputs}
+
+
+def _told(spec: TensorSpec) -> str:
+    return f"{spec.dtype} [{', '.join(map(str, spec.shape))}]"
 
 
 def _image_encoder(manifest: Manifest) -> tuple[_Ports, _Ports]:

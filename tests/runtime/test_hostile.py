@@ -271,6 +271,14 @@ _ATTACKS: dict[str, tuple[Change, str]] = {
         _described(*_SHAPE, value=["b", 3, 4096, 4096]),
         r"'image_encoder' has image float32 \[b, 3, 4096, 4096\].*has float32 \[b, 3, 128, 128\]",
     ),
+    "other type of what travels": (
+        _described("stages", "decoder", "inputs", 1, "dtype", value="float16"),
+        r"'decoder' reads skip0 as float16 \[1, .*, and 'image_encoder' writes float32 \[b, ",
+    ),
+    "other size of what travels": (
+        _described("stages", "decoder", "inputs", 1, "shape", 1, value=4096),
+        r"'decoder' reads skip0 as float32 \[1, 4096, .*, and 'image_encoder' writes float32 \[b, ",
+    ),
     "huge image": (_described("model", "image_size", value=2**20), "image size: expected 1 to"),
     "other image": (_described("model", "image_size", value=2048), "preprocessing makes images"),
     "huge grid": (_described("model", "grid", value=[2**10, 2**10]), "grid: expected 1 to 1,024"),
@@ -309,7 +317,14 @@ def test_every_command_refuses_it(
 #: Sizes that only contradict each other: they matter to what runs the graphs, not to a compiler,
 #: which reads the graph itself; the graph here is none, so it refuses that.
 _COMPILING = {"escnet-build", "escnet-build --plan", "escnet-bench builds"}
-_ONLY_RUNNING = {"undescribed graph", "other shape", "other image", "many blocks"}
+_ONLY_RUNNING = {
+    "undescribed graph",
+    "other shape",
+    "other type of what travels",
+    "other size of what travels",
+    "other image",
+    "many blocks",
+}
 
 
 @pytest.mark.parametrize("attack", ["huge axis", "overflowing product", "huge grid", "many blocks"])
