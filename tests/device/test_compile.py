@@ -170,7 +170,7 @@ def test_the_compiler_of_the_packages_is_there_before_it_is_asked_for(
         return 0, 13, 0
 
     monkeypatch.setattr(compiling, "_load_from_packages", lambda: loaded.append("libnvrtc"))
-    monkeypatch.setattr(compiling.nvrtc, "nvrtcVersion", version)
+    monkeypatch.setattr("cuda.bindings.nvrtc.nvrtcVersion", version)
     assert nvrtc_version() == "13.0"
     assert loaded == ["libnvrtc"]
 
@@ -186,9 +186,9 @@ def test_of_several_compilers_that_of_the_bindings_version_is_loaded(
     loaded: list[str] = []
     packages = SimpleNamespace(submodule_search_locations=[str(tmp_path)])
     monkeypatch.setattr("importlib.util.find_spec", lambda name: packages)
-    monkeypatch.setattr(compiling.ctypes, "CDLL", loaded.append)
+    monkeypatch.setattr("ctypes.CDLL", loaded.append)
     for version, name in ((12090, "libnvrtc.so.12"), (13000, "libnvrtc.so.13")):
-        monkeypatch.setattr(compiling.driver, "CUDA_VERSION", version)
+        monkeypatch.setattr("cuda.bindings.driver.CUDA_VERSION", version)
         compiling._load_from_packages()
         assert Path(loaded.pop()).name == name
         assert not loaded
