@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from escnet_runtime.engine_record import Compiler, Profile
+from escnet_runtime.errors import BackendError
 from escnet_runtime.forks import never_freed
 from escnet_runtime.manifest import TensorSpec
 
@@ -106,11 +107,12 @@ class Library:
             state: told how far it is, asked whether to stop.
 
         Raises:
+            BackendError: the library does not start here.
             BuildError: the library refuses the graph; names the ONNX node, if the library does.
             BuildMemoryError: it does not fit the memory.
         """
         with self._log.recording() as messages:
-            builder = self._trt.Builder(self._log)
+            builder = self._builder(messages)
             network, _parser = self._parsed(builder, job.onnx)  # the parser owns the weights
             monitor = _monitor(self._trt, state)  # must outlive the configuration
             config = self._config(builder, job, monitor)
@@ -127,10 +129,11 @@ class Library:
         """Most bytes of results that are alive at once in a graph, for each profile; a second.
 
         Raises:
+            BackendError: the library does not start here.
             BuildError: the library cannot read the graph; names the ONNX node.
         """
-        with self._log.recording():
-            network, _parser = self._parsed(self._trt.Builder(self._log), job.onnx)
+        with self._log.recording() as messages:
+            network, _parser = self._parsed(self._builder(messages), job.onnx)
             found = []
             for profile in job.profiles or (None,):
                 set_sizes(network, job.inputs, profile)
@@ -148,6 +151,16 @@ class Library:
     def timing_cache(self) -> bytes | None:
         """The timings so far; None where the library has no such cache."""
         return self._timing
+
+    def _builder(self, messages: "_Messages") -> Any:
+        try:
+            return self._trt.Builder(self._log)
+        except TypeError as error:  # a constructor of the bindings that got nothing
+            told = (messages.errors or messages.all)[:_MESSAGES_SHOWN]
+            raise BackendError(
+                f"{self.backend} {self.version} cannot start, as where it is for a newer CUDA than "
+                f"the driver: {'; '.join(told) or 'it gives no reason'}"
+            ) from error
 
     def _parsed(self, builder: Any, onnx: Path) -> tuple[Any, Any]:
         """The network in a file, and its parser, which must outlive it."""

@@ -122,6 +122,31 @@ def test_timings_are_kept_where_the_library_has_such_a_cache(rtx: Library, plain
     assert rtx.timing_cache() is None
 
 
+class _Unstarted:
+    """The bindings, where CUDA does not start: the library warns of it and gives no builder."""
+
+    def __init__(self, real: ModuleType) -> None:
+        self._real = real
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._real, name)
+
+    def Builder(self, logger: Any) -> None:
+        logger.log(self.ILogger.Severity.WARNING, "CUDA initialization failure with error: 35")
+        raise TypeError("pybind11::init(): factory function returned nullptr")
+
+
+def test_a_library_that_does_not_start_says_why(rtx: Library, plain: Bundle) -> None:
+    import tensorrt_rtx_bindings
+
+    library = Library("tensorrt", _Unstarted(tensorrt_rtx_bindings))
+    scores = plain.manifest.stages["scores"]
+    job = Job(onnx=plain.file(scores.file), inputs=scores.inputs, profiles=(), targets=())
+    for use in (library.survey, lambda job: library.compile(job, BuildState())):
+        with pytest.raises(BackendError, match="tensorrt .* cannot start, .* with error: 35"):
+            use(job)
+
+
 def test_the_version_is_that_of_the_bindings(rtx: Library) -> None:
     import tensorrt_rtx_bindings
 

@@ -240,6 +240,22 @@ def test_an_engine_that_is_none_says_what_the_library_said(engines: Engines) -> 
         engines.pipeline.plan(8, (11, 9))
 
 
+class Unstarted(FakeTrt):
+    """Where CUDA does not start: the library warns of it and gives no runtime."""
+
+    def Runtime(self, logger: Any) -> Any:
+        logger.log(self.ILogger.Severity.WARNING, "CUDA initialization failure with error: 35")
+        raise TypeError("pybind11::init(): factory function returned nullptr")
+
+
+def test_a_library_that_does_not_start_says_why(
+    made_up: Manifest, host: HostMachine, tmp_path: Path
+) -> None:
+    """As an error of ours, so that "auto" goes on to the next backend."""
+    with pytest.raises(BackendError, match=r"TensorRT 11\.4\.0 cannot start, .* with error: 35"):
+        Engines(made_up, host, tmp_path, library=Unstarted)
+
+
 def test_a_failing_engine_is_named_and_the_next_call_works(
     engines: Engines, image: ImageArray, text: Floats
 ) -> None:

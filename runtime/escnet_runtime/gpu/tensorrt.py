@@ -62,9 +62,7 @@ class EngineGraphs:
         self._trt, self._record, self._files, self._stages = trt, record, dict(files), stages
         self._device, self._stream = device, stream
         self._said = _Said(trt)
-        with device.current():
-            self._runtime = trt.Runtime(self._said.logger)
-        not_freed_in_children(self._runtime)
+        self._runtime = self._started()
         self._engines: dict[str, Any] = {}
         self._contexts: dict[tuple[str, _Shapes], Any] = {}
         self._compiled = None if cache is None else RuntimeCache(cache, record, device.name)
@@ -196,6 +194,17 @@ class EngineGraphs:
             self._compiled.close()
         self._runtime = None
 
+    def _started(self) -> Any:
+        try:
+            with self._device.current():
+                runtime = self._trt.Runtime(self._said.logger)
+        except TypeError as error:  # a constructor of the bindings that got nothing
+            raise self._failure(
+                f"{self.description} cannot start, as where it is for a newer CUDA than the driver"
+            ) from error
+        not_freed_in_children(runtime)
+        return runtime
+
     def _load(self, graph: str) -> Any:
         if self._closed:
             raise BackendError("the backend is closed; make a new Segmenter")
@@ -282,7 +291,7 @@ class EngineGraphs:
         }
 
     def _failure(self, what: str) -> BackendError | OutOfDeviceMemory:
-        said = "; ".join(self._said.errors()) or "it gives no reason"
+        said = "; ".join(self._said.errors() or self._said.warnings()) or "it gives no reason"
         kind = OutOfDeviceMemory if _NO_MEMORY.search(said) else BackendError
         return kind(f"{what}: {said}")
 
@@ -292,7 +301,7 @@ def _span(profile: Profile) -> int:
 
 
 class _Said:
-    """A logger of the library's class that keeps the first errors and passes warnings on.
+    """A logger of the library's class that keeps the first errors and warnings.
 
     The library may log from threads of its own, and also while nothing is run.
     """
@@ -300,9 +309,10 @@ class _Said:
     def __init__(self, trt: Any) -> None:
         self._lock = threading.Lock()
         self._errors: list[str] = []
+        self._warnings: list[str] = []
         base: Any = trt.ILogger
         severity = trt.ILogger.Severity
-        keep = self._keep
+        keep, errors, warnings = self._keep, self._errors, self._warnings
 
         class Log(base):  # type: ignore[misc]
             def __init__(self) -> None:
@@ -310,9 +320,9 @@ class _Said:
 
             def log(self, level: Any, message: str) -> None:
                 if level in (severity.ERROR, severity.INTERNAL_ERROR):
-                    keep(message)
+                    keep(message, errors)
                 elif level == severity.WARNING:
-                    _LOG.debug("%s", message)
+                    keep(message, warnings)
 
         self.logger = Log()
         # The library keeps the address of the first logger it is given as long as there is any
@@ -324,13 +334,19 @@ class _Said:
         with self._lock:
             return list(self._errors)
 
+    def warnings(self) -> list[str]:
+        """The first ones since :meth:`clear`: of some failures the library says no more."""
+        with self._lock:
+            return list(self._warnings)
+
     def clear(self) -> None:
         """Forget what was said before: the next failure has reasons of its own."""
         with self._lock:
             self._errors.clear()
+            self._warnings.clear()
 
-    def _keep(self, message: str) -> None:
+    def _keep(self, message: str, kept: list[str]) -> None:
         with self._lock:
-            if len(self._errors) < _MOST_REASONS:
-                self._errors.append(message)
+            if len(kept) < _MOST_REASONS:
+                kept.append(message)
         _LOG.debug("%s", message)
