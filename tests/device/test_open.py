@@ -4,6 +4,7 @@ import ctypes
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -90,6 +91,17 @@ def test_without_cuda_bindings_the_extra_is_named(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setitem(sys.modules, "cuda.bindings", None)
     monkeypatch.delitem(sys.modules, "escnet_runtime.device.cuda", raising=False)
     with pytest.raises(DeviceError, match=r"a GPU \(sm_90\) and no cuda.*escnet-runtime\[cuda\]"):
+        open_device()
+
+
+def test_cuda_bindings_that_do_not_load_are_an_error_of_ours(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: Driver())
+    monkeypatch.setitem(sys.modules, "cuda.bindings", ModuleType("cuda.bindings"))  # a part of it
+    for loaded in ("cuda.bindings.driver", "escnet_runtime.device.cuda"):
+        monkeypatch.delitem(sys.modules, loaded, raising=False)
+    with pytest.raises(DeviceError, match="do not load: cannot import name 'driver'.* anew"):
         open_device()
 
 

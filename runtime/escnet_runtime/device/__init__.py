@@ -18,7 +18,8 @@ def open_device(ordinal: int = 0) -> Device:
     The driver is looked for before any library is loaded, so a machine without one gets a sentence.
 
     Raises:
-        DeviceError: no GPU, no driver or one that is too old, or cuda-bindings is not installed.
+        DeviceError: no GPU, no driver or one that is too old, or cuda-bindings is not installed or
+            does not load.
     """
     gpu = require_gpu()
     try:
@@ -27,4 +28,9 @@ def open_device(ordinal: int = 0) -> Device:
         raise DeviceError(
             f"got a GPU ({gpu.target}) and no {missing.name}; install escnet-runtime[cuda]"
         ) from missing
+    except (ImportError, OSError) as broken:  # a part of it is missing, or is for another system
+        raise DeviceError(
+            f"got a GPU ({gpu.target}) and cuda-bindings that do not load: {broken}; install "
+            "escnet-runtime[cuda] anew"
+        ) from broken
     return CudaDevice(ordinal)
