@@ -66,7 +66,8 @@ def _parser() -> argparse.ArgumentParser:
         "--page",
         type=Path,
         metavar="FILE",
-        help="also put table and picture into docs/ablations.md",
+        help="also put table and picture into this Markdown file, such as docs/ablations.md, "
+        "where it has a place for the folder's name",
     )
     return parser
 
@@ -119,7 +120,7 @@ def _write(results: Sequence[Result], output: Path, page: Path | None) -> None:
         with atomic_file(output / PICTURE) as temporary:
             picture.save(temporary, format="PNG", optimize=True)
     if page is not None:
-        fill_page(page, table, picture)
+        fill_page(page, output.resolve().name, table, picture)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The place in ``docs/ablations.md`` that the command fills."""
+"""The places in ``docs/ablations.md`` that the command fills: one for each folder of runs."""
 
 from pathlib import Path
 from typing import Final
@@ -10,33 +10,42 @@ from escnet_runtime.errors import InputError
 
 __all__ = ["PICTURE", "fill_page"]
 
-#: The picture beside the table, and what it is called in the folder ``pictures`` of the page.
+#: The picture beside a folder's table.
 PICTURE: Final = "table.png"
-_IN_DOCS: Final = "pictures/ablations.png"
-_BEGIN: Final = "<!-- results: written by python -m escnet.ablations --page -->"
-_END: Final = "<!-- end of results -->"
 
 
-def fill_page(page: Path, table: str, picture: Image.Image | None) -> None:
-    """Replace what stands between the two marks by the table and, if there is one, the picture.
+def fill_page(page: Path, name: str, table: str, picture: Image.Image | None) -> None:
+    """Replace what stands between a folder's two marks by its table and, if there is one, picture.
+
+    Args:
+        page: the Markdown file.
+        name: of the folder of runs, such as "ablations-800". A page has a place for each of them,
+            and the picture lies beside it as ``pictures/NAME.png``.
+        table: as :func:`escnet.ablations.table.table_of` gives it.
+        picture: as :func:`escnet.ablations.plot.plot_of` gives it.
 
     Raises:
         InputError: the page is not there, or has not each mark once, in this order.
     """
+    opening = f"<!-- results of {name}: written by python -m escnet.ablations --page -->"
+    closing = f"<!-- end of results of {name} -->"
     text = page.read_text(encoding="utf-8") if page.is_file() else ""
-    before, begin, rest = text.partition(_BEGIN)
-    _, end, after = rest.partition(_END)
-    if not begin or not end or _BEGIN in after or _END in after:
+    before, begin, rest = text.partition(opening)
+    _, end, after = rest.partition(closing)
+    if not begin or not end or opening in after or closing in after:
         raise InputError(
-            f"{page} has no place for the results; expected a page with the lines {_BEGIN!r} and "
-            f"{_END!r}, once each"
+            f"{page} has no place for the results of {name}; expected a page with the lines "
+            f"{opening!r} and {closing!r}, once each"
         )
     shown = ""
     if picture is not None:
-        target = page.parent / _IN_DOCS
+        in_docs = f"pictures/{name}.png"
+        target = page.parent / in_docs
         target.parent.mkdir(parents=True, exist_ok=True)
         with atomic_file(target) as temporary:
             picture.save(temporary, format="PNG", optimize=True)
-        shown = f"\n![mIoU of each variant; a dot is a seed]({_IN_DOCS})\n"
+        shown = f"\n![mIoU of each variant; a dot is a seed]({in_docs})\n"
     with atomic_file(page) as temporary:
-        temporary.write_text(f"{before}{_BEGIN}\n\n{table}{shown}\n{_END}{after}", encoding="utf-8")
+        temporary.write_text(
+            f"{before}{opening}\n\n{table}{shown}\n{closing}{after}", encoding="utf-8"
+        )

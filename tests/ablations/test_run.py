@@ -70,8 +70,8 @@ def command(
 def test_results_table_and_picture_are_written(command: Command, tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     marks = (
-        "<!-- results: written by python -m escnet.ablations --page -->",
-        "<!-- end of results -->",
+        "<!-- results of out: written by python -m escnet.ablations --page -->",
+        "<!-- end of results of out -->",
     )
     page.write_text(f"Before.\n\n{marks[0]}\nold\n{marks[1]}\n\nAfter.\n")
     out = tmp_path / "out"
@@ -96,7 +96,7 @@ def test_results_table_and_picture_are_written(command: Command, tmp_path: Path)
     assert page.read_text().startswith("Before.")
     assert page.read_text().endswith("\n\nAfter.\n")
     assert "old" not in page.read_text()
-    for picture in (out / "table.png", tmp_path / "pictures" / "ablations.png"):
+    for picture in (out / "table.png", tmp_path / "pictures" / "out.png"):
         with Image.open(picture) as opened:
             assert opened.format == "PNG"
     assert not list(out.rglob("state.pt"))

@@ -91,8 +91,29 @@ def test_a_picture_is_drawn_of_any_results() -> None:
 
 def test_a_page_without_a_place_is_refused(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
-    with pytest.raises(InputError, match=r"has no place for the results"):
-        fill_page(page, "", None)
+    with pytest.raises(InputError, match=r"has no place for the results of ablations"):
+        fill_page(page, "ablations", "", None)
     page.write_text("nothing here")
-    with pytest.raises(InputError, match=r"has no place for the results"):
-        fill_page(page, "", None)
+    with pytest.raises(InputError, match=r"has no place for the results of ablations"):
+        fill_page(page, "ablations", "", None)
+
+
+def test_each_folder_of_runs_has_its_own_place(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    places = [
+        f"<!-- results of {name}: written by python -m escnet.ablations --page -->\n"
+        f"<!-- end of results of {name} -->\n"
+        for name in ("ablations", "ablations-800")
+    ]
+    page.write_text("between\n".join(places))
+    for name, steps in (("ablations-800", "of 800"), ("ablations", "of 240")):
+        fill_page(page, name, f"{steps}\n", plot_of(RESULTS))
+    short, long = page.read_text().split("between\n")
+    assert "of 240" in short
+    assert "(pictures/ablations.png)" in short
+    assert "of 800" in long
+    assert "(pictures/ablations-800.png)" in long
+    assert {path.name for path in (tmp_path / "pictures").iterdir()} == {
+        "ablations.png",
+        "ablations-800.png",
+    }
