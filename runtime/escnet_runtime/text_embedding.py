@@ -13,6 +13,7 @@ from .embedding_cache import EmbeddingCache
 from .errors import OutOfDeviceMemory
 from .pipeline import Pipeline
 from .tokenizer import END, START, Tokenizer
+from .unchanged import require_unchanged
 from .vocabulary import Vocabulary, assemble, plan_texts
 
 __all__ = ["TEXT_BATCH", "TextEmbedding"]
@@ -83,6 +84,7 @@ class TextEmbedding:
         if self._tokenizer is None:
             reference = self._bundle.manifest.tokenizer
             path = self._bundle.file(reference.file)
+            require_unchanged(path, reference.sha256, None)  # it may be long since it was checked
             self._tokenizer = Tokenizer.open(path, reference.context_length)
         return self._tokenizer
 

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from escnet_runtime.errors import BackendError, OutOfDeviceMemory
+from escnet_runtime.errors import BackendError, BundleError, OutOfDeviceMemory
 from escnet_runtime.frames import Nv12Frame
 from escnet_runtime.gpu.backend import Binding
 from escnet_runtime.gpu.bridge import BridgedGraphs
@@ -254,6 +254,14 @@ def test_a_library_that_does_not_start_says_why(
     """As an error of ours, so that "auto" goes on to the next backend."""
     with pytest.raises(BackendError, match=r"TensorRT 11\.4\.0 cannot start, .* with error: 35"):
         Engines(made_up, host, tmp_path, library=Unstarted)
+
+
+def test_an_engine_of_a_later_build_is_not_run(engines: Engines) -> None:
+    """It would load, beside those of the build that was compared with its record."""
+    path = engines.files["decoder"]
+    path.write_text(json.dumps("decoder") + " ", encoding="utf-8")
+    with pytest.raises(BundleError, match=r"decoder\.engine is another one now"):
+        engines.pipeline.plan(8, (11, 9))
 
 
 def test_a_failing_engine_is_named_and_the_next_call_works(

@@ -728,6 +728,35 @@ def _retouch(bundle: Path, file: str) -> None:
     (bundle / "bundle.json").write_text(changed.to_json(), encoding="utf-8")
 
 
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_a_bundle_that_is_replaced_is_not_mixed_with_the_one_that_is_open(
+    backend: str, bundle_copy: Path, tmp_path: Path
+) -> None:
+    """What is computed by graphs of both would be kept as the first one's, for every later run."""
+    manifest = Manifest.from_json((bundle_copy / "bundle.json").read_text(encoding="utf-8"))
+    cache, file = tmp_path / "cache", manifest.stages["text_encoder"].file
+    with Segmenter(bundle_copy, backend, cache=cache) as made:
+        _retouch(bundle_copy, file)
+        with pytest.raises(BundleError, match=r"text_encoder\.onnx is another one now.*new Segmen"):
+            made.vocabulary(["sky"])
+        (bundle_copy / file).unlink()
+        with pytest.raises(BundleError, match=r"text_encoder\.onnx is gone"):
+            made.vocabulary(["sky"])
+    assert not [path for path in cache.rglob("*") if path.is_file()]
+
+
+def test_a_bundle_that_is_copied_anew_is_the_same(bundle_copy: Path, tiny_bundle: Path) -> None:
+    with Segmenter(bundle_copy, cache=None) as made:
+        shutil.rmtree(bundle_copy)
+        shutil.copytree(tiny_bundle, bundle_copy)
+        made.vocabulary(["sky"])
+        tokenizer = bundle_copy / made.bundle.manifest.tokenizer.file
+    with Segmenter(bundle_copy, cache=None) as made:
+        tokenizer.write_bytes(tokenizer.read_bytes() + b" ")
+        with pytest.raises(BundleError, match=r"is another one now"):
+            made.vocabulary(["sky"])
+
+
 def test_an_embedding_does_not_depend_on_what_is_encoded_with_it(tiny_bundle: Path) -> None:
     names = ["cat", "dog", "a very long name of a thing", "tv", "sofa, couch", "物"]
     with Segmenter(tiny_bundle, cache=None) as segmenter:

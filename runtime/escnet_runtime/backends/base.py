@@ -5,6 +5,7 @@ without looking inside, and asks for a NumPy array only where it computes itself
 """
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
@@ -13,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..manifest import Precision, Stage
+from ..unchanged import FileState, file_state, reading
 
 __all__ = ["Array", "Backend", "GraphFile", "Tensor"]
 
@@ -25,12 +27,13 @@ class GraphFile:
     """Where a graph's ONNX lies and what precision it is typed in.
 
     ``stage`` is what the bundle says of its inputs and outputs, which the file must have; None if
-    nothing is known of them.
+    nothing is known of them. ``state`` is that of the file when the bundle was opened.
     """
 
     path: Path
     precision: Precision
     stage: Stage | None = None
+    state: FileState | None = None
 
     @classmethod
     def of(cls, path: Path, stage: Stage) -> "GraphFile":
@@ -40,7 +43,18 @@ class GraphFile:
         to handle bf16 has to know it of this file too.
         """
         types = {port.dtype for port in (*stage.inputs, *stage.outputs)}
-        return cls(path, Precision.BF16 if "bfloat16" in types else stage.precision, stage)
+        precision = Precision.BF16 if "bfloat16" in types else stage.precision
+        return cls(path, precision, stage, file_state(path))
+
+    def reading(self) -> AbstractContextManager[Path]:
+        """The path, for a block that reads it.
+
+        Raises:
+            BundleIntegrityError: when the block ends, if it is no more the file of that stage.
+        """
+        if self.stage is None:
+            return nullcontext(self.path)
+        return reading(self.path, self.stage.sha256, self.state)
 
 
 class Backend(Protocol):

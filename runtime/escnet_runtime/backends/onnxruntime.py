@@ -15,7 +15,7 @@ from typing import Any, Final
 import numpy as np
 import onnxruntime as ort
 
-from ..errors import BackendError
+from ..errors import BackendError, BundleIntegrityError
 from ..forks import not_freed_in_children
 from ..lanes import best_lanes, thread_limit, usable_cores
 from ..manifest import Precision
@@ -118,7 +118,7 @@ class OnnxRuntimeBackend:
         file = self._graphs[graph]
         try:
             session = self._kept(file, threads) or self._made(file, threads)
-        except BackendError:
+        except (BackendError, BundleIntegrityError):
             raise
         except Exception as error:
             raise BackendError(
@@ -145,14 +145,21 @@ class OnnxRuntimeBackend:
         """A session of the graph itself; what ONNX Runtime makes of it is kept."""
         if file.precision is Precision.BF16:
             # Never kept: what it is made of, code of ours, is no part of a key.
-            return _session(_emulated_bf16(file.path.read_bytes()), threads)
+            with file.reading() as path:
+                model = path.read_bytes()
+            return _session(_emulated_bf16(model), threads)
         if self._cache is not None and file.stage is not None:
             try:
-                with self._cache.keeping(file.stage.sha256, file.path) as target:
-                    return _session(str(file.path), threads, rewritten=target)
+                # Within: what was made of another file is not kept under this one's name.
+                with (
+                    self._cache.keeping(file.stage.sha256, file.path) as target,
+                    file.reading() as path,
+                ):
+                    return _session(str(path), threads, rewritten=target)
             except Exception as error:  # a full disk; or the graph, which then fails again
                 _LOG.debug("a graph is loaded without keeping it: %s", error)
-        return _session(str(file.path), threads)
+        with file.reading() as path:
+            return _session(str(path), threads)
 
 
 def _session(

@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 import openvino
 
-from ..errors import BackendError
+from ..errors import BackendError, BundleIntegrityError
 from ..forks import not_freed_in_children
 from ..lanes import best_lanes, thread_limit, usable_cores
 from ..manifest import Precision
@@ -177,7 +177,7 @@ class OpenVinoBackend:
                 for index, array in enumerate(arrays.values()):
                     request.set_output_tensor(index, _tensor(array, form.model.output(index)))
                 request.infer(feeds, share_inputs=True, share_outputs=True)
-        except BackendError:
+        except (BackendError, BundleIntegrityError):
             raise
         except Exception as error:  # OpenVINO's errors share no base below Exception
             raise BackendError(f"graph {graph!r} failed in OpenVINO: {error}") from error
@@ -256,9 +256,10 @@ class OpenVinoBackend:
     def _made(self, graph: str, shapes: Mapping[str, list[int]], options: Mapping[str, Any]) -> Any:
         """The graph compiled, and kept so."""
         file = self._graphs[graph]
-        model = self._core.read_model(file.path)
-        model.reshape(dict(shapes))
-        compiled = self._core.compile_model(model, _DEVICE, dict(options))
+        with file.reading() as path:  # weights are read while it compiles
+            model = self._core.read_model(path)
+            model.reshape(dict(shapes))
+            compiled = self._core.compile_model(model, _DEVICE, dict(options))
         if self._cache is not None and file.stage is not None:
             key = _key(file.stage.sha256, shapes, options)
             try:

@@ -36,7 +36,7 @@ from ..backends.base import GraphFile
 from ..backends.onnxruntime import SLOW_ON_A_CPU
 from ..backends.ports import require_ports
 from ..device.base import Device, Stream
-from ..errors import BackendError, DeviceError, OutOfDeviceMemory
+from ..errors import BackendError, BundleIntegrityError, DeviceError, OutOfDeviceMemory
 from ..forks import never_freed, not_freed_in_children
 from ..manifest import DType
 from .backend import Binding
@@ -269,13 +269,15 @@ class OrtGraphs:
             # Twenty sessions would have a pool of threads each, for nodes that all run elsewhere.
             options.intra_op_num_threads = 1
         try:
-            with self._device.current():
+            with file.reading() as path, self._device.current():
                 session = ort.InferenceSession(
-                    str(file.path),
+                    str(path),
                     options,
                     providers=[self._provider_with_options()],
                     disabled_optimizers=list(SLOW_ON_A_CPU) if self._provider == "cpu" else [],
                 )
+        except BundleIntegrityError:
+            raise
         except Exception as error:
             what = (
                 f"ONNX Runtime {ort.__version__} cannot load graph {graph!r} ({file.precision} "

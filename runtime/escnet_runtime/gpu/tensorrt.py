@@ -18,6 +18,7 @@ from ..engine_record import EngineRecord, Profile
 from ..errors import BackendError, DeviceError, OutOfDeviceMemory
 from ..forks import never_freed, not_freed_in_children
 from ..manifest import Stage
+from ..unchanged import file_state, require_unchanged
 from .backend import Binding
 from .runtime_cache import RuntimeCache
 
@@ -60,6 +61,7 @@ class EngineGraphs:
         cache: Path | None = None,
     ) -> None:
         self._trt, self._record, self._files, self._stages = trt, record, dict(files), stages
+        self._states = {name: file_state(path) for name, path in files.items()}
         self._device, self._stream = device, stream
         self._said = _Said(trt)
         self._runtime = self._started()
@@ -217,6 +219,9 @@ class EngineGraphs:
             engine = self._runtime.deserialize_cuda_engine(self._files[graph].read_bytes())
         if engine is None:
             raise self._failure(f"{self.description} cannot load the engine of graph {graph!r}")
+        # An engine of another build runs as well, and computes something else.
+        sha256 = self._record.engines[graph].sha256
+        require_unchanged(self._files[graph], sha256, self._states[graph])
         not_freed_in_children(engine)
         return engine
 
