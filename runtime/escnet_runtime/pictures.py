@@ -24,6 +24,7 @@ __all__ = [
     "enlarged",
     "is_own_picture",
     "label_image",
+    "label_png_origin",
     "read_label_png",
     "save_label_png",
     "save_picture",
@@ -33,6 +34,7 @@ Labels = NDArray[np.uint8] | NDArray[np.uint16]
 
 CLASSES_KEY = "escnet:classes"
 PICTURE_KEY = "escnet:picture"
+ORIGIN_KEY = "escnet:origin"
 
 _PNG_HEAD = 25  # bytes up to the bits of a sample: signature, chunk IHDR, width, height, bits
 _SMALLEST_SIDE = 320  # a picture whose longer side is shorter is enlarged for the legend's sake
@@ -146,16 +148,25 @@ def label_image(labels: Labels, classes: int) -> Image.Image:
     return image
 
 
-def save_label_png(path: str | os.PathLike[str], labels: Labels, names: Sequence[str]) -> None:
+def save_label_png(
+    path: str | os.PathLike[str],
+    labels: Labels,
+    names: Sequence[str],
+    *,
+    origin: str | None = None,
+) -> None:
     """Write a label map: label_image() as PNG, with the names as JSON in an iTXt chunk.
 
-    The chunk's keyword is "escnet:classes". Raises InputError if a label has no name or the file
+    The chunk's keyword is "escnet:classes". ``origin``, a text that tells what the map was made of,
+    stands in one called "escnet:origin". Raises InputError if a label has no name or the file
     cannot be written.
     """
     check_labels(labels, names)
     # Uncompressed: Pillow reads at most a megabyte of compressed text.
     chunks = PngImagePlugin.PngInfo()
     chunks.add_itxt(CLASSES_KEY, json.dumps(list(names)))
+    if origin is not None:
+        chunks.add_itxt(ORIGIN_KEY, origin)
     image = label_image(labels, len(names))
     with atomic_file(Path(path)) as temporary:
         image.save(temporary, "PNG", pnginfo=chunks)
@@ -193,6 +204,16 @@ def read_label_png(path: str | os.PathLike[str]) -> tuple[Labels, list[str] | No
     ):
         raise ImageError(f"{path}: its chunk {CLASSES_KEY!r} is not a JSON list of names")
     return labels, names
+
+
+def label_png_origin(path: str | os.PathLike[str]) -> str | None:
+    """The ``origin`` of save_label_png(); None where a file has none, or is none. Reads its head."""
+    try:
+        with Image.open(path, formats=["PNG"]) as image:
+            found = image.info.get(ORIGIN_KEY)
+    except Exception:  # decoders raise nearly anything for damaged files
+        return None
+    return None if found is None else str(found)
 
 
 def save_picture(image: Image.Image, path: str | os.PathLike[str]) -> None:

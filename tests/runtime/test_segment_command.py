@@ -311,3 +311,87 @@ def test_a_folder_that_is_also_the_output_does_not_feed_itself(
     words = [str(tiny_bundle), str(tmp_path), "--classes", "cat", "--output", str(tmp_path / "o")]
     assert main([*words, "--json"]) == 2
     assert "has written" in answer(capsys)["error"]["message"]
+
+
+def test_a_run_that_was_killed_goes_on_where_it_was(
+    tiny_bundle: Path, photos: Path, tmp_path: Path, capsys: Captured
+) -> None:
+    (photos / "torn.png").unlink()
+    output = tmp_path / "out"
+    words = [str(tiny_bundle), str(photos), "--classes", "cat, sofa", "--output", str(output)]
+
+    def milliseconds(*more: str) -> dict[str, float | None]:
+        assert main([*words, "--json", *more]) == 0
+        return {
+            Path(entry["path"]).name: entry["milliseconds"] for entry in answer(capsys)["images"]
+        }
+
+    assert None not in milliseconds("--resume").values()
+    first = {path: path.stat().st_mtime_ns for path in output.iterdir()}
+    assert milliseconds("--resume") == {"tall.jpg": None, "wide.png": None}
+    assert {path: path.stat().st_mtime_ns for path in output.iterdir()} == first
+    # Without the option all is done anew, as ever.
+    assert None not in milliseconds().values()
+    # Killed between the two pictures of an image, or while one was written by somebody else.
+    (output / "wide_overlay.png").unlink()
+    assert [name for name, ms in milliseconds("--resume").items() if ms] == ["wide.png"]
+    labels = output / "tall_labels.png"
+    labels.write_bytes(labels.read_bytes()[:-40])
+    assert [name for name, ms in milliseconds("--resume").items() if ms] == ["tall.jpg"]
+    # Another image of that name; other options; another bundle.
+    Image.new("RGB", (50, 40), "teal").save(photos / "wide.png")
+    assert [name for name, ms in milliseconds("--resume").items() if ms] == ["wide.png"]
+    assert None not in milliseconds("--resume", "--template", "my {}").values()
+    assert None not in milliseconds("--resume", "--window", "sliding").values()
+    assert None not in milliseconds("--resume").values()
+
+
+def test_what_is_left_of_an_earlier_run_is_told_like_the_rest(
+    tiny_bundle: Path, photos: Path, tmp_path: Path, capsys: Captured
+) -> None:
+    words = [str(tiny_bundle), str(photos), "--classes", "cat, sofa", "--resume"]
+    words += ["--output", str(tmp_path / "out"), "--no-overlay"]
+    assert main([*words, "--json"]) == 1
+    first = {entry["path"]: entry for entry in answer(capsys)["images"]}
+    assert main([*words, "--json"]) == 1
+    out, err = capsys.readouterr()
+    for entry in json.loads(out)["images"]:
+        before = first[entry["path"]]
+        if "error" not in before:
+            before |= {"milliseconds": None, "kept": None}
+        assert entry == before
+    assert "left 2 of 3 images as an earlier run has them" in err
+    assert main(words) == 1
+    assert "tall_labels.png" in capsys.readouterr().out
+
+
+def test_an_overlay_of_other_labels_is_not_taken_for_these(
+    tiny_bundle: Path,
+    photos: Path,
+    tmp_path: Path,
+    capsys: Captured,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Killed between the two pictures of an image that other categories were asked of before."""
+    output = tmp_path / "out"
+    words = [str(tiny_bundle), str(photos / "wide.png"), "--output", str(output), "--json"]
+    assert main([*words, "--classes", "cat, sofa"]) == 0
+    before = (output / "wide_overlay.png").read_bytes()
+    at_the_kill: dict[str, bytes] = {}
+
+    def killed(path: Path, *_: object, **__: object) -> None:
+        at_the_kill.update({file.name: file.read_bytes() for file in output.iterdir()})
+        raise InputError("killed")
+
+    with monkeypatch.context() as changed:
+        changed.setattr(segment, "save_label_png", killed)
+        assert main([*words, "--classes", "a photo, a dog, a wall"]) == 1
+    assert at_the_kill["wide_overlay.png"] != before
+    capsys.readouterr()
+    for classes in ("a photo, a dog, a wall", "cat, sofa"):
+        shutil.rmtree(output)
+        output.mkdir()
+        for name, content in at_the_kill.items():
+            (output / name).write_bytes(content)
+        assert main([*words, "--classes", classes, "--resume"]) == 0
+        assert answer(capsys)["images"][0]["milliseconds"] is not None

@@ -1,6 +1,8 @@
 """``escnet-segment``: label maps and overlays of images, for any list of categories."""
 
 import argparse
+import hashlib
+import json
 import logging
 import tempfile
 import time
@@ -13,10 +15,17 @@ from rich.table import Table
 from rich.text import Text
 
 from ..console import Console, command_parser, printable, run_command
-from ..errors import EscNetError, InputError
+from ..errors import EscNetError, ImageError, InputError
 from ..images import find_images
 from ..memory import peak_memory
-from ..pictures import is_own_picture, save_picture
+from ..pictures import (
+    areas,
+    is_own_picture,
+    label_png_origin,
+    read_label_png,
+    save_label_png,
+    save_picture,
+)
 from ..result import Segmentation
 from ..segmenter import Segmenter
 from ..shortlist import parse_shortlist
@@ -37,6 +46,10 @@ synonyms ("sofa, couch"), any other one belongs to the name ("1,000 yen note").
 Each image gives STEM_labels.png, a palette PNG (16-bit grey above 256 categories) of indices into
 the categories, and STEM_overlay.png, the image under colours with a legend. An image that cannot be
 read does not stop the others; the exit code is then 1.
+
+The same command with --resume goes on where one was interrupted: images whose pictures are there,
+of the same bundle, categories and options, are left as they are, and listed with no milliseconds.
+Images that have changed or failed are segmented, and so is all of a video.
 
 A video file or a camera ("camera:0") gives STEM_overlay.mp4, every frame under its colours beside a
 legend (categories keep their line; those not in the picture are pale), and STEM_legend.png, the
@@ -98,6 +111,12 @@ def _parser() -> argparse.ArgumentParser:
         help='text around a category, such as "a photo of a {}"; several are averaged',
     )
     add("--frames", metavar="N", type=int, help="stop a video or a camera after so many frames")
+    add(
+        "--resume",
+        action="store_true",
+        help="leave images alone that an earlier run with the same bundle, categories and options "
+        "has segmented into the same folder",
+    )
     add("--no-overlay", action="store_true", help="write the label maps alone")
     add("--no-legend", action="store_true", help="write videos at their own size, without legend")
     add(
@@ -122,11 +141,19 @@ def _segment(arguments: argparse.Namespace, console: Console) -> tuple[int, dict
         _require_writable(arguments.output)
         targets = _targets(images, arguments.output)
         vocabulary = segmenter.vocabulary(names, templates=arguments.template)
+        common = _common_origin(segmenter, vocabulary, arguments)
         entries = []
         with console.progress("segmenting", len(images) if images else None) as advance:
             for path, target in zip(images, targets, strict=True):
-                entries.append(_one(segmenter, vocabulary, path, target, arguments))
+                origin = _origin(common, path)
+                entry = _earlier(path, target, origin, arguments) if arguments.resume else None
+                entries.append(
+                    entry or _one(segmenter, vocabulary, path, target, origin, arguments)
+                )
                 advance()
+        if arguments.resume:
+            kept = sum(entry.get("milliseconds", 0) is None for entry in entries)
+            _LOG.info("left %d of %d images as an earlier run has them", kept, len(entries))
         shown = [segment_video(segmenter, vocabulary, name, arguments, console) for name in videos]
         document: dict[str, Any] = {
             "backend": segmenter.backend,
@@ -206,11 +233,63 @@ def _targets(images: Iterable[Path], folder: Path) -> list[_Target]:
     return targets
 
 
+def _common_origin(
+    segmenter: Segmenter, vocabulary: Vocabulary, arguments: argparse.Namespace
+) -> list[object]:
+    """What decides the labels of any image: two runs that have it equal give the same pictures.
+
+    Not the backend and the chunk, which change near-ties at most.
+    """
+    return [
+        hashlib.sha256(segmenter.bundle.manifest.to_json().encode()).hexdigest(),
+        vocabulary.names,
+        vocabulary.templates,
+        arguments.window,
+        arguments.shortlist,
+    ]
+
+
+def _origin(common: list[object], path: Path) -> str | None:
+    """Of an image's pictures; None if the image cannot be looked at."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    whole = [*common, path.name, status.st_size, status.st_mtime_ns]
+    return hashlib.sha256(json.dumps(whole).encode()).hexdigest()
+
+
+def _earlier(
+    path: Path, target: _Target, origin: str | None, arguments: argparse.Namespace
+) -> dict[str, Any] | None:
+    """The entry of an image that an earlier run has segmented; None if it is still to be done."""
+    overlay = None if arguments.no_overlay else target.overlay
+    if origin is None or label_png_origin(target.labels) != origin:
+        return None
+    if overlay is not None and not overlay.is_file():
+        return None
+    try:
+        labels, names = read_label_png(target.labels)
+    except ImageError:
+        return None
+    return {
+        "path": str(path),
+        "width": labels.shape[1],
+        "height": labels.shape[0],
+        "labels": str(target.labels),
+        "overlay": overlay and str(overlay),
+        "milliseconds": None,
+        "kept": None,
+        "area": areas(labels, names or []),
+    }
+
+
 def _one(
     segmenter: Segmenter,
     vocabulary: Vocabulary,
     path: Path,
     target: _Target,
+    origin: str | None,
     arguments: argparse.Namespace,
 ) -> dict[str, Any]:
     """Segment an image and write its pictures; the entry of the result, also of a failure."""
@@ -218,7 +297,7 @@ def _one(
     try:
         result = segmenter(path, vocabulary, window=arguments.window, shortlist=arguments.shortlist)
         milliseconds = 1000 * (time.perf_counter() - start)
-        overlay = _write(result, target, arguments.no_overlay)
+        overlay = _write(result, target, origin, arguments.no_overlay)
     except (EscNetError, OSError, MemoryError) as error:
         message = str(error) or "not enough memory"
         _LOG.error("%s", message if str(path) in message else f"{path}: {message}")
@@ -236,18 +315,26 @@ def _one(
     }
 
 
-def _write(result: Segmentation, target: _Target, no_overlay: bool) -> Path | None:
-    """Both pictures or none; returns the overlay's path."""
-    picture = None if no_overlay else result.overlay()
-    result.save_labels(target.labels)
-    if picture is None:
-        return None
+def _write(
+    result: Segmentation, target: _Target, origin: str | None, no_overlay: bool
+) -> Path | None:
+    """Both pictures or none; returns the overlay's path.
+
+    The label map, which says what both are of, goes first and comes last: where it stands, the
+    overlay beside it is of the same run, also if one was killed between the two.
+    """
+    overlay = None if no_overlay else target.overlay
+    if overlay is not None:
+        picture = result.overlay()
+        target.labels.resolve().unlink(missing_ok=True)
+        save_picture(picture, overlay)
     try:
-        save_picture(picture, target.overlay)
+        save_label_png(target.labels, result.labels, result.names, origin=origin)
     except BaseException:
-        target.labels.unlink(missing_ok=True)
+        if overlay is not None:
+            overlay.unlink(missing_ok=True)
         raise
-    return target.overlay
+    return overlay
 
 
 def _show(document: dict[str, Any], output: Path, console: Console) -> None:
@@ -267,7 +354,7 @@ def _show(document: dict[str, Any], output: Path, console: Console) -> None:
         pictures = [
             printable(Path(entry[kind]).name) for kind in ("labels", "overlay") if entry[kind]
         ]
-        milliseconds = f"{entry['milliseconds']:.0f}"
+        milliseconds = "" if entry["milliseconds"] is None else f"{entry['milliseconds']:.0f}"
         table.add_row(path, Text(", ".join(largest)), Text("\n".join(pictures)), milliseconds)
     if document["images"]:
         console.print(table)
