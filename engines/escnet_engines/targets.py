@@ -45,7 +45,8 @@ def choose_targets(library: Library, wanted: str, here: tuple[str, ...]) -> tupl
         if strange:
             raise InputError(
                 f"{library.backend} {library.version} does not compile these graphs for "
-                f"{', '.join(strange)}; it does for {', '.join(known)}"
+                f"{', '.join(strange)}; it does for {', '.join(known)}. For others, of a Jetson "
+                "or a data center, compile by --backend tensorrt, on the machine that has the GPU"
             )
     return tuple(sorted(set(names), key=_number))
 
@@ -72,11 +73,14 @@ def _number(target: str) -> int:
 
 
 def _require_here(library: Library, names: list[str], here: tuple[str, ...]) -> None:
-    advice = "compile on that GPU, or with --backend tensorrt-rtx"
+    advice = (
+        "run escnet-build there (a Jetson's engines are built on the Jetson), or, for the GPUs of "
+        "GeForce and RTX, here with --backend tensorrt-rtx --target"
+    )
     if not here:
         raise BackendError(
             f"{library.backend} compiles on the GPU that it compiles for, and no NVIDIA GPU is "
-            f"visible; {advice} and --target"
+            f"visible; {advice}"
         )
     if set(names) != set(here):
         raise InputError(

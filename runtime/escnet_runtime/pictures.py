@@ -207,7 +207,7 @@ def read_label_png(path: str | os.PathLike[str]) -> tuple[Labels, list[str] | No
 
 
 def label_png_origin(path: str | os.PathLike[str]) -> str | None:
-    """The ``origin`` of save_label_png(); None where a file has none, or is none. Reads its head."""
+    """The ``origin`` of save_label_png(), from a file's head; None where there is none."""
     try:
         with Image.open(path, formats=["PNG"]) as image:
             found = image.info.get(ORIGIN_KEY)

@@ -43,6 +43,7 @@ def test_rtx_knows_its_gpus(rtx: Library) -> None:
     [
         ("auto", (), BackendError, "no NVIDIA GPU is visible; name the GPUs .*--target sm_86"),
         ("auto", ("sm_90",), InputError, "for sm_90; it does for sm_80"),
+        ("sm_87", (), InputError, "sm_87; .* of a Jetson .* by --backend tensorrt, on the mach"),
         ("auto", ("sm_75",), InputError, "does not compile these graphs for sm_75; it does for"),
         ("sm_75,sm_86", (), InputError, "does not compile these graphs for sm_75; it does for"),
         ("sm_86,sm_99", (), InputError, "does not compile these graphs for sm_99"),
@@ -66,6 +67,8 @@ def test_tensorrt_compiles_for_the_gpu_that_is_here() -> None:
         choose_targets(TENSORRT, "sm_86", ("sm_90",))
     with pytest.raises(BackendError, match=r"no NVIDIA GPU is visible; .*tensorrt-rtx"):
         choose_targets(TENSORRT, "sm_86", ())
+    with pytest.raises(InputError, match=r"not for sm_87; .*Jetson's engines are built on the Jet"):
+        choose_targets(TENSORRT, "sm_87", ("sm_89",))
 
 
 def test_bf16_needs_ampere_where_turing_is_here() -> None:
