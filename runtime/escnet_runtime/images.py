@@ -149,6 +149,11 @@ def _from_file(path: Path) -> tuple[ImageArray, int]:
         ) from None
     except ImageError:
         raise
+    except Image.DecompressionBombError as error:
+        raise ImageError(
+            f"cannot read {path}: {_reason(error).rstrip('.')}. Cut it into tiles, or pass its "
+            "pixels as an array (docs/deploy.md)"
+        ) from error
     except Exception as error:  # whatever a decoder makes of a damaged header
         raise ImageError(f"cannot read {path}: {_reason(error)}") from error
     with opened:
