@@ -191,8 +191,9 @@ class Segmenter(Closing):
         """Segment one image.
 
         Args:
-            image: a path, a PIL image, or a uint8 array [H, W, 3] (other modes are converted). With
-                a backend on a GPU also an array there, uint8 [H, W, 3] or [H, W, 4] in C order
+            image: a path, a PIL image, or a uint8 array [H, W, 3], RGB (other modes are converted;
+                BGR, which is OpenCV's, looks the same and is not: ``frame[:, :, ::-1]``). With a
+                backend on a GPU also an array there, uint8 [H, W, 3] or [H, W, 4] in C order
                 (the fourth channel is not read), of
                 any library that has DLPack or the CUDA array interface: nothing is uploaded then.
                 Or an :class:`Nv12Frame` of a camera or a decoder, on either side; on a GPU its
