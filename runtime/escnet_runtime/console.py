@@ -17,6 +17,7 @@ import json
 import logging
 import os
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final, NoReturn, Protocol, TypeAlias
@@ -41,8 +42,11 @@ __all__ = [
     "run_command",
 ]
 
+_LOG: Final = logging.getLogger(__name__)
+_clock = time.monotonic
 _LOGGERS: Final = ("escnet", "escnet_bench", "escnet_engines", "escnet_export", "escnet_runtime")
 _FAILED, _WRONG_INPUT, _INTERRUPTED, _PIPE_CLOSED = 1, 2, 130, 141
+_SAID_SECONDS: Final = 30.0  # between two lines of progress where there is no bar
 #: Columns where the width cannot be known: tables are as wide as they need, up to this.
 _WIDE: Final = 200
 
@@ -78,6 +82,9 @@ class Console:
     def progress(self, description: str, total: float | None) -> Iterator[Advance]:
         """A progress bar on standard error, if that is a terminal, without ``--json``, ``--quiet``.
 
+        Elsewhere a line in the log every half minute, so that work that takes longer is not taken
+        for a process that hangs: over a pipe, in a container, as a service.
+
         Args:
             description: what is being done, a few words.
             total: number of steps; None where it is not known.
@@ -88,12 +95,19 @@ class Console:
         )
         with bar:
             task = bar.add_task(description, total=total)
+            done, said = 0.0, _clock()
 
             def advance(step: str = "", /, *, count: float = 1) -> None:
+                nonlocal done, said
+                text = printable(f"{description}: {step}" if step else description)
                 if step:
-                    text = escape(printable(f"{description}: {step}"))
-                    bar.update(task, description=text)
+                    bar.update(task, description=escape(text))
                 bar.advance(task, count)
+                done += count
+                if hidden and _clock() - said >= _SAID_SECONDS:
+                    said = _clock()
+                    of = "" if total is None else f" of {total:.0f}"
+                    _LOG.info("%s (%d%s done)", text, done, of)
 
             yield advance
 

@@ -171,6 +171,39 @@ def test_progress_stays_off_a_pipe(capsys: Captured) -> None:
 
 
 @pytest.mark.parametrize(
+    ("words", "lines"),
+    [
+        ((), ["work: b, tactics (1 of 3 done)", "work (2 of 3 done)"]),
+        (("--json",), ["work: b, tactics (1 of 3 done)", "work (2 of 3 done)"]),
+        (("--quiet",), []),
+    ],
+)
+def test_long_work_off_a_terminal_says_where_it_is(
+    words: tuple[str, ...],
+    lines: list[str],
+    capsys: Captured,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Minutes of nothing look like a process that hangs."""
+    now = 0.0
+    monkeypatch.setattr("escnet_runtime.console._clock", lambda: now)
+
+    def command(arguments: argparse.Namespace, console: Console) -> tuple[int, Mapping[str, Any]]:
+        nonlocal now
+        with console.progress("work", 3) as advance:
+            for seconds, step, count in (
+                *((29.0, "a", 1), (2.0, "b, tactics", 0.5), (28.0, "b, tactics", 0.0)),
+                *((3.0, "", 0.5), (1.0, "c", 1)),
+            ):
+                now += seconds
+                advance(step, count=count)
+        return 0, {}
+
+    assert run(command, *words) == 0
+    assert capsys.readouterr().err.splitlines() == lines
+
+
+@pytest.mark.parametrize(
     ("text", "shown"), [("naïve 猫", "naïve 猫"), ("a\x1b\n", "a\\x1b\\n"), ("\udcff", "\\udcff")]
 )
 def test_printable(text: str, shown: str) -> None:
