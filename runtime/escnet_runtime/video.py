@@ -1,6 +1,5 @@
 """Videos and cameras as frames, and frames as a video, through PyAV (``escnet-runtime[video]``)."""
 
-import re
 import sys
 from collections import deque
 from collections.abc import Iterator
@@ -19,10 +18,10 @@ from .errors import ImageError, InputError
 from .frames import Nv12Frame
 from .images import ImageArray
 from .nv12 import YuvEncoding
+from .video_source import camera_number, is_address, without_secrets
 
 __all__ = ["VideoReader", "VideoWriter"]
 
-_CAMERA: Final = re.compile(r"camera:(\d{1,3})")
 #: Formats whose planes are NV12's, or NV12's with chroma in two planes.
 _NEARLY_NV12: Final = frozenset({"nv12", "yuv420p", "yuvj420p"})
 #: FFmpeg's AVColorSpace, those that YuvEncoding has. 2 is "not said".
@@ -34,6 +33,8 @@ _MATRICES: Final[dict[int, Literal["bt601", "bt709"]]] = {
 }
 _FULL: Final = 2  # of AVColorRange
 _USUAL_RATE: Final = Fraction(30)  # frames a second, where a source does not say
+#: Until an address answers, and until its next frame: what is silent for longer is gone.
+_PATIENCE: Final = (10.0, 30.0)
 #: The first that the installed FFmpeg has. All of them take yuv420p and go into .mp4.
 _CODECS: Final = ("libx264", "libopenh264", "mpeg4")
 #: Of what is written: 24, 25, 30, 60 and 30000/1001 frames a second last a whole number of it, and
@@ -42,12 +43,14 @@ _TICK: Final = Fraction(1, 60000)
 
 
 class VideoReader(Closing):
-    """The frames of a video file, or of a camera until somebody stops asking.
+    """The frames of a video file, or of a camera or a stream until somebody stops asking.
 
     Frames stand upright: a phone that is turned writes how, in place of turning its pictures.
 
     Args:
-        source: a file, or "camera:N" for the N-th camera (Linux and macOS).
+        source: a file, "camera:N" for the N-th camera (Linux and macOS), or an address in the
+            network, such as "rtsp://user:password@camera/stream". An address that does not answer
+            within 10 s, or sends no frame for 30, is an error.
 
     Attributes:
         times: a caller that wants to know when frames are shown sets this to an empty deque. For
@@ -60,17 +63,15 @@ class VideoReader(Closing):
 
     def __init__(self, source: str) -> None:
         self.source = source
-        camera = _CAMERA.fullmatch(source)
         try:
-            self._container: InputContainer = (
-                _open_camera(int(camera[1])) if camera else av.open(source)
-            )
+            self._container: InputContainer = _opened(source)
         except (OSError, ValueError, av.FFmpegError) as error:
-            what = "camera" if camera else "video"
-            raise ImageError(f"cannot open the {what} {source}: {_reason(error)}") from error
+            what = "video" if camera_number(source) is None else "camera"
+            message = f"cannot open the {what} {source}: {_reason(error)}"
+            raise ImageError(without_secrets(message, source)) from error
         if not self._container.streams.video:
             self._container.close()
-            raise ImageError(f"{source} has no video in it")
+            raise ImageError(without_secrets(f"{source} has no video in it", source))
         self._stream = self._container.streams.video[0]
         self._stream.thread_type = "AUTO"
         self.times: deque[Fraction | None] | None = None
@@ -113,7 +114,8 @@ class VideoReader(Closing):
                     self.times.append(_time(frame))
                 yield frame
         except av.FFmpegError as error:
-            raise ImageError(f"cannot read on in {self.source}: {_reason(error)}") from error
+            message = f"cannot read on in {self.source}: {_reason(error)}"
+            raise ImageError(without_secrets(message, self.source)) from error
 
     def close(self) -> None:
         """Let go of the file or the camera."""
@@ -277,6 +279,17 @@ def _nv12_frame(frame: av.VideoFrame, encoding: YuvEncoding) -> Nv12Frame:
     return Nv12Frame(
         luma=turn.of(luma[: frame.height, : frame.width]), chroma=turn.of(pairs), encoding=encoding
     )
+
+
+def _opened(source: str) -> InputContainer:
+    number = camera_number(source)
+    if number is not None:
+        return _open_camera(number)
+    if not is_address(source):
+        return av.open(source)
+    # Over UDP, RTSP's default, a busy network tears pictures.
+    options = {"rtsp_transport": "tcp"} if source.lower().startswith("rtsp") else {}
+    return av.open(source, timeout=_PATIENCE, options=options)
 
 
 def _open_camera(number: int) -> InputContainer:

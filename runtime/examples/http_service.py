@@ -51,7 +51,7 @@ class Model:
 
 
 class Service(ThreadingHTTPServer):
-    """Serves the bundle that lies at a path, and after :meth:`reload` the one that lies there then."""
+    """Serves the bundle at a path; after :meth:`reload`, the one that is there then."""
 
     daemon_threads = True
 

@@ -135,7 +135,5 @@ def test_a_message_of_ros_becomes_an_image(encoding: str) -> None:
     colours = expected if encoding == "rgb8" else expected[:, :, ::-1]
     padded = np.zeros((5, 24), np.uint8)
     padded[:, :21] = colours.reshape(5, 21)
-    message = SimpleNamespace(
-        height=5, width=7, step=24, encoding=encoding, data=padded.tobytes()
-    )
+    message = SimpleNamespace(height=5, width=7, step=24, encoding=encoding, data=padded.tobytes())
     np.testing.assert_array_equal(snippet("pixels")(message), expected)

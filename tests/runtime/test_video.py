@@ -1,7 +1,13 @@
 """Videos: what is written is read, what is no video says so, and escnet-segment takes them."""
 
+import functools
+import http.server
 import json
+import os
+import re
+import signal
 import struct
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from fractions import Fraction
@@ -17,6 +23,7 @@ from escnet_runtime.commands.segment_video import is_video
 from escnet_runtime.errors import ImageError, InputError
 from escnet_runtime.images import ImageArray, load_image
 from escnet_runtime.video import VideoReader, VideoWriter, _encoding, _nv12_frame, _Turn
+from escnet_runtime.video_source import is_live, source_stem, without_secrets
 
 
 def frame(index: int, height: int = 48, width: int = 64) -> ImageArray:
@@ -225,6 +232,116 @@ def test_ctrl_c_ends_a_camera_and_stops_at_a_file(
     else:
         assert (code, opened) == (130, [str(video)])
         assert list(output.iterdir()) == []
+
+
+_CAMERA = "rtsp://operator:secret@10.0.0.5:554/front/1?token=secret"
+
+
+@pytest.mark.parametrize(
+    ("source", "shown", "stem"),
+    [
+        (_CAMERA, "rtsp://10.0.0.5:554/front/1", "10.0.0.5_554_front_1"),
+        ("https://cdn.example/a b/live.m3u8", "https://cdn.example/a b/live.m3u8", None),
+        ("http://user@host", "http://host", "host"),
+        ("RTSP://user:p%40ss/word@[::1]/x", None, None),
+        ("udp://@239.0.0.1:1234", "udp://239.0.0.1:1234", "239.0.0.1_1234"),
+        ("srt://", "srt://", "stream"),
+        ("camera:0", "camera:0", "camera0"),
+        ("films/a@b?c.mp4", "films/a@b?c.mp4", "a@b?c"),
+    ],
+)
+def test_what_a_source_is_called(source: str, shown: str | None, stem: str | None) -> None:
+    assert is_live(source) == (not source.startswith("films"))
+    assert is_video(source)
+    if shown is not None:
+        assert without_secrets(f"error in {source}!", source) == f"error in {shown}!"
+    found = source_stem(source)
+    assert found == stem or (stem is None and re.fullmatch(r"[\w.-]{1,100}", found))
+
+
+def test_the_address_of_an_image_is_no_video() -> None:
+    assert not is_video("https://host/cat.JPG?size=large")
+    assert is_video("http://camera/video.mjpg")
+
+
+def test_a_stream_of_the_network_is_read(video: Path, tmp_path: Path) -> None:
+    path = tmp_path / "clip.mkv"
+    with VideoReader(str(video)) as source, VideoWriter(path, source.rate) as written:
+        for frame in source:
+            written.write(frame)
+    with VideoReader(str(path)) as reader:
+        expected = list(reader)
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_: object) -> None:
+            """Nobody reads it."""
+
+    handler = functools.partial(Handler, directory=str(tmp_path))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            address = f"http://me:secret@127.0.0.1:{server.server_address[1]}/"
+            with VideoReader(f"{address}clip.mkv?token=secret") as reader:
+                found = list(reader)
+            with pytest.raises(ImageError, match="cannot open the video http") as caught:
+                VideoReader(f"{address}none.mkv?token=secret")
+        finally:
+            server.shutdown()
+            thread.join()
+    assert len(found) == len(expected) > 2
+    np.testing.assert_array_equal(found, expected)
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("end", ["SIGTERM", "lost"])
+@pytest.mark.parametrize("source", ["camera:0", _CAMERA, "file"])
+def test_what_ends_a_camera_keeps_what_it_saw(
+    tiny_bundle: Path,
+    video: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    end: str,
+    source: str,
+) -> None:
+    """Service managers and containers end by SIGTERM; cables are pulled."""
+
+    class Ending(VideoReader):
+        def __init__(self, name: str) -> None:
+            super().__init__(str(video))
+            self.source = name
+
+        def __iter__(self) -> Iterator[ImageArray]:
+            for index, pixels in enumerate(super().__iter__()):
+                if index == 2 and end == "SIGTERM":
+                    os.kill(os.getpid(), signal.SIGTERM)
+                if index == 2:
+                    raise ImageError(without_secrets(f"cannot read on in {name}", name))
+                yield pixels
+
+    monkeypatch.setattr("escnet_runtime.video.VideoReader", Ending)
+    name, output = str(video) if source == "file" else source, tmp_path / "out"
+    words = [name, "--classes", "sky, car", "--output", str(output), "--no-legend", "--json"]
+    code = main([str(tiny_bundle), *words])
+    out, err = capsys.readouterr()
+    document = json.loads(out)
+    assert "secret" not in out + err
+    if source == "file":
+        assert code == (143 if end == "SIGTERM" else 1)
+        assert list(output.iterdir()) == []
+        return
+    (overlay,) = output.glob("*_overlay.mp4")
+    assert len(list(output.iterdir())) == 2
+    with VideoReader(str(overlay)) as written:
+        assert len(list(written)) == 2
+    if end == "SIGTERM":
+        assert code == 143
+    else:
+        (entry,) = document["videos"]
+        assert (code, entry["frames"], entry["overlay"]) == (0, 2, str(overlay))
+        assert entry["ended_by"].startswith("cannot read on in")
+        assert "what came before is kept" in err
 
 
 @pytest.mark.parametrize(

@@ -51,10 +51,11 @@ The same command with --resume goes on where one was interrupted: images whose p
 of the same bundle, categories and options, are left as they are, and listed with no milliseconds.
 Images that have changed or failed are segmented, and so is all of a video.
 
-A video file or a camera ("camera:0") gives STEM_overlay.mp4, every frame under its colours beside a
-legend (categories keep their line; those not in the picture are pale), and STEM_legend.png, the
-categories of the whole video; it needs escnet-runtime[video]. Ctrl-C ends a camera and keeps what
-is written; of a file that it cuts short it keeps nothing.
+A video file, a camera ("camera:0") or a stream ("rtsp://...", also http and others) gives
+STEM_overlay.mp4, every frame under its colours beside a legend (categories keep their line; those
+not in the picture are pale), and STEM_legend.png, the categories of the whole video; it needs
+escnet-runtime[video]. Ctrl-C, SIGTERM and a lost connection end a camera or a stream and keep what
+is written; of a file that is cut short nothing is kept.
 """
 
 
@@ -83,7 +84,7 @@ def _parser() -> argparse.ArgumentParser:
         "images",
         metavar="IMAGE",
         nargs="+",
-        help="image file, folder of images, glob pattern, video file, or camera:N",
+        help="image file, folder of images, glob pattern, video file, camera:N, or rtsp://...",
     )
     classes = parser.add_mutually_exclusive_group(required=True)
     classes.add_argument("--classes", metavar="TEXT", help='categories, as "cat, sofa"')

@@ -1,14 +1,13 @@
-"""Videos and cameras for ``escnet-segment``."""
+"""Videos, cameras and streams for ``escnet-segment``."""
 
 import argparse
 import importlib.util
 import itertools
 import logging
-import re
 import time
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, closing, suppress
+from contextlib import ExitStack, closing
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -17,10 +16,12 @@ import numpy as np
 
 from ..atomic import atomic_file
 from ..console import Console, printable
-from ..errors import BackendError, EscNetError, InputError
+from ..errors import BackendError, EscNetError, ImageError, InputError
+from ..images import IMAGE_SUFFIXES
 from ..pictures import draw_overlay, save_picture
 from ..result import Segmentation
 from ..segmenter import Segmenter
+from ..video_source import is_live, source_stem, without_secrets
 from ..vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -42,13 +43,17 @@ VIDEO_SUFFIXES: Final = frozenset(
     {".3gp", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts"}
     | {".ogv", ".ts", ".webm", ".wmv"}
 )
-_CAMERA: Final = re.compile(r"camera:\d{1,3}")
 _SHOWN: Final = 3  # categories of a video in its line
 
 
 def is_video(name: str) -> bool:
-    """Whether an input is a camera or, by its suffix, a video file."""
-    return bool(_CAMERA.fullmatch(name)) or Path(name).suffix.lower() in VIDEO_SUFFIXES
+    """Whether an input is a camera, an address or, by its suffix, a video file.
+
+    An address of an image is none: FFmpeg would make a video of one frame of it.
+    """
+    if is_live(name):
+        return Path(name.partition("?")[0]).suffix.lower() not in IMAGE_SUFFIXES
+    return Path(name).suffix.lower() in VIDEO_SUFFIXES
 
 
 def require_videos(
@@ -68,24 +73,25 @@ def require_videos(
     """
     if importlib.util.find_spec("av") is None:
         raise BackendError(
-            f"reading {videos[0]} needs PyAV, which is not installed: install escnet-runtime[video]"
+            f"reading {_shown(videos[0])} needs PyAV, which is not installed: install "
+            "escnet-runtime[video]"
         )
     if arguments.frames is not None and arguments.frames < 1:
         raise InputError(f"--frames is {arguments.frames}, expected at least 1")
-    stems = Counter(_stem(name).casefold() for name in videos)
+    stems = Counter(source_stem(name).casefold() for name in videos)
     twice = [stem for stem, count in stems.items() if count > 1]
     if twice:
         raise InputError(f"two videos are called {twice[0]}; give each an --output of its own")
     if arguments.no_overlay:
         return
-    files = [Path(name) for name in videos if not _CAMERA.fullmatch(name)]
+    files = [Path(name) for name in videos if not is_live(name)]
     inputs = {path_key(path): path for path in (*images, *files)}
     for name in videos:
         for output in _outputs(name, arguments.output):
             if (lost := inputs.get(path_key(output))) is not None:
                 raise InputError(
-                    f"the input {lost} would be written over by what {name} gives; name another "
-                    "folder with --output"
+                    f"the input {lost} would be written over by what {_shown(name)} gives; name "
+                    "another folder with --output"
                 )
 
 
@@ -107,22 +113,28 @@ def segment_video(
     Args:
         segmenter: what segments.
         vocabulary: the categories.
-        name: a file or "camera:N".
+        name: a file, "camera:N" or an address.
         arguments: of the command: ``output``, ``frames``, ``no_overlay``, ``no_legend``,
             ``window``, ``shortlist``.
         console: shows the frames a second.
     """
     overlay, legend = _outputs(name, arguments.output)
+    shown = _shown(name)
     try:
         place = None if arguments.no_overlay else overlay
-        entry = _run(segmenter, vocabulary, name, place, arguments, console)
+        entry, end = _run(segmenter, vocabulary, name, place, arguments, console)
         if place is not None:
             save_picture(entry.pop("legend"), legend)
             entry |= {"overlay": str(overlay), "legend": str(legend)}
     except (EscNetError, OSError, MemoryError) as error:
         message = str(error) or "not enough memory"
-        _LOG.error("%s", message if name in message else f"{name}: {message}")
-        return {"path": name, "error": message}
+        _LOG.error("%s", message if shown in message else f"{shown}: {message}")
+        return {"path": shown, "error": message}
+    if isinstance(end, SystemExit):
+        raise end
+    if end is not None:
+        _LOG.warning("%s; what came before is kept", end)
+        entry["ended_by"] = str(end)
     return entry
 
 
@@ -145,12 +157,15 @@ def _run(
     overlay: Path | None,
     arguments: argparse.Namespace,
     console: Console,
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], ImageError | SystemExit | None]:
+    """The entry, and what has ended a live source in the middle: SIGTERM, a lost camera."""
     from ..video import VideoReader, VideoWriter
     from ..video_legend import VideoOverlay
 
     seen = _Seen(vocabulary)
     most: int | None = arguments.frames
+    live = is_live(name)
+    end: ImageError | SystemExit | None = None
     with ExitStack() as owned:
         reader = owned.enter_context(VideoReader(name))
         writer = drawn = None
@@ -160,7 +175,7 @@ def _run(
             if not arguments.no_legend:
                 drawn = VideoOverlay(vocabulary.names, float(reader.rate), note=segmenter.note)
         total = most or reader.frames
-        advance = owned.enter_context(console.progress(Path(name).name, total))
+        advance = owned.enter_context(console.progress(Path(_shown(name)).name, total))
         times: deque[Fraction | None] = deque()
         reader.times = times
         # A GPU converts colours itself.
@@ -171,15 +186,22 @@ def _run(
             window=arguments.window,
             shortlist=arguments.shortlist,
         )
-        # A camera has no end but this one. A file has its own: what is cut off is no result.
-        ends = (KeyboardInterrupt,) if _CAMERA.fullmatch(name) else ()
-        with suppress(*ends), closing(results):
-            for result in seen.counted(results):
-                _write(writer, drawn, result, times.popleft() if times else None)
-                advance(f"{seen.rate:.1f} frames a second")
+        try:
+            with closing(results):
+                for result in seen.counted(results):
+                    _write(writer, drawn, result, times.popleft() if times else None)
+                    advance(f"{seen.rate:.1f} frames a second")
+        # A camera has no end but these. A file has its own: what is cut off is no result.
+        except KeyboardInterrupt:
+            if not live:
+                raise
+        except (ImageError, SystemExit) as error:
+            if not live or seen.last is None:
+                raise
+            end = error
         if seen.last is None:
-            raise InputError(f"{name} has no frame")
-    return {"path": name, **seen.entry(legend=overlay is not None)}
+            raise InputError(f"{_shown(name)} has no frame")
+    return {"path": _shown(name), **seen.entry(legend=overlay is not None)}, end
 
 
 def _write(
@@ -259,9 +281,10 @@ class _Seen:
 
 def _outputs(name: str, folder: Path) -> tuple[Path, Path]:
     """Where the overlay and the legend of a video go."""
-    stem = _stem(name)
+    stem = source_stem(name)
     return folder / f"{stem}_overlay.mp4", folder / f"{stem}_legend.png"
 
 
-def _stem(name: str) -> str:
-    return name.replace(":", "") if _CAMERA.fullmatch(name) else Path(name).stem
+def _shown(name: str) -> str:
+    """A source for people and files: passwords of addresses are nobody else's."""
+    return without_secrets(name, name)

@@ -1,0 +1,47 @@
+"""What a video is read from: a file, a camera of this machine, or an address in the network."""
+
+import re
+from pathlib import Path
+from typing import Final
+
+__all__ = ["camera_number", "is_address", "is_live", "source_stem", "without_secrets"]
+
+_CAMERA: Final = re.compile(r"camera:(\d{1,3})")
+#: Protocols of FFmpeg's that network cameras and streaming servers speak.
+_ADDRESS: Final = re.compile(r"(rtsps?|rtmps?|https?|srt|tcp|udp)://", re.IGNORECASE)
+_LONGEST_STEM: Final = 100
+
+
+def camera_number(source: str) -> int | None:
+    """N of "camera:N"; None for anything else."""
+    camera = _CAMERA.fullmatch(source)
+    return None if camera is None else int(camera[1])
+
+
+def is_address(source: str) -> bool:
+    """Whether a source is in the network, such as "rtsp://camera/stream"."""
+    return _ADDRESS.match(source) is not None
+
+
+def is_live(source: str) -> bool:
+    """Whether a source goes on until somebody ends it; what was read by then is all there is."""
+    return camera_number(source) is not None or is_address(source)
+
+
+def without_secrets(text: str, source: str) -> str:
+    """``text``, such as an error, with no user, password or query of an address in it."""
+    if not is_address(source):
+        return text
+    protocol, _, place = re.split("[?#]", source)[0].partition("://")
+    host, slash, path = place.partition("/")
+    return text.replace(source, f"{protocol}://{host.rpartition('@')[2]}{slash}{path}")
+
+
+def source_stem(source: str) -> str:
+    """How files are called that are made of a source."""
+    if camera_number(source) is not None:
+        return source.replace(":", "")
+    if not is_address(source):
+        return Path(source).stem
+    place = without_secrets(source, source).partition("://")[2]
+    return re.sub(r"[^A-Za-z0-9.-]+", "_", place).strip("_.-")[:_LONGEST_STEM] or "stream"
