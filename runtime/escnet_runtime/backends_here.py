@@ -10,6 +10,7 @@ from .backends import BACKENDS
 from .engine_record import Compiler
 from .engines import EngineFolder, installed_version, rebuild_command
 from .errors import BackendError
+from .libraries import what_installs
 from .manifest import Precision
 from .nvidia import broken_driver, find_gpu
 
@@ -88,7 +89,7 @@ def _engines_lack(backend: Compiler, root: Path, folders: Sequence[EngineFolder]
     if any(folder.state == "fits" for folder in own):
         return None
     if installed_version(backend) is None:
-        return f"it is not installed (escnet-runtime[{backend}])"
+        return f"it is not installed ({what_installs(backend)})"
     command = rebuild_command(root, backend)
     if not own:
         return f"the bundle has no engines for it; build them: {command}"

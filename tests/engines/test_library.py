@@ -1,5 +1,6 @@
 """The compilers: which GPUs they take, what is said where one is missing, how far they are."""
 
+import platform
 import sys
 from types import ModuleType
 from typing import Any, cast
@@ -82,6 +83,21 @@ def test_a_missing_library_says_what_to_install(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     with pytest.raises(BackendError, match=r"package tensorrt, .*install escnet-engines\[tensorrt"):
         open_library("tensorrt")
+
+
+def test_a_jetson_has_tensorrt_where_an_environment_does_not_look(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    _hide(monkeypatch, "tensorrt")
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    monkeypatch.setattr(platform, "machine", lambda: "aarch64")
+    with pytest.raises(BackendError, match=r"JetPack's own: .*--system-site-packages"):
+        open_library("tensorrt")
+    _hide(monkeypatch, "tensorrt_rtx")
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx_bindings", None)
+    with pytest.raises(BackendError) as caught:
+        open_library("tensorrt-rtx")
+    assert "Jetson" not in str(caught.value)
 
 
 def test_an_old_library_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
