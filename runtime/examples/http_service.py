@@ -28,7 +28,14 @@ from urllib.parse import parse_qs, urlsplit
 import numpy as np
 from PIL import Image
 
-from escnet_runtime import EscNetError, ImageError, InputError, Segmentation, Segmenter
+from escnet_runtime import (
+    BundleError,
+    EscNetError,
+    ImageError,
+    InputError,
+    Segmentation,
+    Segmenter,
+)
 from escnet_runtime.vocabulary import Vocabulary, parse_classes
 
 MOST_BYTES = 32 * 2**20
@@ -103,11 +110,13 @@ class Handler(BaseHTTPRequestHandler):
         content = self.rfile.read(size)
         try:
             result = self._segmented(content, parse_qs(parts.query).get("classes", [""])[0])
-        except InputError as error:
-            self._refuse(HTTPStatus.BAD_REQUEST, str(error))
         except EscNetError as error:
-            log.exception("a request failed")
-            self._refuse(HTTPStatus.INTERNAL_SERVER_ERROR, str(error))
+            theirs = isinstance(error, InputError) and not isinstance(error, BundleError)
+            if not theirs:
+                log.exception("a request failed")
+            self._refuse(
+                HTTPStatus.BAD_REQUEST if theirs else HTTPStatus.INTERNAL_SERVER_ERROR, str(error)
+            )
         else:
             self._answer(result.area() if parts.path == "/area" else result.label_image())
 

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from escnet_runtime import Segmenter
+from escnet_runtime import BundleError, Segmenter
 from escnet_runtime.images import ImageArray
 
 ROOT = Path(__file__).parents[2]
@@ -100,6 +100,13 @@ def test_the_service(service: Any, bundle_copy: Path, tiny_bundle: Path) -> None
         status, body = asked(service, path, content)
         assert status == code, body
         assert why in json.loads(body)["error"]
+
+    def broken(*_: object) -> None:
+        raise BundleError("the bundle was replaced while it was open")
+
+    with pytest.MonkeyPatch.context() as changed:
+        changed.setattr(service.model.segmenter, "vocabulary", broken)
+        assert asked(service, "/segment?classes=new", png(pixels))[0] == 500
 
     # Another bundle in its place: the old one goes on, until the new one is there and warm.
     old = service.model
