@@ -1,5 +1,6 @@
 """Videos and cameras as frames, and frames as a video, through PyAV (``escnet-runtime[video]``)."""
 
+import logging
 import sys
 from collections import deque
 from collections.abc import Iterator
@@ -17,11 +18,13 @@ from .closing import Closing
 from .errors import ImageError, InputError
 from .frames import Nv12Frame
 from .images import ImageArray
+from .newest import Newest
 from .nv12 import YuvEncoding
-from .video_source import camera_number, is_address, without_secrets
+from .video_source import camera_number, does_not_wait, is_address, without_secrets
 
 __all__ = ["VideoReader", "VideoWriter"]
 
+_LOG: Final = logging.getLogger("escnet_runtime")
 #: Formats whose planes are NV12's, or NV12's with chroma in two planes.
 _NEARLY_NV12: Final = frozenset({"nv12", "yuv420p", "yuvj420p"})
 #: FFmpeg's AVColorSpace, those that YuvEncoding has. 2 is "not said".
@@ -46,6 +49,9 @@ class VideoReader(Closing):
     """The frames of a video file, or of a camera or a stream until somebody stops asking.
 
     Frames stand upright: a phone that is turned writes how, in place of turning its pictures.
+
+    Of a camera, and of a stream but by http, each frame is the newest there is: what comes while
+    nobody asks is left out, so that nothing lags behind, however slow the reader.
 
     Args:
         source: a file, "camera:N" for the N-th camera (Linux and macOS), or an address in the
@@ -75,6 +81,7 @@ class VideoReader(Closing):
         self._stream = self._container.streams.video[0]
         self._stream.thread_type = "AUTO"
         self.times: deque[Fraction | None] | None = None
+        self._newest: Newest[av.VideoFrame] | None = None
 
     @property
     def rate(self) -> Fraction:
@@ -85,6 +92,11 @@ class VideoReader(Closing):
     def frames(self) -> int | None:
         """How many there are, as far as the file says."""
         return self._stream.frames or None
+
+    @property
+    def left_out(self) -> int:
+        """Frames so far that came while nobody asked for one."""
+        return 0 if self._newest is None else self._newest.left_out
 
     def __iter__(self) -> Iterator[ImageArray]:
         """Frames uint8 [H,W,3], RGB, in order.
@@ -109,7 +121,10 @@ class VideoReader(Closing):
 
     def _decoded(self) -> Iterator[av.VideoFrame]:
         try:
-            for frame in self._container.decode(self._stream):
+            frames: Iterator[av.VideoFrame] = self._container.decode(self._stream)
+            if does_not_wait(self.source):
+                frames = self._newest = Newest(frames)
+            for frame in frames:
                 if self.times is not None:
                     self.times.append(_time(frame))
                 yield frame
@@ -119,6 +134,10 @@ class VideoReader(Closing):
 
     def close(self) -> None:
         """Let go of the file or the camera."""
+        # FFmpeg does not survive that what it reads from is closed.
+        if self._newest is not None and not self._newest.close(sum(_PATIENCE)):
+            _LOG.warning("%s gives no frame; it is left open", self.source)
+            return
         self._container.close()
 
 

@@ -4,7 +4,14 @@ import re
 from pathlib import Path
 from typing import Final
 
-__all__ = ["camera_number", "is_address", "is_live", "source_stem", "without_secrets"]
+__all__ = [
+    "camera_number",
+    "does_not_wait",
+    "is_address",
+    "is_live",
+    "source_stem",
+    "without_secrets",
+]
 
 _CAMERA: Final = re.compile(r"camera:(\d{1,3})")
 #: Protocols of FFmpeg's that network cameras and streaming servers speak.
@@ -26,6 +33,11 @@ def is_address(source: str) -> bool:
 def is_live(source: str) -> bool:
     """Whether a source goes on until somebody ends it; what was read by then is all there is."""
     return camera_number(source) is not None or is_address(source)
+
+
+def does_not_wait(source: str) -> bool:
+    """Whether a source goes on at its own pace, whoever reads it: not what is a file elsewhere."""
+    return is_live(source) and not source.lower().startswith("http")
 
 
 def without_secrets(text: str, source: str) -> str:

@@ -22,6 +22,7 @@ from escnet_runtime.commands.segment import main
 from escnet_runtime.commands.segment_video import is_video
 from escnet_runtime.errors import ImageError, InputError
 from escnet_runtime.images import ImageArray, load_image
+from escnet_runtime.newest import Newest
 from escnet_runtime.video import VideoReader, VideoWriter, _encoding, _nv12_frame, _Turn
 from escnet_runtime.video_source import is_live, source_stem, without_secrets
 
@@ -294,6 +295,53 @@ def test_a_stream_of_the_network_is_read(video: Path, tmp_path: Path) -> None:
     assert "secret" not in str(caught.value)
 
 
+def test_of_a_camera_the_newest_frame_is_taken(
+    video: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A queue of what came meanwhile would grow for as long as the camera runs."""
+    monkeypatch.setattr("escnet_runtime.video._opened", lambda _: av.open(str(video)))
+    with VideoReader(str(video)) as reader:
+        expected = list(reader)
+        assert reader.left_out == 0
+    with VideoReader("rtsp://camera") as reader:
+        reader.times = deque()
+        frames = iter(reader)
+        found = [next(frames)]
+        assert reader._newest is not None
+        reader._newest._thread.join()  # whoever segments takes his time
+        found += list(frames)
+        assert len(found) in (1, 2)
+        np.testing.assert_array_equal(found[-1], expected[-1])
+        assert reader.left_out == len(expected) - len(found)
+        assert len(reader.times) == len(found)
+        assert reader.times[-1] == Fraction(4, 10)
+
+
+def test_newest_passes_errors_on_and_can_be_left() -> None:
+    go = threading.Event()
+
+    def source() -> Iterator[int]:
+        yield 1
+        go.wait(10)
+        yield 2
+        raise OSError("the cable")
+
+    newest = Newest(source())
+    assert next(newest) == 1
+    assert not newest.close(0.01)  # nothing comes
+    go.set()
+    assert newest.close(10)
+
+    go.set()
+    newest = Newest(source())
+    newest._thread.join()
+    assert next(newest) == 2
+    with pytest.raises(OSError, match="the cable"):
+        next(newest)
+    assert newest.left_out == 1
+    assert list(Newest(iter([7]))) == [7]
+
+
 @pytest.mark.parametrize("end", ["SIGTERM", "lost"])
 @pytest.mark.parametrize("source", ["camera:0", _CAMERA, "file"])
 def test_what_ends_a_camera_keeps_what_it_saw(
@@ -308,9 +356,8 @@ def test_what_ends_a_camera_keeps_what_it_saw(
     """Service managers and containers end by SIGTERM; cables are pulled."""
 
     class Ending(VideoReader):
-        def __init__(self, name: str) -> None:
+        def __init__(self, _: str) -> None:
             super().__init__(str(video))
-            self.source = name
 
         def __iter__(self) -> Iterator[ImageArray]:
             for index, pixels in enumerate(super().__iter__()):
@@ -340,6 +387,7 @@ def test_what_ends_a_camera_keeps_what_it_saw(
     else:
         (entry,) = document["videos"]
         assert (code, entry["frames"], entry["overlay"]) == (0, 2, str(overlay))
+        assert entry["left_out"] == 0
         assert entry["ended_by"].startswith("cannot read on in")
         assert "what came before is kept" in err
 

@@ -201,7 +201,8 @@ def _run(
             end = error
         if seen.last is None:
             raise InputError(f"{_shown(name)} has no frame")
-    return {"path": _shown(name), **seen.entry(legend=overlay is not None)}, end
+        left_out = {"left_out": reader.left_out} if live else {}
+    return {"path": _shown(name), **seen.entry(legend=overlay is not None), **left_out}, end
 
 
 def _write(
