@@ -40,7 +40,7 @@ from escnet_runtime.vocabulary import Vocabulary, parse_classes
 
 MOST_BYTES = 32 * 2**20
 MOST_PIXELS = 50_000_000
-KEPT_VOCABULARIES = 256
+KEPT_VOCABULARIES = 32
 log = logging.getLogger("http_service")
 
 
