@@ -363,6 +363,12 @@ def test_what_is_left_of_an_earlier_run_is_told_like_the_rest(
     assert "left 2 of 3 images as an earlier run has them" in err
     assert main(words) == 1
     assert "tall_labels.png" in capsys.readouterr().out
+    # An overlay that lies there is not known to be of these labels; labels need no overlay.
+    Image.new("RGB", (50, 40)).save(tmp_path / "out" / "wide_overlay.png")
+    for wanted, done in ((words[:-1], 2), (words[:-1], 0), (words, 0)):
+        assert main([*wanted, "--json"]) == 1
+        images = json.loads(capsys.readouterr().out)["images"]
+        assert sum(bool(entry.get("milliseconds")) for entry in images) == done
 
 
 def test_an_overlay_of_other_labels_is_not_taken_for_these(

@@ -37,6 +37,8 @@ __all__ = ["main"]
 
 _LOG = logging.getLogger(__name__)
 _SHOWN = 3  # categories of an image in the table
+#: Behind the origin of a label map with an overlay beside it; another's may lie there otherwise.
+_WITH_OVERLAY = "+overlay"
 _EPILOG = """\
 --classes: commas separate categories ("cat, sofa"). With a semicolon or a line break in the text,
 those do, and commas separate synonyms, with or without a space ("cat; sofa, couch").
@@ -265,24 +267,16 @@ def _earlier(
 ) -> dict[str, Any] | None:
     """The entry of an image that an earlier run has segmented; None if it is still to be done."""
     overlay = None if arguments.no_overlay else target.overlay
-    if origin is None or label_png_origin(target.labels) != origin:
+    if origin is None or (overlay is not None and not overlay.is_file()):
         return None
-    if overlay is not None and not overlay.is_file():
+    found = label_png_origin(target.labels)
+    if found != origin + _WITH_OVERLAY and (overlay is not None or found != origin):
         return None
     try:
         labels, names = read_label_png(target.labels)
     except ImageError:
         return None
-    return {
-        "path": str(path),
-        "width": labels.shape[1],
-        "height": labels.shape[0],
-        "labels": str(target.labels),
-        "overlay": overlay and str(overlay),
-        "milliseconds": None,
-        "kept": None,
-        "area": areas(labels, names or []),
-    }
+    return _entry(path, target, overlay, labels.shape, areas(labels, names or []))
 
 
 def _one(
@@ -303,16 +297,28 @@ def _one(
         message = str(error) or "not enough memory"
         _LOG.error("%s", message if str(path) in message else f"{path}: {message}")
         return {"path": str(path), "error": message}
-    height, width = result.labels.shape
+    entry = _entry(path, target, overlay, result.labels.shape, result.area())
+    return {**entry, "milliseconds": round(milliseconds, 3), "kept": result.kept}
+
+
+def _entry(
+    path: Path,
+    target: _Target,
+    overlay: Path | None,
+    shape: tuple[int, ...],
+    area: dict[str, float],
+) -> dict[str, Any]:
+    """Of an image whose pictures are there; what it took is not known of an earlier run."""
+    height, width = shape
     return {
         "path": str(path),
         "width": width,
         "height": height,
         "labels": str(target.labels),
         "overlay": overlay and str(overlay),
-        "milliseconds": round(milliseconds, 3),
-        "kept": result.kept,
-        "area": result.area(),
+        "milliseconds": None,
+        "kept": None,
+        "area": area,
     }
 
 
@@ -329,6 +335,7 @@ def _write(
         picture = result.overlay()
         target.labels.resolve().unlink(missing_ok=True)
         save_picture(picture, overlay)
+        origin = origin and origin + _WITH_OVERLAY
     try:
         save_label_png(target.labels, result.labels, result.names, origin=origin)
     except BaseException:
