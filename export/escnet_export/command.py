@@ -17,7 +17,7 @@ from escnet_engines.targets import choose_targets, require_arithmetic
 from escnet_runtime.bundle import Bundle
 from escnet_runtime.console import Console, run_command
 from escnet_runtime.dataset import CLASSES, IMAGES, LABELS
-from escnet_runtime.engines import fingerprint_here
+from escnet_runtime.engines import ENGINES_FOLDER, fingerprint_here
 from escnet_runtime.errors import EscNetError, InputError
 from escnet_runtime.images import ImageArray, find_images, load_image
 from escnet_runtime.labelled import SHAPES, open_labelled
@@ -65,6 +65,7 @@ def _export(arguments: argparse.Namespace, console: Console) -> tuple[int, dict[
     loaded = _loaded(arguments)
     config = loaded.model.config
     graphs = 4 + 4 * config.blocks
+    compiled = _compiled(arguments.output)
     with console.progress(f"export {config.name}", 3 * graphs + 10) as advance:
         report = export_bundle(
             loaded.model,
@@ -85,12 +86,26 @@ def _export(arguments: argparse.Namespace, console: Console) -> tuple[int, dict[
         )
     console.print(_summary(report))
     builds, failure = _build(report, libraries, arguments.target or "auto", console)
+    if gone := sorted(compiled - _compiled(arguments.output)):
+        _LOG.warning(
+            "what escnet-build had made for the bundle that was replaced is gone with it: %s; run "
+            "it again where the bundle is used",
+            ", ".join(gone),
+        )
     result = _result(report)
     if libraries:
         result["builds"] = builds
     if failure is None:
         return 0, result
     return 1, {**result, "error": {"type": type(failure).__name__, "message": str(failure)}}
+
+
+def _compiled(bundle: Path) -> set[str]:
+    """Names of what escnet-build has put into a bundle: folders of engines, measured chunks."""
+    try:
+        return {entry.name for entry in (bundle / ENGINES_FOLDER).iterdir()}
+    except OSError:
+        return set()
 
 
 def _check_quantised(arguments: argparse.Namespace, precisions: Set[Precision | None]) -> None:

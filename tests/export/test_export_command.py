@@ -72,6 +72,22 @@ def test_the_result_for_people(
     assert "prompts flipped" in shown
 
 
+def test_engines_that_go_with_the_bundle_that_is_replaced_are_named(
+    run: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """They are of its graphs, and took minutes to build, or hours."""
+    assert run()[0] == 0
+    engines = tmp_path / "bundle" / "engines"
+    (engines / "tensorrt-sm_87").mkdir(parents=True)
+    (engines / "chunks-openvino.json").write_text("{}", encoding="utf-8")
+    caplog.clear()
+    assert run()[0] == 0
+    assert "is gone with it: chunks-openvino.json, tensorrt-sm_87; run it again" in caplog.text
+    caplog.clear()
+    assert run()[0] == 0
+    assert "is gone" not in caplog.text
+
+
 def test_a_missed_budget_exits_1_and_leaves_nothing(run: Run, tmp_path: Path) -> None:
     code, result = run("--max-stage-l2", "0")
     assert code == 1
