@@ -13,7 +13,7 @@ import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal, Self, TypeAlias
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 from escnet_runtime.bundle import Bundle, sha256_file
 from escnet_runtime.lanes import usable_cores
@@ -21,6 +21,9 @@ from escnet_runtime.processor import load_averages, processor_model
 from escnet_runtime.segmenter import Segmenter
 
 from .clocks import Clocks, read_clocks
+
+if TYPE_CHECKING:
+    from typing_extensions import Self  # of typing from Python 3.11 on
 
 __all__ = ["BundleConditions", "Conditions", "Device", "board_model", "cpu_model", "device_of"]
 
@@ -71,7 +74,7 @@ class BundleConditions:
     sha256: str
 
     @classmethod
-    def of(cls, bundle: Bundle) -> Self:
+    def of(cls, bundle: Bundle) -> "Self":
         """What identifies an opened bundle."""
         manifest = bundle.manifest
         return cls(
@@ -127,11 +130,11 @@ class Conditions:
     @classmethod
     def now(
         cls, method: str, bundle: Bundle | None = None, *, device: Device | None = None
-    ) -> Self:
+    ) -> "Self":
         """Conditions at the beginning of a measurement."""
         commit, changed = _commit()
         return cls(
-            date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            date=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
             method=method,
             system=platform.platform(),
             cpu=cpu_model(),

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final, Self
+from typing import TYPE_CHECKING, Final
 
 import torch
 
@@ -30,6 +30,9 @@ from escnet_runtime.segmenter import Segmenter
 from .parity import StageFigure, golden_figures
 from .torch_checkpoint import checkpoint_reference, model_segmenter
 
+if TYPE_CHECKING:
+    from typing_extensions import Self  # of typing from Python 3.11 on
+
 __all__ = ["TorchReference", "Weights", "shipped_weights"]
 
 #: Float32 against float32, on whatever machine; other weights are off by 0.1 and more.
@@ -45,7 +48,7 @@ class Weights:
     source: FileRef
 
     @classmethod
-    def of_checkpoint(cls, path: Path) -> Self:
+    def of_checkpoint(cls, path: Path) -> "Self":
         """Those of a file.
 
         Raises:
@@ -53,7 +56,7 @@ class Weights:
         """
         return cls(f"checkpoint {path.name}", load_checkpoint(path), checkpoint_reference(path))
 
-    def like(self, manifest: Manifest) -> Self:
+    def like(self, manifest: Manifest) -> "Self":
         """For a bundle's image size, if the model takes it: ``escnet-export --image-size``."""
         size = manifest.model.image_size
         if size not in self.loaded.model.config.image_sizes:
@@ -61,7 +64,7 @@ class Weights:
         return replace(self, loaded=resized(self.loaded, size))
 
     @classmethod
-    def of_preset(cls, name: str, *, trained: bool = True) -> Self:
+    def of_preset(cls, name: str, *, trained: bool = True) -> "Self":
         """Those that ship, if they are to be trained ones and some ship; else seeded ones.
 
         Raises:
@@ -93,7 +96,7 @@ class TorchReference:
 
     @classmethod
     @contextmanager
-    def opened(cls, weights: Weights, bundle: Segmenter) -> Iterator[Self]:
+    def opened(cls, weights: Weights, bundle: Segmenter) -> Iterator["Self"]:
         """PyTorch with these weights, beside ``bundle``.
 
         Raises:

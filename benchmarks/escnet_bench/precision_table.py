@@ -15,7 +15,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
@@ -34,6 +34,9 @@ from escnet_runtime.strict_json import parse_object
 
 from .torch_checkpoint import checkpoint_segmenter
 from .traced import Traced, TracedCounts, trace
+
+if TYPE_CHECKING:
+    from typing_extensions import Self  # of typing from Python 3.11 on
 
 __all__ = ["METHOD", "VARIANTS", "PrecisionRow", "Task", "Variant", "precision_rows"]
 
@@ -61,7 +64,7 @@ class Variant:
     rest: Precision = Precision.FP16
 
     @classmethod
-    def of(cls, name: str) -> Self:
+    def of(cls, name: str) -> "Self":
         """``fp16``, or ``int8+fp32`` for int8 with the rest in float32.
 
         Raises:

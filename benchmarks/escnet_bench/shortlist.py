@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Final, Literal, Protocol, Self
+from typing import TYPE_CHECKING, Final, Literal, Protocol
 
 import numpy as np
 
@@ -21,6 +21,9 @@ from escnet_runtime.shortlist import Keep, Shortlist
 from escnet_runtime.vocabulary import Vocabulary
 
 from .distractors import enlarged
+
+if TYPE_CHECKING:
+    from typing_extensions import Self  # of typing from Python 3.11 on
 
 __all__ = [
     "METHOD",
@@ -189,7 +192,7 @@ class _Tally:
     pixels: int = 0
 
     @classmethod
-    def of(cls, categories: int, shortlist: Shortlist | None) -> Self:
+    def of(cls, categories: int, shortlist: Shortlist | None) -> "Self":
         return cls(shortlist, ConfusionCounter(categories))
 
 

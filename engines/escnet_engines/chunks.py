@@ -123,7 +123,7 @@ def _measured(
     step: Callable[[str], object],
     runs: Opener,
 ) -> ChunkRecord:
-    date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    date = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
     load = load_averages()
     with runs(bundle, backend, sizes.categories) as run:
         times = timed_in_turns(run, sizes.chunks, rounds, step)

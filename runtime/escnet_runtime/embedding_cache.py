@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 import platformdirs
@@ -19,7 +20,9 @@ _FILE = "embeddings-v1.sqlite"  # another layout gets another name
 _BUSY_SECONDS = 10.0
 _ROWS_A_STATEMENT = 500  # SQLite takes 999 parameters at least
 _CODE_MASK = 0xFF  # extended result codes carry more above the primary one
-_DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
+#: sqlite3.h's SQLITE_CORRUPT and SQLITE_NOTADB, and what SQLite says with them: Python 3.10 has
+#: neither the names nor an error's code.
+_DAMAGED: Final = {11: "malformed", 26: "not a database"}
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS embeddings (
     id INTEGER PRIMARY KEY,
@@ -148,8 +151,7 @@ class EmbeddingCache:
         try:
             yield
         except sqlite3.Error as error:
-            code = getattr(error, "sqlite_errorcode", 0) & _CODE_MASK
-            if code in _DAMAGED:
+            if _is_damage(error):
                 self._set_aside(opened, error)
             else:
                 self._bypass(error)
@@ -196,6 +198,13 @@ def _used_bytes(connection: sqlite3.Connection) -> int:
 
 def _checksum(text: str, blob: bytes) -> int:
     return zlib.crc32(blob, zlib.crc32(text.encode()))
+
+
+def _is_damage(error: sqlite3.Error) -> bool:
+    code: int | None = getattr(error, "sqlite_errorcode", None)
+    if code is None:
+        return any(said in str(error) for said in _DAMAGED.values())
+    return code & _CODE_MASK in _DAMAGED
 
 
 def _identity(path: Path) -> tuple[int, int] | None:

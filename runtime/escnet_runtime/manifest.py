@@ -57,8 +57,10 @@ _AGAIN = "Copy or export the bundle again."
 _DEVICES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 
 
-class Precision(enum.StrEnum):
+class Precision(str, enum.Enum):
     """What a graph computes in."""
+
+    __str__ = str.__str__  # as enum.StrEnum, which Python has from 3.11 on
 
     FP32 = "fp32"
     FP16 = "fp16"

@@ -103,7 +103,7 @@ class _Reader:
             result = _choice(value, typing.get_args(kind), path)
         elif origin in {typing.Union, types.UnionType}:
             result = self._union(value, typing.get_args(kind), path)
-        elif isinstance(kind, type) and issubclass(kind, enum.StrEnum):
+        elif isinstance(kind, type) and issubclass(kind, enum.Enum) and issubclass(kind, str):
             result = kind(_choice(value, tuple(member.value for member in kind), path))
         else:
             result = _scalar(value, kind, path)

@@ -103,8 +103,8 @@ class LogitCanvas:
         else:
             y, x = self._plan.cell_offsets[window_index]
             window = self._plan.window_cells
-            area = np.s_[y : y + window, x : x + window]
-            total[:, *area] += self._share[area] * logits
+            rows, columns = slice(y, y + window), slice(x, x + window)
+            total[:, rows, columns] += self._share[rows, columns] * logits
         self._added[window_index, category_slice] = True
 
     def chunk(self, category_slice: slice) -> NDArray[np.float32]:

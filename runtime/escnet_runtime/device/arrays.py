@@ -6,7 +6,7 @@ which has both. Work is ordered from stream to stream by events: the host never 
 
 import math
 import weakref
-from typing import Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +14,9 @@ import numpy.typing as npt
 from ..errors import DeviceError, InputError
 from . import dlpack
 from .base import Device, DeviceMemory, Stream
+
+if TYPE_CHECKING:
+    from typing_extensions import Self  # of typing from Python 3.11 on
 
 __all__ = [
     "BorrowedStream",
@@ -50,7 +53,7 @@ class BorrowedStream:
     def close(self) -> None:
         pass
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Self":
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -134,7 +137,7 @@ class DeviceArray:
         dtype: npt.DTypeLike,
         *,
         stream: Stream | None = None,
-    ) -> Self:
+    ) -> "Self":
         """An array that owns its memory: freed when nobody refers to the array any more."""
         array = cls(device, memory.address, shape, dtype, stream=stream)
         if array.nbytes > memory.size:

@@ -9,12 +9,15 @@ down what it was asked for shows what waits for what.
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from types import TracebackType
-from typing import Any, Final, Protocol, Self
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from ..kernels import Launch
+
+if TYPE_CHECKING:
+    from typing_extensions import Self  # of typing from Python 3.11 on
 
 __all__ = [
     "ALIGNMENT",
@@ -37,7 +40,7 @@ class Owned(Protocol):
 
     def close(self) -> None: ...
 
-    def __enter__(self) -> Self: ...
+    def __enter__(self) -> "Self": ...
 
     def __exit__(
         self,

@@ -19,7 +19,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +30,9 @@ from ..kernels import Launch
 from ..nvidia import require_gpu
 from .base import ALIGNMENT, Event, Graph, HostMemory, Stream
 from .compile import KernelCompiler, nvrtc_version
+
+if TYPE_CHECKING:
+    from typing_extensions import Self  # of typing from Python 3.11 on
 
 __all__ = ["CudaDevice"]
 
@@ -127,7 +130,7 @@ class _Owned:
             with self._context, _uncaptured():
                 _call(self._free, self._thing)
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Self":
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:
@@ -396,7 +399,7 @@ class CudaDevice:
                         _call(driver.cuModuleUnload, module)
                 self._kernels.clear()
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Self":
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:

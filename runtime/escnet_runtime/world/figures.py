@@ -101,9 +101,9 @@ def _lay(canvas: Floats, colours: Floats, coverage: Floats, corner: tuple[int, i
     x1, y1 = min(left + coverage.shape[1], width), min(top + coverage.shape[0], height)
     if x0 >= x1 or y0 >= y1:
         return
-    window = slice(y0 - top, y1 - top), slice(x0 - left, x1 - left)
+    rows, columns = slice(y0 - top, y1 - top), slice(x0 - left, x1 - left)
     under = canvas[:, y0:y1, x0:x1]
-    under += (colours[:, *window] - under) * coverage[window]
+    under += (colours[:, rows, columns] - under) * coverage[rows, columns]
 
 
 def _surface(rng: np.random.Generator, figure: Figure, light: Light) -> Floats:
