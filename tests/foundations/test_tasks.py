@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 import torch
 from open_clip.transformer import VisionTransformer
+from torchvision.ops import sigmoid_focal_loss
 
 from escnet import build_model, preset
 from escnet.build import build_clip
 from escnet.clip import dense_features, encode_text, unit_norm
 from escnet.foundations.clip import ClipRates, ClipTask, CropPool, _by_length, _Chanced
-from escnet.foundations.sam import SamTask, build_sam
+from escnet.foundations.sam import SamTask, _losses, build_sam
 from escnet.train.segmentation import normalised
 from escnet.weights import load_clip, load_sam
 from escnet_runtime.console import Console
@@ -138,6 +139,28 @@ def test_sam_asks_as_an_esc_block_does_and_all_it_trains_gets_a_gradient() -> No
     parameters = {n: p for g in task.groups for n, p in g.parameters.items()}
     task.module(task.collate(samples))["loss"].backward()
     assert not [name for name, one in parameters.items() if one.grad is None]
+
+
+def test_sams_loss_is_of_the_best_of_its_masks() -> None:
+    """SAM's appendix A: twenty parts of focal loss, one of dice, and how well its own quality of a
+    mask, the IoU, was told; masks are shares of a cell.
+    """
+    generator = torch.Generator().manual_seed(0)
+    logits = 2 * torch.randn(4, 3, 8, 8, generator=generator)
+    quality, masks = torch.rand(4, 3, generator=generator), torch.rand(4, 8, 8, generator=generator)
+    losses, ious = _losses(logits, quality, masks)
+    target, p = masks[:, None].expand_as(logits), logits.sigmoid()
+    focal = sigmoid_focal_loss(logits, target, alpha=0.25, gamma=2).flatten(2).mean(2)
+    both, each = (p * target).sum((2, 3)), p.sum((2, 3)) + target.sum((2, 3))
+    wrong = 20 * focal + 1 - (2 * both + 1) / (each + 1)
+    chosen = wrong.argmin(1)
+    assert len(chosen.unique()) > 1
+    for index, best in enumerate(chosen.tolist()):
+        seen, there = logits[index, best] > 0, masks[index] > 0.5
+        iou = int((seen & there).sum()) / int((seen | there).sum())
+        assert ious[index].item() == pytest.approx(iou)
+        want = wrong[index, best].item() + (quality[index, best].item() - iou) ** 2
+        assert losses[index].item() == pytest.approx(want, rel=1e-5)
 
 
 def test_sam_sees_other_scenes_with_another_seed() -> None:

@@ -112,6 +112,60 @@ def test_each_colour_change_changes_colours_alone(name: str) -> None:
     np.testing.assert_array_equal(same, image)
 
 
+@pytest.mark.parametrize(
+    ("name", "on_flat_grey", "on_grey", "on_a_colour"),
+    [
+        ("brightness", True, True, True),
+        ("contrast", False, True, True),
+        ("saturation", False, False, True),
+        ("hue", False, False, True),
+    ],
+)
+def test_a_colour_change_is_what_its_name_says(
+    name: str, on_flat_grey: bool, on_grey: bool, on_a_colour: bool
+) -> None:
+    off: dict[str, Any] = {"brightness": 0.0, "contrast": 0.0, "saturation": 0.0, "hue": 0.0}
+    augmentation = Augmentation(flip=0.0, colour=1.0, **{**off, name: 0.3})
+    flat = np.full((16, 16, 3), 100, np.uint8)
+    ramp = np.linspace(40, 160, 16).astype(np.uint8)[:, None, None].repeat(16, 1).repeat(3, 2)
+    colour = flat + np.array([60, 0, 30], np.uint8)
+
+    def changed(image: ImageArray, seed: int) -> NDArray[np.int64]:
+        labels = np.zeros((16, 16), np.uint8)
+        rng = np.random.default_rng(seed)
+        found, _ = augmented(image, labels, size=16, augmentation=augmentation, rng=rng)
+        return found.astype(np.int64)
+
+    for seed in range(3):
+        assert (changed(flat, seed) != flat).any() == on_flat_grey
+        assert (changed(ramp, seed) != ramp).any() == on_grey
+        assert (changed(colour, seed) != colour).any() == on_a_colour
+    if name == "hue":  # as light and as colourful as before
+        found = changed(colour, 0)
+        assert (abs(found.max(2) - 160) <= 1).all()
+        assert (abs(found.min(2) - 100) <= 1).all()
+    if name == "saturation":
+        assert (abs(np.ptp(changed(colour, 0), axis=2) - 60) > 1).all()
+
+
+def test_a_change_is_as_often_less_as_more() -> None:
+    grey, labels = np.full((8, 8, 3), 100, np.uint8), np.zeros((8, 8), np.uint8)
+    augmentation = Augmentation(
+        flip=0.0, colour=1.0, brightness=0.3, contrast=0.0, saturation=0.0, hue=0.0
+    )
+    found = np.array(
+        [
+            augmented(
+                grey, labels, size=8, augmentation=augmentation, rng=np.random.default_rng(seed)
+            )[0].mean()
+            for seed in range(100)
+        ]
+    )
+    assert 69 <= found.min() < 80
+    assert 120 < found.max() <= 131
+    assert 30 < (found < 100).sum() < 70
+
+
 def test_colours_change_in_some_images() -> None:
     image, _ = picture(32, 32)
     changed = [

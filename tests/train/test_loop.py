@@ -116,6 +116,26 @@ def test_accumulated_batches_are_one_large_batch(tmp_path: Path) -> None:
         torch.testing.assert_close(large[name], small[name])
 
 
+def test_figures_of_accumulated_batches_are_those_of_one_large_batch(tmp_path: Path) -> None:
+    train(ToyTask(), settings(batch=8), tmp_path / "large")
+    train(ToyTask(), settings(batch=2, accumulate=4), tmp_path / "small")
+    lines = [metrics(tmp_path / name) for name in ("large", "small")]
+    for large, small in zip(*lines, strict=True):
+        for name in large.keys() - {"seconds"}:
+            assert small[name] == pytest.approx(large[name], rel=1e-3), name
+
+
+@pytest.mark.parametrize("clip_norm", [0.0, 0.01, 100.0])
+def test_gradients_are_cut_to_the_norm_that_is_asked_for(tmp_path: Path, clip_norm: float) -> None:
+    """What AdamW remembers of its first gradient is a tenth of it."""
+    train(ToyTask(), settings(steps=1, warmup=0, clip_norm=clip_norm), tmp_path / "run")
+    state = torch.load(tmp_path / "run" / "state.pt", weights_only=True)["optimizer"]["state"]
+    used = torch.cat([one["exp_avg"].flatten() for one in state.values()]).norm().item() / 0.1
+    norm = metrics(tmp_path / "run")[0]["gradient_norm"]  # before it is cut
+    assert 0.01 < norm < 100
+    assert used == pytest.approx(min(norm, clip_norm or math.inf), rel=1e-3)
+
+
 def test_how_often_gradients_are_added_up_is_not_the_environments_to_say(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

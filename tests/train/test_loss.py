@@ -11,9 +11,10 @@ from escnet import build_model
 from escnet.config import SamPrompts
 from escnet.train.data import IGNORED
 from escnet.train.loss import LossWeights, cell_shares, correlation_loss
+from escnet.train.segmentation import TextEncoding, normalised
 from escnet_runtime.errors import InputError
 from tests.model.models import randomise
-from tests.train.test_segmentation import small, task
+from tests.train.test_segmentation import NAMES, small, task
 
 GRID = 8
 
@@ -64,6 +65,24 @@ def test_it_is_added_to_the_cross_entropy_of_the_logits() -> None:
     assert "correlation" not in one
     want = one["loss"] + 0.5 * other["correlation"]
     torch.testing.assert_close(other["loss"], want)
+
+
+def test_it_is_the_mean_over_the_maps_that_enter_blocks() -> None:
+    """C and each block's C' but the last one's, which makes no prompts; of all images alike."""
+    net = randomise(build_model(dataclasses.replace(small(), blocks=3), seed=1))
+    taught = task(net.requires_grad_(False), loss=LossWeights(correlation=1.0))
+    samples = [taught.samples[index] for index in range(2)]
+    each = []
+    for sample in samples:
+        text = TextEncoding(net, NAMES).encode(net, sample["categories"])
+        scores = net.trace(normalised(net.config, sample["image"][None]), text).scores
+        assert len(scores) == 4
+        shares = cell_shares(sample["labels"][None], len(text), GRID)
+        each += [correlation_loss(one[None], shares, net.config.ppg.temperature) for one in scores]
+    entering = [one.item() for index, one in enumerate(each) if index % 4 != 3]
+    found = taught.module(taught.collate(samples))["correlation"]
+    assert found.item() == pytest.approx(sum(entering) / 6, rel=1e-4)
+    assert len({round(one.item(), 3) for one in each}) == 8  # each map counts by itself
 
 
 @pytest.mark.parametrize("prompts", ["points+masks", "points", "boxes"])

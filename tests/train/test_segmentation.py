@@ -17,6 +17,7 @@ from escnet.train.loss import LossWeights
 from escnet.train.segmentation import SegmentationTask, normalised
 from escnet.train.text import TextEncoding
 from escnet.weights import view_at
+from escnet_runtime.preprocess import preprocess
 from escnet_runtime.vocabulary import assemble, plan_texts
 from tests.model.models import randomise
 
@@ -81,6 +82,31 @@ def test_labels_index_the_categories_of_the_image(net: EscNet) -> None:
             torch.from_numpy(truth[labelled]),
         )
         assert (found["labels"].numpy()[~labelled] == -1).all()
+
+
+def test_of_too_many_classes_those_with_the_fewest_pixels_are_not_asked_for(net: EscNet) -> None:
+    """Their pixels are not labelled then."""
+
+    class Stripes:
+        def __getitem__(self, index: int) -> TrainingSample:
+            labels = np.repeat([3, 0, 4, 1, 2], [9, 25, 14, 11, 5])[None].repeat(64, 0)
+            return TrainingSample(image=np.zeros((64, 64, 3), np.uint8), labels=labels)
+
+    found = task(net, samples=Stripes()).samples[0]
+    assert found["categories"].tolist() == [0, 1, 4]
+    labels, counts = found["labels"].unique(return_counts=True)
+    assert labels.tolist() == [-1, 0, 1, 2]
+    assert counts.tolist() == [64 * columns for columns in (9 + 5, 25, 11, 14)]
+
+
+def test_an_image_is_normalised_as_the_runtime_does_it(net: EscNet) -> None:
+    """Or a model would be trained on other numbers than it is used with."""
+    size = net.config.clip.image_size
+    image = np.random.default_rng(0).integers(0, 256, (size, size, 3), dtype=np.uint8)
+    config = dataclasses.replace(net.config, image_mean=(0.1, 0.4, 0.6), image_std=(0.2, 0.3, 0.5))
+    got = normalised(config, torch.from_numpy(image)[None])
+    want = preprocess(image, config.preprocessing)
+    torch.testing.assert_close(got, torch.from_numpy(want), rtol=1e-6, atol=1e-6)
 
 
 def test_the_loss_is_cross_entropy_over_all_labelled_pixels(net: EscNet) -> None:

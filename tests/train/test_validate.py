@@ -52,6 +52,27 @@ def test_labels_that_are_what_it_finds_are_all_right() -> None:
     assert seen == ["noise0", "noise1"]
 
 
+def test_groups_of_classes_have_means_of_their_own() -> None:
+    """Over their classes that occur; 0 where none does. What is taken for one of them counts."""
+    labels = np.repeat(np.array([0, 1, 2, 3], np.uint8), 16).reshape(8, 8)
+    images = _Images(("a", "b", "c", "d", "e"), [labels])
+    images.groups = {"few": (1, 2), "one": (0, 4), "none": (4,)}
+
+    def all_but_b_are_c(model: EscNet, image: Tensor, text: Tensor) -> Tensor:
+        scores = torch.zeros(5, 8, 8)
+        scores[2] = 1.0
+        scores[1, 2:4] = 2.0
+        scores[1, 2, :4] = 0.0
+        return scores
+
+    found = validate(small_model(), images, predict=all_but_b_are_c)
+    b, c = 12 / 16, 16 / (16 + 16 + 16 + 4)
+    assert found["miou"] == pytest.approx((b + c) / 4)
+    assert found["miou_few"] == pytest.approx((b + c) / 2)
+    assert (found["miou_one"], found["miou_none"]) == (0.0, 0.0)
+    assert found["pixel_accuracy"] == pytest.approx(28 / 64)
+
+
 def test_a_duplicate_is_never_found() -> None:
     """As in a Segmenter: the first of equal names has all their pixels."""
     model = small_model()
