@@ -26,6 +26,8 @@ from escnet_runtime.native.prompts import fill_prompts
 from escnet_runtime.ppg import PpgConstants, empty_prompts, pseudo_prompts
 from escnet_runtime.ppg_numpy import numpy_prompts
 
+from .percentiles import percentiles
+
 __all__ = ["Implementation", "MapKind", "PpgRow", "measure_ppg", "runtime_implementations"]
 
 Implementation = Literal["c", "numpy", "torch"]
@@ -173,5 +175,4 @@ def _percentiles(
         start = time.perf_counter()
         call()
         times.append(1e3 * (time.perf_counter() - start))
-    p50, p95, p99 = np.percentile(times, [50, 95, 99]).tolist()
-    return p50, p95, p99
+    return percentiles(times)

@@ -16,6 +16,7 @@ import pytest
 from escnet_bench import nvml
 from escnet_bench.clocks import read_clocks
 from escnet_bench.energy import Rapl, Tegrastats, module_watts, open_counter
+from escnet_bench.latency import floor
 from escnet_bench.latency.floor import BOARD_PEAKS, GPU_PEAKS, cpu_peak, gpu_peak, products
 from escnet_runtime.nvidia import Gpu
 
@@ -352,6 +353,29 @@ def test_a_cpus_peak_is_that_of_the_fastest_library() -> None:
     expected = np.asarray(found["NumPy"]())
     for product in found.values():
         np.testing.assert_allclose(np.asarray(product()), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_cpus_peak_is_two_operations_for_each_multiply_add(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of the fastest product, the first of each library left out: it may still be loading."""
+    clock = [0.0]
+
+    def product(*milliseconds: float) -> Callable[[], float]:
+        left = iter(milliseconds)
+
+        def call() -> float:
+            clock[0] += next(left) / 1e3
+            return 0.0
+
+        return call
+
+    made = {"slow": product(0.1, 8.0, 9.0), "fast": product(0.1, 5.0, 4.0)}
+    monkeypatch.setattr(floor, "products", lambda side: made)
+    monkeypatch.setattr(floor, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    peak = cpu_peak(side=100, tries=2)
+    assert peak.gflop_a_second == {"fp32": pytest.approx(2 * 100**3 / 4e-3 / 1e9)}
+    assert "product of 100×100, fast's" in peak.source
 
 
 def test_a_cpus_peak_is_measured() -> None:

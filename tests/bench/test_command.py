@@ -1,13 +1,16 @@
 """``escnet-bench``: options, exit codes, ``--json`` and ``--output``."""
 
+import itertools
 import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from escnet_bench import ppg_time
 from escnet_bench.command import main
 from escnet_bench.gflop_command import GFLOP_CHUNK
 from escnet_runtime.bundle import Bundle
@@ -98,6 +101,17 @@ def test_footprint_prints_tables_and_writes_its_result(
     assert document["rows"][0]["categories"] == 2
     # Results are published: they say nothing of this machine's folders.
     assert str(tmp_path) not in output.read_text(encoding="utf-8")
+
+
+def test_calls_that_warm_up_are_in_no_percentile(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, calls = [0.0], itertools.chain([500.0] * 3, range(101, 0, -1))
+
+    def call() -> None:
+        clock[0] += next(calls) / 1e3
+
+    monkeypatch.setattr(ppg_time, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    found = ppg_time._percentiles(call, warm_up=3, repeats=101)
+    assert found == pytest.approx((51, 96, 100))
 
 
 def test_ppg_in_c_needs_a_compiler(

@@ -15,9 +15,9 @@ from escnet_runtime.errors import BackendError, BundleError, ImageError, InputEr
 
 @pytest.fixture(scope="module")
 def row(tiny_bundle: Path) -> FootprintRow:
-    """Three categories, of which two are the same, in chunks of a group; one image is timed."""
+    """Three categories, of which two are the same, in chunks of a group; three images are timed."""
     (row,) = measure_footprint(
-        tiny_bundle, [3], names=["red", "blue", "red", "green"], repeats=1, chunk=2
+        tiny_bundle, [3], names=["red", "blue", "red", "green"], repeats=3, chunk=2
     )
     return row
 
@@ -26,17 +26,20 @@ def test_a_row_says_what_was_measured(row: FootprintRow) -> None:
     assert (row.categories, row.distinct_categories, row.chunk) == (3, 2, 16)
     assert row.image == "made up, 640×480"
     assert "ONNX Runtime" in row.backend
-    assert len(row.image_seconds_each) == 1
-    assert row.image_seconds == row.image_seconds_each[0] > 0
+    assert len(row.image_seconds_each) == 3
+    assert row.image_seconds == sorted(row.image_seconds_each)[1] > 0
 
 
 def test_stages_add_up_to_the_image(row: FootprintRow) -> None:
     by_graph = {"image_encoder", "correlation", "sam", "fuse", "image", "text", "decoder"}
     between = {"preprocess", "prompts", "sums", "upsample_argmax", "other"}
     assert row.stages.keys() == by_graph | between
-    assert sum(row.stages.values()) == pytest.approx(row.image_seconds)
-    assert row.stages["other"] < 0.5 * row.image_seconds
-    assert row.prompt_share == pytest.approx(row.stages["prompts"] / row.image_seconds)
+    mean = sum(row.image_seconds_each) / 3
+    assert sum(row.stages.values()) == pytest.approx(mean)
+    # Of the images that are timed alone: with the first, or of all together, clocks would have
+    # more than the images took.
+    assert 0 <= row.stages["other"] < 0.5 * mean
+    assert row.prompt_share == pytest.approx(row.stages["prompts"] / mean)
 
 
 def test_the_way_to_the_first_label_map_is_complete(row: FootprintRow) -> None:

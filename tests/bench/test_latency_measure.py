@@ -8,9 +8,10 @@ import pytest
 
 from escnet_bench.latency import process
 from escnet_bench.latency.assemble import assemble_rows
+from escnet_bench.latency.floor import Peak
 from escnet_bench.latency.forecast import Forecast
 from escnet_bench.latency.measure import MIN_ROUNDS, Measurement
-from escnet_bench.latency.peaks import measure_peaks
+from escnet_bench.latency.peaks import PeakMemory, measure_peaks
 from escnet_bench.latency.plan import (
     IMPLEMENTATIONS,
     Allocator,
@@ -397,6 +398,39 @@ def test_ratios_are_formed_within_a_round() -> None:
     assert found["onnxruntime"].ratio == 1
     assert found["torch-plain"].ours == "onnxruntime"
     assert ratios_of("tiny", cell, {PLAIN: other}) == []
+
+
+def test_a_rows_figures_are_of_its_rounds() -> None:
+    """A hundred and one calls of 1 to 101 ms, and stages of which one came late."""
+    timed = Timed(
+        first_ms=7000.0,
+        chunk=16,
+        agreement=0.5,
+        milliseconds={number: float(101 - number) for number in range(101)},
+        stages=[{"sam": 1.0, "fuse": 5.0}, {"sam": 2.0}, {"sam": 30.0, "fuse": 4.0}],
+        energy_mj=3.0,
+    )
+    peer = Timed(first_ms=1.0, chunk=None, agreement=None, milliseconds={0: 1.0, 1: 2.0, 2: 9.0})
+    cell = Cell(categories=19, allocator="default")
+    found = Found(timed={cell: {OURS: timed, CAT_SEG: peer}})
+    machine = Peak(device="a GPU", gflop_a_second={"fp32": 500.0}, gb_a_second=8.0, source="")
+    rows = assemble_rows(
+        "tiny",
+        found,
+        {(OURS, cell): PeakMemory(host=11, device=12)},
+        gflop=lambda form, categories, chunk: 10.0 if (form, chunk) == ("shared", 16) else None,
+        peak=machine,
+        weight_bytes=10**8,
+    )
+    ours, other = rows
+    assert (ours.p50_ms, ours.p95_ms, ours.p99_ms) == (51, 96, 100)
+    assert (ours.repeats, ours.first_ms, ours.agreement, ours.energy_mj) == (101, 7000, 0.5, 3)
+    assert ours.stages == {"sam": 2.0, "fuse": 4.0}
+    assert (ours.peak_memory_bytes, ours.device_memory_bytes) == (11, 12)
+    assert (ours.gflop, ours.floor_ms) == (10, 20)  # its weights would take 12.5 ms
+    assert ours.floor_share == pytest.approx(20 / 51)
+    assert (other.p50_ms, other.stages) == (2, None)
+    assert (other.gflop, other.floor_ms, other.floor_share) == (None, None, None)
 
 
 def test_memory_is_measured_upwards_in_processes_of_their_own() -> None:

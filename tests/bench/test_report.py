@@ -437,6 +437,32 @@ def test_what_was_left_out_is_named_with_its_reason(tmp_path: Path) -> None:
     assert "tensorrt, any number of categories not installed" in text
 
 
+def test_seconds_and_bytes_of_a_footprint_are_milliseconds_and_megabytes(tmp_path: Path) -> None:
+    row = {
+        "categories": 150,
+        "chunk": 16,
+        "backend": "ONNX Runtime 1.32.0 on CPU",
+        "image": "made up, 640×480",
+        "image_seconds": 0.25,
+        "image_seconds_each": [0.25, 0.24, 0.26],
+        "prompt_share": 0.1,
+        "peak_memory_bytes": 300_000_000,
+        "filled_cache": {"interpreter": 0.5, "total": 1.5},
+        "stages": {"image_encoder": 0.2, "decoder": 0.04, "other": 0.01},
+    }
+    results = read(tmp_path, {**latency(), "benchmark": "footprint", "rows": [row]})
+    (timing,) = results[0].timings
+    assert (timing.p50_ms, timing.repeats, timing.first_mask_seconds) == (250, 3, 1.5)
+    (bars,) = stage_bars(results)
+    (bar,) = bars.rows[0].bars
+    assert bar.total == pytest.approx(250)
+    assert dict(bar.parts)["decoder"] == pytest.approx(40)
+    (panel,), nothing = memory_panels(results, styles_of(results))
+    assert nothing == []
+    assert panel.series[0].points == ((150, 300.0),)
+    assert panel.y.label.startswith("MB")
+
+
 def test_small_stages_are_added_up_not_dropped(tmp_path: Path) -> None:
     stages = {f"stage{index}": 10.0 + index for index in range(12)}
     (bars,) = stage_bars(read(tmp_path, latency(latency_row(stages=stages))))

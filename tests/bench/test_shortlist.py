@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 
 from escnet_bench.command import main
 from escnet_bench.distractors import enlarged, world_distractors
-from escnet_bench.shortlist import variants
+from escnet_bench.shortlist import measure_shortlists, variants
 from escnet_runtime import InputError, Segmenter
 from escnet_runtime.images import load_image
 from escnet_runtime.shortlist import Shortlist
@@ -83,6 +84,59 @@ def test_rows_are_what_the_library_gives(
     assert rows[5]["agreement"] == pytest.approx(np.concatenate(equal).mean(), abs=1e-6)
     assert json.loads(output.read_text(encoding="utf-8")) == document
     assert str(tmp_path) not in output.read_text(encoding="utf-8")
+
+
+def test_a_row_sets_a_shortlist_against_the_full_model() -> None:
+    """Three images on a made-up clock: the full model takes 4, 9 and 2 s, the shortlist half of
+    that, a third of it and as long; of 12 labels three are others, two of them wrong.
+    """
+    truth = np.zeros((2, 2), np.uint8)
+    truth[1] = 1
+    clock, length = [0.0], {None: iter([1.0, 4, 9, 2]), 2: iter([1.0, 2, 3, 2])}
+    kept = {None: iter([5] * 4), 2: iter([2, 2, 2, 1])}
+    wrong = truth.copy()
+    wrong[0, 0] = 4  # a distractor
+    full = iter([truth, truth, truth, wrong])
+    short = iter([truth, wrong, wrong, truth])
+
+    class Segmenting:
+        def vocabulary(self, names: tuple[str, ...]) -> Any:
+            return SimpleNamespace(names=names, embeddings=np.eye(4))
+
+        def __call__(self, image: Any, vocabulary: Any, shortlist: Shortlist | None) -> Any:
+            which = None if shortlist is None else shortlist.keep
+            clock[0] += next(length[which])  # type: ignore[index]
+            labels = next(full if which is None else short)
+            return SimpleNamespace(labels=labels, kept=next(kept[which]))  # type: ignore[index]
+
+    class Three:
+        names = ("a", "b")
+
+        def __len__(self) -> int:
+            return 3
+
+        def each(self) -> Any:
+            return [(np.zeros((2, 2, 3), np.uint8), truth)] * 3
+
+    with pytest.MonkeyPatch.context() as patched:
+        now = SimpleNamespace(perf_counter=lambda: clock[0])
+        patched.setattr("escnet_bench.shortlist.time", now)
+        segmenting: Any = Segmenting()
+        rows = measure_shortlists(
+            segmenting, Three(), ["c", "d", "e"], [5], [Shortlist(2)], step=lambda *_, **__: None
+        )
+    ours, other = rows
+    assert (ours.p50_ms, other.p50_ms) == (4000, 2000)
+    assert (ours.speedup, other.speedup) == (1, 2)  # the median of 2, 3 and 1
+    assert (other.kept_mean, other.kept_max, ours.kept_max) == (pytest.approx(5 / 3), 2, 5)
+    assert (ours.categories, ours.distinct_categories, ours.classes) == (5, 4, 2)
+    assert ours.pixel_accuracy == pytest.approx(11 / 12)
+    assert other.pixel_accuracy == pytest.approx(10 / 12)
+    assert ours.miou == pytest.approx((5 / 6 + 1) / 2)
+    assert other.miou == pytest.approx((4 / 6 + 1) / 2)
+    assert other.miou_loss == pytest.approx(1 / 12)
+    assert (ours.miou_loss, ours.agreement) == (0, 1)
+    assert other.agreement == pytest.approx(9 / 12)
 
 
 def test_photos_without_labels_have_agreement_alone(

@@ -22,6 +22,7 @@ from escnet_runtime.segmenter import Segmenter
 from escnet_runtime.vocabulary import Vocabulary
 
 from ..device_memory import watched_memory
+from ..percentiles import percentiles
 from ..stages import by_kind
 from ..subjects import KNOWN, known_categories, load_model, made_up_images, pictures
 from .plan import CheckPlan, Report
@@ -326,7 +327,7 @@ def _taking_turns(
             run(image)
             times[name].append(1e3 * (time.perf_counter() - start))
     for name, spent in times.items():
-        p50, p95, p99 = np.percentile(spent, [50, 95, 99]).tolist()
+        p50, p95, p99 = percentiles(spent)
         yield {
             "implementation": name,
             "p50_ms": p50,

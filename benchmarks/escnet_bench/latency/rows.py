@@ -4,8 +4,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-import numpy as np
-
+from ..percentiles import percentiles
 from ..results import without_folders
 from .plan import OURS, Cell, Variant
 
@@ -74,8 +73,7 @@ class Timed:
 
     def percentiles(self) -> tuple[float, float, float]:
         """p50, p95 and p99."""
-        p50, p95, p99 = np.percentile([*self.milliseconds.values()], [50, 95, 99]).tolist()
-        return p50, p95, p99
+        return percentiles(self.milliseconds.values())
 
     def stage_medians(self) -> dict[str, float] | None:
         """Median of each kind; None if it was not cut."""
