@@ -6,7 +6,8 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 from unittest.mock import ANY
 
 import numpy as np
@@ -25,7 +26,7 @@ from escnet_bench.evaluate import class_keys, evaluate
 from escnet_bench.prepare_command import main as prepare
 from escnet_bench.torch_checkpoint import checkpoint_segmenter
 from escnet_runtime.bundle import Bundle
-from escnet_runtime.dataset import Dataset
+from escnet_runtime.dataset import Dataset, LabelledImages, Sample
 from escnet_runtime.postprocess import resize_bilinear
 from escnet_runtime.segmenter import Segmenter
 from escnet_runtime.windows import LogitCanvas, crops, plan_windows
@@ -451,6 +452,55 @@ def test_other_names_may_be_asked_for(
         assert code == 2
         expected = "got 2 categories for a dataset of 3 classes; expected 3 or more"
         assert expected in document["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("merge", "iou", "right"),
+    [(False, (0.5, 1 / 3, 1 / 4), 4 / 9), (True, (0.5, 1 / 3, 1.0), 7 / 9)],
+)
+def test_further_categories_are_wrong_or_the_last_class(
+    merge: bool, iou: tuple[float, ...], right: float
+) -> None:
+    """As PASCAL VOC-20b has its background, which things that are in it describe."""
+    truth = np.array([[0, 0, 1, 1, 255, 2, 2, 2, 2, 0]], np.uint8)
+    found = np.array([[0, 1, 1, 0, 4, 3, 4, 2, 3, 0]], np.uint8)
+    images = [(truth[:, :5], found[:, :5]), (truth[:, 5:], found[:, 5:])]
+
+    class Folder:
+        names, groups = ("cat", "dog", "background"), {"things": (0, 1)}
+
+        def __len__(self) -> int:
+            return 2
+
+        def __getitem__(self, index: int) -> Sample:
+            labels = images[index][0]
+            pixels = np.full((*labels.shape, 3), index, np.uint8)
+            return Sample(name=f"photo{index}", image=pixels, labels=labels)
+
+    class Finding:
+        def vocabulary(self, names: tuple[str, ...]) -> object:
+            return names
+
+        def __call__(self, image: Any, vocabulary: object, **_: object) -> Any:
+            index = int(image[0, 0, 0])
+            return SimpleNamespace(labels=images[index][1], kept=5 - index)
+
+    segmenter, folder, seen = Finding(), Folder(), list[str]()
+    words = ["cat", "dog", "background", "sky", "wall"]
+    result = evaluate(
+        cast(Segmenter, segmenter),
+        cast(LabelledImages, folder),
+        categories=words,
+        merge_extra=merge,
+        progress=seen.append,
+    )
+    assert result.scores.pixels == 9
+    assert result.scores.iou == pytest.approx(iou)
+    assert result.scores.pixel_accuracy == pytest.approx(right)
+    assert result.groups["things"].miou == pytest.approx((iou[0] + iou[1]) / 2)
+    assert result.extra == (() if merge else ("sky", "wall"))
+    assert (result.categories, result.images, result.kept_mean, result.kept_max) == (5, 2, 4.5, 5)
+    assert seen == ["photo0", "photo1"]
 
 
 def test_what_is_taken_for_another_category_is_missed_by_its_class(

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from escnet.build import build_model
@@ -14,6 +15,8 @@ from escnet.model import EscNet
 from escnet.weights import save_checkpoint
 from escnet_bench.command import main
 from escnet_bench.evaluate import evaluate
+from escnet_bench.parity import _Counts
+from escnet_bench.traced import Traced
 from escnet_export import ExportReport
 from escnet_export.command import main as export_main
 from escnet_runtime.bundle import Bundle
@@ -86,6 +89,27 @@ def test_a_bundle_is_compared_with_its_checkpoint(
     assert row["miou_difference"] == pytest.approx(row["miou"] - row["reference_miou"], abs=2e-6)
     assert row["golden"]["pixel_agreement"] > 0.98
     assert row["golden"]["stages"].keys() == row["stages"].keys()
+
+
+def test_what_differs_is_counted_by_block_and_by_pixel() -> None:
+    """Two blocks of three prompts: of the first one moved, of the second two, one of them is gone."""
+    counts = _Counts(classes=2, blocks=2)
+    want = np.arange(18, dtype=np.int16).reshape(6, 3)
+    got = want.copy()
+    got[1, 0], got[3, 1], got[5, 2] = -7, -7, -7
+    truth = np.array([[0, 1, 1, 255]], np.uint8)
+    theirs, ours = np.array([[0, 1, 1, 1]], np.uint8), np.array([[0, 0, 1, 0]], np.uint8)
+    for _ in range(2):
+        counts.add(Traced(ours, got), Traced(theirs, want), truth)
+    counts.add(Traced(theirs, want), Traced(theirs, want), truth)
+    assert counts.flips.tolist() == [2, 4]
+    assert counts.prompts.tolist() == [9, 9]
+    assert (counts.equal, counts.pixels, counts.images) == (2 + 2 + 4, 12, 3)
+    assert counts.ours.scores().pixel_accuracy == pytest.approx((2 + 2 + 3) / 9)
+    assert counts.theirs.scores().pixel_accuracy == 1.0
+    alone = _Counts(classes=2, blocks=2)
+    alone.add(Traced(ours, got), None, truth)
+    assert (alone.images, alone.pixels, alone.theirs.scores().miou) == (1, 0, None)
 
 
 def test_figures_against_the_truth_are_those_of_eval(

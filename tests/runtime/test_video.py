@@ -12,14 +12,16 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import av
 import numpy as np
 import pytest
 
-from escnet_runtime import Nv12Frame, YuvEncoding
+from escnet_runtime import Nv12Frame, Segmentation, YuvEncoding
 from escnet_runtime.commands.segment import main
-from escnet_runtime.commands.segment_video import is_video
+from escnet_runtime.commands.segment_video import _Seen, is_video
 from escnet_runtime.errors import ImageError, InputError
 from escnet_runtime.images import ImageArray, load_image
 from escnet_runtime.newest import Newest
@@ -160,6 +162,36 @@ def test_a_video_is_segmented(
     assert frames[0].shape[0] == 240  # enlarged, for the legend's sake
     assert frames[0].shape[1] > 320
     assert load_image(entry["legend"]).shape[2] == 3
+
+
+def test_areas_of_a_video_are_those_of_all_its_frames() -> None:
+    """Two thirds of the first frame are a car, all of the second sky; on a made-up clock."""
+    names, clock = ("sky", "car", "dog"), [10.0]
+
+    def result(*labels: int, kept: int) -> Segmentation:
+        return Segmentation(
+            labels=np.array([labels], np.uint8),
+            confidence=np.ones((1, 3), np.float16),
+            names=names,
+            image=np.zeros((1, 3, 3), np.uint8),
+            kept=kept,
+        )
+
+    def results() -> Iterator[Segmentation]:
+        for one in (result(1, 0, 1, kept=3), result(0, 0, 0, kept=2)):
+            clock[0] += 2.0
+            yield one
+
+    with pytest.MonkeyPatch.context() as patched:
+        now = SimpleNamespace(perf_counter=lambda: clock[0])
+        patched.setattr("escnet_runtime.commands.segment_video.time", now)
+        vocabulary: Any = SimpleNamespace(names=names)
+        seen = _Seen(vocabulary)
+        assert len(list(seen.counted(results()))) == 2
+    entry = seen.entry(legend=False)
+    assert list(entry["area"].items()) == [("sky", pytest.approx(4 / 6)), ("car", 2 / 6)]
+    assert (entry["frames"], entry["frames_per_second"], entry["kept"]) == (2, 0.5, 3)
+    assert (entry["width"], entry["height"]) == (3, 1)
 
 
 def test_without_a_legend_a_video_keeps_its_size(
