@@ -231,3 +231,95 @@ def test_of_the_image_encoder_only_the_broken_block_has_float32_weights(
         if tensor.data_type == TensorProto.FLOAT and tensor.dims
     )
     assert stored == pytest.approx(weights, rel=0.05)
+
+
+def test_what_a_raised_block_costs_is_its_time_less_that_of_the_one_before(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The medians of turns; the first run of each, which loads its file, is none of them."""
+    clock = [0.0]
+    took = {"before": [50.0, *[2.0] * 6, 90.0], "after": [70.0, *[5.0] * 6, 1.0]}
+    closed: list[str] = []
+
+    class Timed:
+        def __init__(self, which: str) -> None:
+            self.which, self.left = which, iter(took[which])
+
+        def run(self, graph: str, feeds: object) -> None:
+            clock[0] += next(self.left) / 1e3
+
+        def close(self) -> None:
+            closed.append(self.which)
+
+    gate = AccuracyGate.__new__(AccuracyGate)
+    monkeypatch.setattr(AccuracyGate, "_feeds", lambda *_: {})
+    monkeypatch.setattr("escnet_export.gate.open_backend", lambda built: Timed(*built.values()))
+    monkeypatch.setattr("escnet_export.gate.time", SimpleNamespace(perf_counter=lambda: clock[0]))
+
+    class Named(str):
+        graph = SimpleNamespace(name="esc0_sam")
+
+    slower = gate._slower(cast(Built, Named("before")), cast(Built, Named("after")))
+    assert slower == pytest.approx(3.0)
+    assert sorted(closed) == ["after", "before"]
+
+
+class _Priced(_Scripted):
+    """A gate whose blocks cost so many budgets each, and nothing once they are raised."""
+
+    def __init__(
+        self, costs: Mapping[str, float], gains: Mapping[str, float] | None = None
+    ) -> None:
+        self.costs, self.gains = costs, gains or costs
+        self.measured: list[tuple[str, ...]] = []
+
+    def _measure(self, plan: PrecisionPlan) -> Decision:
+        self.measured.append(tuple(plan.raised))
+        lost = sum(self.costs.values()) - sum(self.gains[block] for block in plan.raised)
+        report = SimpleNamespace(
+            passed=lost <= 1,
+            damage=lambda: lost,
+            stages={block: StageError(1e-3 * cost, 1.0) for block, cost in self.costs.items()},
+        )
+        built = dict.fromkeys(self.costs)
+        return cast(Decision, SimpleNamespace(plan=plan, built=built, report=report))
+
+    @property
+    def _only_stages(self) -> bool:
+        return False
+
+    def _damage(self, decision: Decision, name: str) -> float:
+        return self.costs[name]
+
+    def raised(self) -> tuple[str, ...]:
+        """What is raised in the end, and reasons are given for."""
+        reasons, damages = dict[str, str](), dict[str, float | None]()
+        start = self._measure(PrecisionPlan(base=Precision.FP16))
+        decision = AccuracyGate._raise(self, start, reasons, damages)
+        assert reasons.keys() == damages.keys() == decision.plan.raised.keys()
+        return tuple(decision.plan.raised)
+
+
+def test_blocks_are_raised_by_what_they_cost_until_the_budget_holds() -> None:
+    costs = {"esc0_sam": 0.4, "esc0_fuse": 3.0, "decoder": 0.3, "esc1_sam": 2.0}
+    gate = _Priced(costs)
+    assert gate.raised() == ("esc0_fuse", "esc1_sam")
+    assert gate.measured[:3] == [(), ("esc0_fuse",), ("esc0_fuse", "esc1_sam")]
+
+
+def test_a_block_that_gains_nothing_is_left_as_it_was() -> None:
+    costs = {"esc0_sam": 1.5, "esc0_fuse": 3.0, "decoder": 0.3}
+    gate = _Priced(costs, gains={**costs, "esc0_fuse": 0.0, "esc0_sam": 4.0})
+    assert gate.raised() == ("esc0_sam",)
+
+
+def test_where_no_raising_helps_enough_what_gains_nothing_is_not_raised_either() -> None:
+    costs = {"esc0_sam": 1.5, "esc0_fuse": 3.0}
+    assert _Priced(costs, gains={"esc0_fuse": 0.0, "esc0_sam": 1.0}).raised() == ("esc0_sam",)
+
+
+def test_a_block_that_the_budget_holds_without_is_lowered_again() -> None:
+    """What was raised first cost most alone, and turns out to have been another block's fault."""
+    costs = {"esc0_sam": 2.0, "esc0_fuse": 3.0}
+    gate = _Priced(costs, gains={"esc0_fuse": 0.5, "esc0_sam": 4.5})
+    assert gate.raised() == ("esc0_sam",)

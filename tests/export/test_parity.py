@@ -351,6 +351,11 @@ def test_default_budgets() -> None:
     assert Budget.default(Precision.FP16) == Budget(pixel_agreement=0.995, stage_l2=5e-3)
     assert Budget.default(Precision.BF16) == Budget(pixel_agreement=0.98, stage_l2=5e-2)
     assert Budget.default(Precision.FP16, Precision.BF16) == Budget.default(Precision.BF16)
+    eight_bits = Budget(pixel_agreement=0.97, stage_l2=0.15)
+    assert Budget.default(Precision.INT8) == Budget.default(Precision.FP8) == eight_bits
+    assert Budget.default(Precision.FP16, Precision.INT8) == eight_bits
+    assert Budget.default(Precision.INT8, Precision.FP16) == eight_bits
+    assert Budget.default(Precision.INT8).miou_loss == 0.01
 
 
 def test_label_maps_are_of_the_size_asked_for(sample: Sample, spec: Preprocessing) -> None:

@@ -156,6 +156,56 @@ def test_fp8_rounds_to_the_nearest_and_holds_what_is_beyond_its_range(tmp_path: 
     np.testing.assert_allclose(run(target, x), held * scale + bias, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("kind", "shape", "channels", "attributes"),
+    [
+        ("MatMul", (6, 8), 1, {}),
+        ("Gemm", (6, 8), 1, {}),
+        ("Gemm", (6, 8), 1, {"transB": 0}),
+        ("Gemm", (8, 6), 0, {"transB": 1}),
+        ("Conv", (8, 6, 1, 1), 0, {}),
+        ("ConvTranspose", (6, 8, 1, 1), 1, {}),
+    ],
+)
+@pytest.mark.parametrize("precision", [INT8, FP8])
+def test_a_scale_belongs_to_an_output_channel_in_every_product(
+    precision: Precision,
+    kind: str,
+    shape: tuple[int, ...],
+    channels: int,
+    attributes: dict[str, int],
+    tmp_path: Path,
+) -> None:
+    """Channels of sizes far apart: along the other axis int8 would hold the small ones as 0."""
+    sizes = (np.float32(2.0) ** -np.arange(8, dtype=np.float32)).reshape(
+        [8 if axis == channels else 1 for axis in range(len(shape))]
+    )
+    batch = (5, 6, *(1 for _ in shape[2:]))
+    node = helper.make_node(kind, ["x", "w"], ["y"], **attributes)
+    graph = helper.make_graph(
+        [node],
+        "graph",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, batch)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, (5, 8, *batch[2:]))],
+        [numpy_helper.from_array(numbers(*shape) * sizes, "w")],
+    )
+    path, target = tmp_path / "plain.onnx", tmp_path / "narrow.onnx"
+    opset = [helper.make_opsetid("", 20)]
+    onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=10), str(path))
+    x = numbers(*batch, seed=1)
+    largest = {"x": float(np.abs(x).max())}
+    assert quantise("esc0_sam", path, target, largest, precision=precision) == 1
+    (made,) = [
+        node
+        for node in onnx.load(str(target)).graph.node
+        if node.op_type == "DequantizeLinear" and node.output[0].startswith("w")
+    ]
+    assert helper.get_node_attr_value(made, "axis") == channels
+    want, got = (run(file, x).reshape(5, 8) for file in (path, target))
+    error = np.linalg.norm(got - want, axis=0) / np.linalg.norm(want, axis=0)
+    assert (error < 0.1).all()
+
+
 def test_ranges_are_chosen_by_what_a_step_is() -> None:
     assert Calibration.default(INT8) is Calibration.PERCENTILE
     assert Calibration.default(FP8) is Calibration.LARGEST
