@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+from segment_anything import sam_model_registry
+from segment_anything.modeling.transformer import Attention
 
 from escnet import PRESETS, EscNetConfig, build_model, preset
 from escnet_runtime.errors import InputError
@@ -118,3 +120,23 @@ def test_the_large_presets_have_clips_size(name: str, clip_millions: float) -> N
     assert {parameter.device.type for parameter in net.parameters()} == {"meta"}
     count = sum(parameter.numel() for parameter in net.clip.parameters())
     assert count / 1e6 == pytest.approx(clip_millions, abs=0.05)
+
+
+@pytest.mark.parametrize("name", ["vit-b-16", "vit-l-14-336"])
+def test_the_large_presets_have_sams_decoder(name: str) -> None:
+    """In what no tensor of its file shows as well: with other heads its weights would fit, and mean
+    nothing.
+    """
+    with torch.device("meta"):
+        block = build_model(preset(name)).esc_blocks[0].sam
+        sam = sam_model_registry["vit_b"]()
+    transformers = block.transformer, sam.mask_decoder.transformer
+    for ours, theirs in (transformers, (block.prompt_encoder, sam.prompt_encoder)):
+        shapes = {key: value.shape for key, value in theirs.state_dict().items()}
+        assert {key: value.shape for key, value in ours.state_dict().items()} == shapes
+    heads, expected = (
+        {key: part.num_heads for key, part in one.named_modules() if isinstance(part, Attention)}
+        for one in transformers
+    )
+    assert len(expected) > 1
+    assert heads == expected

@@ -35,6 +35,29 @@ def test_a_stage_equals_its_plain_form_up_to_the_border(size: tuple[int, int], c
     assert relative_l2(got, expected) <= 1e-5
 
 
+def test_the_decoder_step_by_step() -> None:
+    """What both forms of a stage share: norm, then ReLU, twice; then the head's one channel."""
+    net = model()
+    config, grid = net.config, net.config.grid
+    torch.manual_seed(0)
+    embedding = torch.randn(2, grid, grid, config.fusion.hidden_dim)
+    skips = [
+        torch.randn(1, channels, times * grid, times * grid)
+        for channels, times in zip(config.decoder.skip_channels, (2, 4), strict=True)
+    ]
+    x, decoder = embedding.permute(0, 3, 1, 2), net.decoder
+    for stage, skip in zip((decoder.first, decoder.second), skips, strict=True):
+        raised = F.conv_transpose2d(x, stage.up.weight, stage.up.bias, stride=2)
+        x = torch.cat([raised, skip.expand(2, -1, -1, -1)], dim=1)
+        for convolution, norm in ((stage.first, stage.norm1), (stage.second, stage.norm2)):
+            x = F.conv2d(x, convolution.weight, convolution.bias, padding=1)
+            x = F.relu(F.group_norm(x, norm.num_groups, norm.weight, norm.bias, norm.eps))
+    head = decoder.head
+    expected = F.conv2d(x, head.weight, head.bias, padding=head.padding)[:, 0]
+    assert head.padding == (head.kernel_size[0] // 2, head.kernel_size[1] // 2)
+    assert relative_l2(decoder(embedding, *skips), expected) <= 1e-5
+
+
 @pytest.mark.parametrize("factor", [2, 4])
 def test_a_pixel_shuffle_in_bfloat16_is_torchs(factor: int) -> None:
     """It is written out there, for a library that has none in that type."""

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from escnet.block import EscBlock
 from escnet.fusion import CategoryAttention
@@ -84,6 +84,42 @@ def test_text_guidance_is_linear_attention_over_the_categories() -> None:
     share = likeness / likeness.sum(dim=-1, keepdim=True)
     expected = torch.einsum("phnm,mphd->nphd", share, v).flatten(2)
     assert relative_l2(got, expected) <= 1e-5
+
+
+@both
+def test_text_guidance_step_by_step(name: str) -> None:
+    """Both forms end alike, so what comes before and behind the attention is written out here."""
+    block, embedding, _, words, scores = inputs(name, 3)
+    guidance = block.text_guidance
+    width = embedding.shape[-1:]
+
+    def normed(norm: nn.LayerNorm, x: Tensor) -> Tensor:
+        return F.layer_norm(x, width, norm.weight, norm.bias, norm.eps)
+
+    project, mlp, read_out = guidance.project_text, guidance.mlp, guidance.read_out
+    told = normed(guidance.text_norm, F.linear(words, project.weight, project.bias))
+    x = embedding.flatten(1, 2)
+    weight = torch.full((1, 3), 1 / 3)
+    kv, k = guidance.attention.sums(normed(guidance.norm1, x), told, weight)
+    x = x + guidance.attention.read(normed(guidance.norm1, x), told, kv[0], k[0])
+    inner = F.gelu(F.linear(normed(guidance.norm2, x), mlp.up.weight, mlp.up.bias))
+    x = x + F.linear(inner, mlp.down.weight, mlp.down.bias)
+    change = F.linear(normed(guidance.read_norm, x), read_out.weight, read_out.bias)
+    got, got_scores = guidance.forward_plain(embedding, words, scores)
+    assert relative_l2(got.flatten(1, 2), x) <= 1e-5
+    assert relative_l2(got_scores - scores, change[..., 0].view_as(scores)) <= 1e-4
+
+
+@both
+def test_image_guidance_is_two_layers_with_the_normed_guidance(name: str) -> None:
+    block, embedding, guidance, _, _ = inputs(name, 2)
+    norm, x = block.image_guidance.guidance_norm, embedding
+    guide = guidance.permute(0, 2, 3, 1)
+    guide = F.layer_norm(guide, guide.shape[-1:], norm.weight, norm.bias, norm.eps)
+    for layer in block.image_guidance.layers:
+        assert isinstance(layer, GuidedSwinLayer)
+        x = on_maps(layer, x, guide)
+    assert relative_l2(block.image_guidance(embedding, guidance), x) <= 1e-5
 
 
 def test_text_guidance_reads_other_categories_and_their_text() -> None:

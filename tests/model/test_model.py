@@ -6,10 +6,12 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 import escnet.model
 from escnet import EscNet, build_model, preset
+from escnet.clip import dense_features
 from escnet.model import Trace
 from escnet.ppg import TorchPrompts
 from escnet_runtime.errors import InputError
@@ -173,6 +175,27 @@ def test_encoded_images_have_the_shapes_of_the_graphs() -> None:
     assert encoded.block_features.shape == (2, config.sam.embed_dim, grid, grid)
     assert encoded.skip0.shape == (2, skip0, 2 * grid, 2 * grid)
     assert encoded.skip1.shape == (2, skip1, 4 * grid, 4 * grid)
+
+
+@both
+def test_an_encoded_image_is_of_clips_features_and_of_two_earlier_blocks(name: str) -> None:
+    """SAM's blocks see CLIP's features before they are brought to unit norm; the earlier of the two
+    blocks gives the smaller skip.
+    """
+    net, picture = model(name), image(model(name).config)
+    dense = dense_features(net.clip.visual, picture, net.config.clip.skip_layers)
+    grid = (net.config.grid, net.config.grid)
+    maps = dense.projected.transpose(1, 2).unflatten(2, grid)
+    encoded, project = net.encode_image(picture), net.block_projection
+    assert relative_l2(encoded.block_features, F.conv2d(maps, project.weight, project.bias)) <= 1e-5
+    assert relative_l2(encoded.features, F.normalize(maps, dim=1)) <= 1e-5
+    for got, skip, tokens in (
+        (encoded.skip0, net.skip0, dense.skips[0]),
+        (encoded.skip1, net.skip1, dense.skips[1]),
+    ):
+        assert relative_l2(got, skip.forward_plain(tokens)) <= 1e-5
+        assert bool((got >= 0).all())
+    assert relative_l2(net.skip0.forward_plain(dense.skips[1]), encoded.skip0) > 1e-3
 
 
 def test_a_model_of_another_image_size() -> None:

@@ -6,12 +6,15 @@ import os
 import sqlite3
 import threading
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from escnet_runtime.embedding_cache import EmbeddingCache, default_cache_directory
+from escnet_runtime.text_embedding import TextEmbedding
 
 
 def _vector(text: str, width: int = 16) -> NDArray[np.float32]:
@@ -54,6 +57,27 @@ def test_models_and_texts_are_told_apart_exactly(tmp_path: Path) -> None:
     _assert_equal(one, {"cat": _vector("1"), "Cat": _vector("2")})
     _assert_equal(EmbeddingCache(tmp_path, "two").get_many(["cat"]), {"cat": _vector("3")})
     assert EmbeddingCache(tmp_path, "ONE").get_many(["cat"]) == {}
+
+
+def test_embeddings_are_those_of_a_text_encoder_and_a_tokenizer(tmp_path: Path) -> None:
+    """With another one of either, a text is another vector; the other graphs do not matter."""
+
+    def texts(encoder: str, tokenizer: str, decoder: str = "d") -> TextEmbedding:
+        stages = {
+            "text_encoder": SimpleNamespace(sha256=encoder),
+            "decoder": SimpleNamespace(sha256=decoder),
+        }
+        manifest = SimpleNamespace(stages=stages, tokenizer=SimpleNamespace(sha256=tokenizer))
+        bundle: Any = SimpleNamespace(manifest=manifest)
+        pipeline: Any = None
+        return TextEmbedding(bundle, pipeline, tmp_path)
+
+    made = [texts("a", "b"), texts("x", "b"), texts("a", "x"), texts("b", "a")]
+    assert len({one.model_key for one in made}) == 4
+    assert texts("a", "b", decoder="x").model_key == made[0].model_key
+    EmbeddingCache(tmp_path, made[0].model_key).put_many(_entries("cat"))
+    found = [EmbeddingCache(tmp_path, one.model_key).get_many(["cat"]) for one in made]
+    assert [len(one) for one in found] == [1, 0, 0, 0]
 
 
 def test_an_entry_can_be_replaced(tmp_path: Path) -> None:

@@ -94,6 +94,15 @@ def test_pixels_that_are_not_labelled_stay_so(kind: type[np.uint8] | type[np.uin
     assert (classes[5:] != IGNORED).all()
 
 
+def test_a_label_is_that_of_the_pixel_in_the_middle() -> None:
+    """Of three by five pixels that become one: at the corner, labels would lie beside the image."""
+    labels = np.arange(9 * 15, dtype=np.uint8).reshape(9, 15)
+    image = np.zeros((9, 15, 3), np.uint8)
+    rng = np.random.default_rng(0)
+    _, classes = augmented(image, labels, size=3, augmentation=NO_AUGMENTATION, rng=rng)
+    np.testing.assert_array_equal(classes, labels[1::3, 2::5])
+
+
 def test_a_flip_mirrors_both() -> None:
     image, labels = picture(32, 32)
     found, classes = cut(32, 32, Augmentation(flip=1.0, colour=0.0))
