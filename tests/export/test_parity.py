@@ -1,5 +1,6 @@
 """What the parity figures say, on outputs that are made up and so known."""
 
+import copy
 import dataclasses
 from collections.abc import Callable, Mapping
 
@@ -11,6 +12,7 @@ import torch
 from escnet.build import build_model
 from escnet.model import EscNet
 from escnet.presets import preset
+from escnet_export.description import constants_of
 from escnet_export.kept import Kept
 from escnet_export.parity import Outcome, Sample, label_map, measure_parity, reference_sample
 from escnet_export.ranges import Trap
@@ -21,6 +23,7 @@ from escnet_runtime.groups import GROUP
 from escnet_runtime.images import ImageArray
 from escnet_runtime.manifest import Precision
 from escnet_runtime.pipeline import Pipeline
+from escnet_runtime.ppg import PpgConstants
 from escnet_runtime.preprocess import Preprocessing, preprocess
 from escnet_runtime.sketch import relative_l2
 from tests.model.models import image, randomise, text
@@ -114,6 +117,25 @@ def test_the_reference_keeps_what_each_graph_was_given(mini: EscNet, sample: Sam
         again = backend.run(call.graph, call.inputs)
         for name, tensor in again.items():
             assert relative_l2(backend.to_host(tensor), call.outputs[name]) < 1e-6
+
+
+def test_prompts_are_those_of_the_models_own_constants(
+    mini: EscNet, picture: ImageArray, spec: Preprocessing
+) -> None:
+    """In the reference, and in the description that a bundle carries."""
+    constants = PpgConstants(temperature=0.3, alpha=0.7, iterations=1)
+    other = copy.copy(mini)
+    other.config = dataclasses.replace(mini.config, ppg=constants)
+    words = text(mini.config, CATEGORIES)
+    found = reference_sample(other, picture, words.numpy(), spec).outcome.prompts
+    with torch.inference_mode():
+        expected = other.trace(torch.from_numpy(preprocess(picture, spec)), words).prompts
+    for got, want in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(got.regions >= 0, want.regions.numpy() >= 0)
+    usual = reference_sample(mini, picture, words.numpy(), spec).outcome.prompts
+    assert (found[0].regions != usual[0].regions).any()
+    assert constants_of(other.config).ppg == constants
+    assert constants_of(other.config).preprocessing == mini.config.preprocessing
 
 
 def test_nothing_lost_means_nothing_reported(

@@ -92,7 +92,7 @@ def test_a_bundle_is_compared_with_its_checkpoint(
 
 
 def test_what_differs_is_counted_by_block_and_by_pixel() -> None:
-    """Two blocks of three prompts: of the first one moved, of the second two, one of them is gone."""
+    """Two blocks of three prompts: one of the first moved, and two of the second."""
     counts = _Counts(classes=2, blocks=2)
     want = np.arange(18, dtype=np.int16).reshape(6, 3)
     got = want.copy()

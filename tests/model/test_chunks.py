@@ -1,5 +1,6 @@
 """A forward pass in chunks of categories is the whole one."""
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from escnet.clip import unit_norm
 from escnet_export.reference import TorchBackend
 from escnet_runtime.groups import GROUP
 from escnet_runtime.pipeline import Pipeline
+from escnet_runtime.ppg import PpgConstants
 from tests.model.models import randomise
 from tests.train.small import small_config
 
@@ -33,6 +35,17 @@ def test_it_is_the_whole_forward_pass(model: EscNet, categories: int) -> None:
     image, text = inputs(model, categories)
     found = logits_in_chunks(model, image, text)
     torch.testing.assert_close(found, model.forward(image, text), rtol=1e-4, atol=1e-4)
+
+
+def test_it_is_so_with_a_models_own_constants_of_prompts() -> None:
+    constants = PpgConstants(temperature=0.3, alpha=0.7, iterations=1)
+    config = dataclasses.replace(small_config(), ppg=constants)
+    other = randomise(build_model(config, seed=1)).eval().requires_grad_(False)
+    usual = randomise(build_model(small_config(), seed=1)).eval().requires_grad_(False)
+    image, text = inputs(other, 5)
+    found = logits_in_chunks(other, image, text)
+    torch.testing.assert_close(found, other.forward(image, text), rtol=1e-4, atol=1e-4)
+    assert (found - logits_in_chunks(usual, image, text)).abs().max() > 1e-3
 
 
 def test_it_is_what_the_runtime_computes(model: EscNet) -> None:

@@ -13,8 +13,9 @@ import escnet.model
 from escnet import EscNet, build_model, preset
 from escnet.clip import dense_features
 from escnet.model import Trace
-from escnet.ppg import TorchPrompts
+from escnet.ppg import TorchPrompts, pseudo_prompts
 from escnet_runtime.errors import InputError
+from escnet_runtime.ppg import PpgConstants
 from tests.model.models import image, model, randomise, relative_l2, text, tokens
 
 both = pytest.mark.parametrize("name", ["tiny", "narrow-large"])
@@ -96,6 +97,23 @@ def test_prompts_reach_the_logits(monkeypatch: pytest.MonkeyPatch) -> None:
     other = net.trace(image(net.config, seed=1), inputs[1])
     replay(monkeypatch, other.prompts)
     assert relative_l2(net(*inputs), base.logits) > 1e-5
+
+
+def test_prompts_are_made_with_the_models_own_constants() -> None:
+    """Not with those that all presets have."""
+    constants = PpgConstants(temperature=0.3, alpha=0.7, iterations=1)
+    config = dataclasses.replace(preset("tiny"), ppg=constants)
+    net = randomise(build_model(config, seed=1)).requires_grad_(False)
+    found = net.trace(image(config), text(config, 3))
+    assert len(found.prompts) == config.blocks
+    others = []
+    for scores, prompts in zip(found.scores, found.prompts, strict=False):
+        expected = pseudo_prompts(scores, constants)
+        assert torch.equal(prompts.regions, expected.regions)
+        assert torch.equal(prompts.points, expected.points)
+        assert torch.equal(prompts.probabilities, expected.probabilities)
+        others.append(torch.equal(pseudo_prompts(scores, PpgConstants()).regions, prompts.regions))
+    assert not any(others)
 
 
 @both
@@ -189,11 +207,11 @@ def test_an_encoded_image_is_of_clips_features_and_of_two_earlier_blocks(name: s
     encoded, project = net.encode_image(picture), net.block_projection
     assert relative_l2(encoded.block_features, F.conv2d(maps, project.weight, project.bias)) <= 1e-5
     assert relative_l2(encoded.features, F.normalize(maps, dim=1)) <= 1e-5
-    for got, skip, tokens in (
+    for got, skip, earlier in (
         (encoded.skip0, net.skip0, dense.skips[0]),
         (encoded.skip1, net.skip1, dense.skips[1]),
     ):
-        assert relative_l2(got, skip.forward_plain(tokens)) <= 1e-5
+        assert relative_l2(got, skip.forward_plain(earlier)) <= 1e-5
         assert bool((got >= 0).all())
     assert relative_l2(net.skip0.forward_plain(dense.skips[1]), encoded.skip0) > 1e-3
 

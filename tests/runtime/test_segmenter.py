@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +37,12 @@ from escnet_runtime.images import ImageArray, load_image
 from escnet_runtime.manifest import Manifest, Precision
 from escnet_runtime.pipeline import Pipeline
 from escnet_runtime.postprocess import resize_bilinear
+from escnet_runtime.ppg import PpgConstants, Prompts, pseudo_prompts
 from escnet_runtime.preprocess import resize
 from escnet_runtime.segmenter import Window
 from escnet_runtime.sketch import relative_l2
 from tests.runtime.forked import exit_status_of_a_child
+from tests.runtime.hostile import change_description
 
 NAMES = ["sky", "tree", "grass", "road", "house", "car", "dog"]
 #: What fp16 can tell apart, as a share of the logits' standard deviation.
@@ -300,6 +302,34 @@ def test_a_vocabulary_of_another_model_is_refused(
     for asked in (segmenter, segmenter.image_logits):
         with pytest.raises(InputError, match="another model's text encoder"):
             asked(picture, foreign)
+
+
+def test_prompts_are_made_with_the_bundles_own_constants(
+    bundle_copy: Path, cache: Path, picture: ImageArray
+) -> None:
+    """Not with those that all presets have."""
+    constants = PpgConstants(temperature=0.3, alpha=0.7, iterations=1)
+    change_description(
+        bundle_copy, lambda found: found["constants"]["ppg"].update(dataclasses.asdict(constants))
+    )
+    scores: list[npt.NDArray[np.float32]] = []
+    made: list[Prompts] = []
+
+    def observe(stage: str, where: slice, outputs: Mapping[str, Any]) -> None:
+        if stage == "correlation":
+            scores.append(np.array(outputs["scores"][: where.stop - where.start]))
+        elif stage == "esc0_prompts":
+            made.append(outputs["prompts"])
+
+    with Segmenter(bundle_copy, cache=cache) as segmenter:
+        segmenter(picture, segmenter.vocabulary(NAMES), observer=observe)
+    expected, usual = (
+        pseudo_prompts(np.concatenate(scores), one) for one in (constants, PpgConstants())
+    )
+    (found,) = made
+    for part in ("points", "point_labels", "regions", "probabilities"):
+        np.testing.assert_array_equal(getattr(found, part), getattr(expected, part))
+    assert (found.regions != usual.regions).any()
 
 
 # Images

@@ -22,6 +22,7 @@ from escnet_runtime.shortlist import (
     select,
 )
 from escnet_runtime.windows import crops, plan_windows
+from tests.runtime.hostile import change_description
 
 Floats = npt.NDArray[np.float32]
 NAMES = [f"{colour} {thing}" for colour in ("red", "blue", "old", "wet") for thing in (
@@ -321,6 +322,18 @@ def test_auto_keeps_whole_groups(segmenter: Segmenter, picture: ImageArray) -> N
     assert found.kept in (64, 80)
     assert found.kept == len(seen.rows[0])
     same(found, segmenter(picture, many, shortlist=found.kept))
+
+
+@pytest.mark.parametrize(("temperature", "kept"), [(1e-6, 64), (10.0, 80)])
+def test_what_is_near_is_told_by_the_bundles_own_temperature(
+    temperature: float, kept: int, bundle_copy: Path, cache: Path, picture: ImageArray
+) -> None:
+    change_description(
+        bundle_copy, lambda found: found["constants"]["ppg"].update(temperature=temperature)
+    )
+    with Segmenter(bundle_copy, cache=cache) as other:
+        many = other.vocabulary([*NAMES, *(f"small {name}" for name in NAMES)])
+        assert other(picture, many, shortlist="auto").kept == kept
 
 
 def test_a_stream_has_a_shortlist_for_each_image(
