@@ -21,8 +21,11 @@ from safetensors.torch import load_file
 from escnet.train import validate
 from escnet.train.command import main
 from escnet.train.config import read_config
+from escnet.train.segmentation import SegmentationTask
+from escnet.train.start import prepared
 from escnet.weights import load_checkpoint
 from escnet_bench.eval_command import main as eval_main
+from escnet_runtime.console import Console
 from tests.bench.folders import made_dataset, save_labels
 from tests.train.small import small_checkpoint, small_model
 from tests.train.toys import metrics
@@ -124,6 +127,42 @@ def test_validation_measures_what_escnet_eval_does(
     last = json.loads((trained / "metrics.jsonl").read_text().splitlines()[-1])
     assert last["miou"] == pytest.approx(found["miou"], abs=1e-5)
     assert last["pixel_accuracy"] == pytest.approx(found["pixel_accuracy"], abs=1e-5)
+
+
+def test_every_section_of_a_configuration_reaches_the_task(place: Path, tmp_path: Path) -> None:
+    """One that did not would train another recipe, and say nothing."""
+    squeezed = ("augmentation.crop=false", "augmentation.colour=0", "augmentation.flip=0")
+
+    def made(*overrides: str) -> tuple[SegmentationTask, dict[str, Any]]:
+        config = read_config(place / "config.toml", [*squeezed, *overrides])
+        task = prepared(config, console=Console(quiet=True)).task
+        return task, task.collate([task.samples[index] for index in range(6)])
+
+    task, plain = made()
+    assert task.module(plain).keys() == {"loss", "accuracy"}
+    assert not task.module.checkpoint
+    assert [len(one) for one in plain["categories"]] == [3] * 6
+    assert len({one.numpy().tobytes() for one in plain["images"]}) == 3
+    _, mirrored = made("augmentation.flip=1")
+    for one, other in zip(plain["images"], mirrored["images"], strict=True):
+        assert torch.equal(other, one.flip(1))
+    _, few = made("categories.per_image=2")
+    assert [len(one) for one in few["categories"]] == [2] * 6
+    many = made_dataset(tmp_path / "many", images=3)
+    names = json.dumps([f"thing {index}" for index in range(20)])  # most are in no image
+    (many / "classes.json").write_text(names, encoding="utf-8")
+    drawn = [
+        made(f"data.train={many}", "categories.per_image=9", f"training.seed={seed}")[1]
+        for seed in (0, 1)
+    ]
+    for key in ("images", "categories"):
+        pairs = zip(drawn[0][key], drawn[1][key], strict=True)
+        assert not all(torch.equal(one, other) for one, other in pairs), key
+    _, first = made("data.limit=1")
+    assert len({one.numpy().tobytes() for one in first["images"]}) == 1
+    task, taught = made("loss.correlation=0.5", "training.checkpoint_activations=true")
+    assert "correlation" in task.module(taught)
+    assert task.module.checkpoint
 
 
 def test_groups_are_printed_before_it_starts(
