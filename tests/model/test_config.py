@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from open_clip.transformer import QuickGELU
 from segment_anything import sam_model_registry
 from segment_anything.modeling.transformer import Attention
 
@@ -140,3 +141,43 @@ def test_the_large_presets_have_sams_decoder(name: str) -> None:
     )
     assert len(expected) > 1
     assert heads == expected
+
+
+def odd() -> EscNetConfig:
+    """What no preset has, in fields that change no tensor's shape."""
+    tiny = preset("tiny")
+    return dataclasses.replace(
+        tiny,
+        name="odd",
+        clip=dataclasses.replace(tiny.clip, quick_gelu=True, text_heads=8, vision_head_width=16),
+        sam=dataclasses.replace(tiny.sam, heads=8, mask_logit_scale=3.0),
+        fusion=dataclasses.replace(tiny.fusion, heads=4, window=4),
+        decoder=dataclasses.replace(tiny.decoder, norm_group=4),
+    )
+
+
+@pytest.mark.parametrize("config", [*PRESETS.values(), odd()], ids=lambda c: c.name)
+def test_a_model_is_built_as_configured_where_no_tensor_shows_it(config: EscNetConfig) -> None:
+    """Weights would load into another model, and mean nothing there."""
+    with torch.device("meta"):
+        net = build_model(config)
+    clip, fusion, decoder = config.clip, config.fusion, config.decoder
+    gelu = QuickGELU if clip.quick_gelu else torch.nn.GELU
+    for tower, heads in (
+        (net.clip.visual.transformer, clip.vision_width // clip.vision_head_width),
+        (net.clip.transformer, clip.text_heads),
+    ):
+        for block in tower.resblocks:
+            assert block.attn.num_heads == heads
+            assert type(block.mlp.gelu) is gelu
+    for block in net.esc_blocks:
+        assert block.sam.transformer.num_heads == config.sam.heads
+        assert block.sam.mask_logit_scale == config.sam.mask_logit_scale
+        assert block.text_guidance.attention.heads == fusion.heads
+        layers = [*block.image_guidance.layers]
+        assert [(one.heads, one.window) for one in layers] == 2 * [(fusion.heads, fusion.window)]
+    for stage, channels in zip(
+        (net.decoder.first, net.decoder.second), decoder.channels, strict=True
+    ):
+        for norm in (stage.norm1, stage.norm2):
+            assert norm.num_groups * decoder.norm_group == channels
