@@ -128,7 +128,8 @@ def test_a_row_sets_a_shortlist_against_the_full_model() -> None:
     ours, other = rows
     assert (ours.p50_ms, other.p50_ms) == (4000, 2000)
     assert (ours.speedup, other.speedup) == (1, 2)  # the median of 2, 3 and 1
-    assert (other.kept_mean, other.kept_max, ours.kept_max) == (pytest.approx(5 / 3), 2, 5)
+    assert other.kept_mean == pytest.approx(5 / 3)
+    assert (other.kept_max, ours.kept_max) == (2, 5)
     assert (ours.categories, ours.distinct_categories, ours.classes) == (5, 4, 2)
     assert ours.pixel_accuracy == pytest.approx(11 / 12)
     assert other.pixel_accuracy == pytest.approx(10 / 12)

@@ -173,7 +173,7 @@ def test_a_scale_belongs_to_an_output_channel_in_every_product(
     kind: str,
     shape: tuple[int, ...],
     channels: int,
-    attributes: dict[str, int],
+    attributes: dict[str, Any],
     tmp_path: Path,
 ) -> None:
     """Channels of sizes far apart: along the other axis int8 would hold the small ones as 0."""
