@@ -101,7 +101,7 @@ def test_cuda_bindings_that_do_not_load_are_an_error_of_ours(
     monkeypatch.setitem(sys.modules, "cuda.bindings", ModuleType("cuda.bindings"))  # a part of it
     for loaded in ("cuda.bindings.driver", "escnet_runtime.device.cuda"):
         monkeypatch.delitem(sys.modules, loaded, raising=False)
-    with pytest.raises(DeviceError, match="do not load: cannot import name 'driver'.* anew"):
+    with pytest.raises(DeviceError, match=r"do not load: cannot import name 'driver'.* anew"):
         open_device()
 
 

@@ -162,7 +162,7 @@ def test_a_library_that_does_not_start_says_why(rtx: Library, plain: Bundle) -> 
     scores = plain.manifest.stages["scores"]
     job = Job(onnx=plain.file(scores.file), inputs=scores.inputs, profiles=(), targets=())
     for use in (library.survey, lambda job: library.compile(job, BuildState())):
-        with pytest.raises(BackendError, match="tensorrt .* cannot start, .* with error: 35"):
+        with pytest.raises(BackendError, match=r"tensorrt .* cannot start, .* with error: 35"):
             use(job)
 
 

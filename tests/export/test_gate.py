@@ -12,7 +12,7 @@ import torch
 from onnx import TensorProto
 
 from escnet.model import EscNet
-from escnet_export import Budget, ExportReport, ParityError
+from escnet_export import Budget, ExportReport, ParityError, raised
 from escnet_export.decision import Decision
 from escnet_export.gate import AccuracyGate
 from escnet_export.kept import Kept
@@ -251,15 +251,14 @@ def test_what_a_raised_block_costs_is_its_time_less_that_of_the_one_before(
         def close(self) -> None:
             closed.append(self.which)
 
-    gate = AccuracyGate.__new__(AccuracyGate)
-    monkeypatch.setattr(AccuracyGate, "_feeds", lambda *_: {})
-    monkeypatch.setattr("escnet_export.gate.open_backend", lambda built: Timed(*built.values()))
-    monkeypatch.setattr("escnet_export.gate.time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    monkeypatch.setattr(raised, "open_backend", lambda built: Timed(*built.values()))
+    monkeypatch.setattr(raised, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
 
     class Named(str):
         graph = SimpleNamespace(name="esc0_sam")
 
-    slower = gate._slower(cast(Built, Named("before")), cast(Built, Named("after")))
+    files = cast(Built, Named("before")), cast(Built, Named("after"))
+    slower = raised._slower(*files, [{}, {}])
     assert slower == pytest.approx(3.0)
     assert sorted(closed) == ["after", "before"]
 

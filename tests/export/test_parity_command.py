@@ -15,8 +15,7 @@ from escnet.model import EscNet
 from escnet.weights import save_checkpoint
 from escnet_bench.command import main
 from escnet_bench.evaluate import evaluate
-from escnet_bench.parity import _Counts
-from escnet_bench.traced import Traced
+from escnet_bench.traced import Traced, TracedCounts
 from escnet_export import ExportReport
 from escnet_export.command import main as export_main
 from escnet_runtime.bundle import Bundle
@@ -93,7 +92,7 @@ def test_a_bundle_is_compared_with_its_checkpoint(
 
 def test_what_differs_is_counted_by_block_and_by_pixel() -> None:
     """Two blocks of three prompts: one of the first moved, and two of the second."""
-    counts = _Counts(classes=2, blocks=2)
+    counts = TracedCounts(classes=2, blocks=2)
     want = np.arange(18, dtype=np.int16).reshape(6, 3)
     got = want.copy()
     got[1, 0], got[3, 1], got[5, 2] = -7, -7, -7
@@ -107,7 +106,7 @@ def test_what_differs_is_counted_by_block_and_by_pixel() -> None:
     assert (counts.equal, counts.pixels, counts.images) == (2 + 2 + 4, 12, 3)
     assert counts.ours.scores().pixel_accuracy == pytest.approx((2 + 2 + 3) / 9)
     assert counts.theirs.scores().pixel_accuracy == 1.0
-    alone = _Counts(classes=2, blocks=2)
+    alone = TracedCounts(classes=2, blocks=2)
     alone.add(Traced(ours, got), None, truth)
     assert (alone.images, alone.pixels, alone.theirs.scores().miou) == (1, 0, None)
 

@@ -11,7 +11,8 @@ from escnet import build_model
 from escnet.config import SamPrompts
 from escnet.train.data import IGNORED
 from escnet.train.loss import LossWeights, cell_shares, correlation_loss
-from escnet.train.segmentation import TextEncoding, normalised
+from escnet.train.segmentation import normalised
+from escnet.train.text import TextEncoding
 from escnet_runtime.errors import InputError
 from tests.model.models import randomise
 from tests.train.test_segmentation import NAMES, small, task
