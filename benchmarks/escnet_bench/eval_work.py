@@ -13,6 +13,7 @@ from typing import Any, Final
 import numpy as np
 
 from escnet_runtime.atomic import atomic_file
+from escnet_runtime.bundle import sha256_file
 from escnet_runtime.confusion import ConfusionCounter, Labels
 from escnet_runtime.dataset import Dataset, LabelledImages
 from escnet_runtime.errors import InputError
@@ -172,10 +173,8 @@ def identity_of(
         categories: what the model is asked for.
         settings: of the evaluation, as JSON has them.
     """
-    with (model / "bundle.json" if model.is_dir() else model).open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
     return {
-        "model": digest,
+        "model": sha256_file(model / "bundle.json" if model.is_dir() else model),
         "dataset": _dataset(dataset),
         "categories": _hash(list(categories)),
         **settings,

@@ -1,5 +1,6 @@
 """The compilers; only the one that is asked for is imported."""
 
+import logging
 import re
 from typing import Final
 
@@ -13,8 +14,11 @@ __all__ = ["COMPILERS", "open_library"]
 
 COMPILERS: Final[tuple[Compiler, ...]] = ("tensorrt", "tensorrt-rtx")
 _DISTRIBUTION: Final = "escnet-engines"
-#: Strongly typed networks are whole from this version on.
-_OLDEST: Final = {"tensorrt": (10, 12), "tensorrt-rtx": (1, 7)}
+#: 10.3 is JetPack 6's.
+_OLDEST: Final[dict[Compiler, tuple[int, int]]] = {"tensorrt": (10, 3), "tensorrt-rtx": (1, 7)}
+#: Before this version strongly typed networks, which ours are, lack some operators.
+_WHOLE: Final = (10, 12)
+_log = logging.getLogger(__name__)
 
 
 def open_library(backend: Compiler) -> Library:
@@ -25,10 +29,19 @@ def open_library(backend: Compiler) -> Library:
     """
     library = Library(backend, open_bindings(backend, _DISTRIBUTION))
     oldest = _OLDEST[backend]
-    if tuple(int(part) for part in re.findall(r"\d+", library.version)[:2]) < oldest:
+    version = tuple(int(part) for part in re.findall(r"\d+", library.version)[:2])
+    if version < oldest:
         least = ".".join(map(str, oldest))
         raise BackendError(
             f"backend {backend!r} is here in version {library.version}, needed is {least} or "
             f"newer: update it, or install {_DISTRIBUTION}[{backend}]"
+        )
+    if backend == "tensorrt" and version < _WHOLE:
+        _log.warning(
+            "TensorRT %s types networks strongly, as these graphs are, by best effort: %s is the "
+            "first that does so throughout. escnet-verify tells whether its engines compute what "
+            "they should",
+            library.version,
+            ".".join(map(str, _WHOLE)),
         )
     return library

@@ -4,8 +4,8 @@
 the bindings that are installed as MODULE, as far as the compiler and the runtime use them. Those of
 TensorRT load without its libraries, if their nine functions (``createInferBuilder_INTERNAL`` and
 the like) are there: that is how the files in ``surfaces/`` were made, of the wheels
-``tensorrt-cu12-bindings`` 10.12.0.36, the oldest that is promised, and 10.16.1.11, and
-``tensorrt_cu13_bindings`` 11.4.0.106.
+``tensorrt-cu12-bindings`` 10.3.0 (JetPack 6's, the oldest that is promised), 10.12.0.36 and
+10.16.1.11, and ``tensorrt_cu13_bindings`` 11.4.0.106.
 """
 
 import importlib

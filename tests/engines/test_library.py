@@ -100,15 +100,24 @@ def test_a_jetson_has_tensorrt_where_an_environment_does_not_look(
     assert "Jetson" not in str(caught.value)
 
 
-def test_an_old_library_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """TensorRT 10.3, as JetPack 6 had it at first: only its version is asked for."""
-    _hide(monkeypatch, "tensorrt")
-    old: Any = ModuleType("tensorrt")
-    old.__version__ = "10.3.0.30"
-    old.ILogger = type("ILogger", (), {"Severity": _Severity})
-    monkeypatch.setitem(sys.modules, "tensorrt", old)
-    with pytest.raises(BackendError, match=r"in version 10\.3\.0\.30, needed is 10\.12 or newer"):
-        open_library("tensorrt")
+def test_an_old_library_is_refused_and_jetpacks_is_warned_of(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """TensorRT 10.3 is JetPack 6's: only its version is asked for."""
+
+    def opened(version: str) -> str:
+        _hide(monkeypatch, "tensorrt")
+        library: Any = ModuleType("tensorrt")
+        library.__version__ = version
+        library.ILogger = type("ILogger", (), {"Severity": _Severity})
+        monkeypatch.setitem(sys.modules, "tensorrt", library)
+        return open_library("tensorrt").version
+
+    with pytest.raises(BackendError, match=r"in version 10\.2\.0, needed is 10\.3 or newer"):
+        opened("10.2.0")
+    for version, warned in (("10.12.0.36", False), ("11.0.0", False), ("10.3.0.30", True)):
+        assert opened(version) == version
+        assert ("by best effort: 10.12 is the first" in caplog.text) == warned
 
 
 class _Severity:

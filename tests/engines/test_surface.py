@@ -86,7 +86,7 @@ def test_the_recording_leaves_no_call_out(
 
 @pytest.mark.parametrize("file", sorted(path.name for path in SURFACES.glob("*.json")))
 def test_recorded_bindings_have_every_call(file: str, tensorrt_calls: dict[str, set[int]]) -> None:
-    """The bindings of TensorRT 10.12, 10.16 and 11.4, as read off their wheels."""
+    """The bindings of TensorRT 10.3, 10.12, 10.16 and 11.4, as read off their wheels."""
     document: dict[str, Any] = json.loads((SURFACES / file).read_text(encoding="utf-8"))
     require_calls(document["surface"], tensorrt_calls)
 

@@ -456,7 +456,7 @@ def test_the_made_up_library_has_the_calls_of_the_real_one() -> None:
 
 @pytest.mark.parametrize("file", sorted(path.name for path in SURFACES.glob("*.json")))
 def test_tensorrt_has_the_calls_too(file: str) -> None:
-    """The bindings of TensorRT 10.12, 10.16 and 11.4, as read off their wheels."""
+    """The bindings of TensorRT 10.3, 10.12, 10.16 and 11.4, as read off their wheels."""
     document: dict[str, Any] = json.loads((SURFACES / file).read_text(encoding="utf-8"))
     require_calls(document["surface"], runtime_calls(rtx=False))
 

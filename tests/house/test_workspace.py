@@ -1,5 +1,6 @@
 """The five distributions fit together, and their files say nothing they should not."""
 
+import ast
 import importlib
 import re
 import shutil
@@ -17,6 +18,8 @@ from tools.environment import NOT_INSTALLED
 from tools.workspace import Distribution, name_of
 
 OWN = {name_of(one.name) for one in WORKSPACE.values()}
+#: What only type checkers import, which bring it.
+FOR_CHECKERS = {"typing_extensions"}
 FOR_DEVICES = {"escnet-runtime", "escnet-engines", "escnet-bench"}
 SCRIPTS = [
     pytest.param(script, target, id=script)
@@ -88,9 +91,24 @@ def test_what_is_imported_is_required(one: Distribution) -> None:
     required = {name_of(line) for table in run_time for line in tables[table]}
     providers = packages_distributions()
     for path, names in modules_of(one):
-        for name in names - {one.package}:
+        for name in names - {one.package, *FOR_CHECKERS}:
             given = {name_of(provider) for provider in providers.get(name, [])}
             assert not given or given & required, f"{path} imports {name}: declare it"
+
+
+def test_what_only_checkers_import_is_hidden_from_the_rest(one: Distribution) -> None:
+    for path in (one.folder / one.package).rglob("*.py"):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        blocks = [node for node in ast.walk(tree) if isinstance(node, ast.If)]
+        hidden = {
+            inner
+            for block in blocks
+            if ast.unparse(block.test) == "TYPE_CHECKING"
+            for inner in ast.walk(block)
+        }
+        for node in set(ast.walk(tree)) - hidden:
+            if isinstance(node, ast.ImportFrom) and node.module:
+                assert node.module not in FOR_CHECKERS, f"{path}:{node.lineno}"
 
 
 @pytest.mark.parametrize(("script", "target"), SCRIPTS)
