@@ -25,6 +25,7 @@ from escnet_runtime.vocabulary import assemble
 
 from .alone import OneTypedGraph
 from .decision import Decision
+from .kept import Kept
 from .parity import Sample, compare_pipelines, measure_parity, stage_error
 from .plan import ENCODER, QUANTISED, PrecisionPlan, encoder_parts, graph_of
 from .precision import typed_graphs
@@ -97,7 +98,21 @@ class AccuracyGate:
                 break
         report = decision.report
         report.traps = traps
-        report.kept_higher = raised_blocks(
+        report.kept_higher = self._kept(start, decision, reasons, damages)
+        report.kept_in_fp32 = [
+            kept.block for kept in report.kept_higher if kept.precision is Precision.FP32
+        ]
+        report.judge()
+        return decision
+
+    def _kept(
+        self,
+        start: Decision,
+        decision: Decision,
+        reasons: Mapping[str, str],
+        damages: Mapping[str, float | None],
+    ) -> list[Kept]:
+        return raised_blocks(
             start,
             decision,
             model=self._model,
@@ -107,11 +122,6 @@ class AccuracyGate:
             damages=damages,
             step=self._step,
         )
-        report.kept_in_fp32 = [
-            kept.block for kept in report.kept_higher if kept.precision is Precision.FP32
-        ]
-        report.judge()
-        return decision
 
     # Measuring
 
