@@ -126,3 +126,12 @@ def test_a_process_that_dies_is_told(tiny_bundle: Path, monkeypatch: pytest.Monk
     with pytest.raises(BackendError, match=r"at 1 categories .* -9 \(out of memory\?\)") as caught:
         measure_footprint(tiny_bundle, [1])
     assert "last words" in str(caught.value)
+
+
+def test_the_measured_process_imports_nothing_of_the_folder_it_is_in(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "escnet_runtime.py").write_text("raise SystemExit('of this folder')")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(BackendError, match="'abacus' is unknown"):
+        measure_footprint(tiny_bundle, [1], backend="abacus")
