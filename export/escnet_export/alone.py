@@ -1,4 +1,4 @@
-"""The model in float32 torch but for one graph: what that graph alone does to the result."""
+"""Float32 torch with one graph replaced by its typed file: the effect of that graph alone."""
 
 from collections.abc import Mapping, Sequence
 
@@ -19,14 +19,14 @@ __all__ = ["OneTypedGraph"]
 
 
 class OneTypedGraph(TorchBackend):
-    """Float32 torch for all graphs but one, which is run from its typed file.
+    """Float32 torch for all graphs but one, which runs from its typed file.
 
-    A call with inputs that were recorded in ``samples`` is answered from the record. So the graphs
-    that come before the typed one are not computed again.
+    A call whose inputs were recorded in ``samples`` is answered from the record, so the graphs
+    before the typed one are not computed again.
 
     Args:
         model: in float32.
-        typed: runs the file.
+        typed: the backend that runs the file.
         built: the graph and its file.
         samples: images through float32 torch.
     """
@@ -44,7 +44,7 @@ class OneTypedGraph(TorchBackend):
         }
 
     def run(self, graph: str, inputs: Mapping[str, Tensor | Array]) -> dict[str, Tensor]:
-        """As the base class; of the one graph, the file's outputs widened."""
+        """As the base class; the typed graph runs from its file, its outputs cast to float32."""
         arrays = {name: self.to_host(value) for name, value in inputs.items()}
         if graph != self._built.graph.name:
             digests = {name: digest(array) for name, array in arrays.items()}

@@ -1,4 +1,4 @@
-"""From a model to a bundle: export, check, measure, and only then put it in its place."""
+"""From a model to a bundle: export, check, measure, and only then move it into place."""
 
 import time
 from collections.abc import Sequence
@@ -43,8 +43,8 @@ class ExportReport:
 
     Attributes:
         bundle: its folder.
-        precision: as asked for; what was raised above it is in ``parity``.
-        seconds: that all of it took.
+        precision: as asked for; ``parity`` lists the blocks that were raised above it.
+        seconds: duration of the whole export.
         parity: how far the bundle is from float32 torch, and what the accuracy gate did about it.
         checks: graph → number of categories → relative L2 to float32 torch on made-up inputs.
     """
@@ -74,34 +74,34 @@ def export_bundle(
     check_categories: Sequence[int] = CATEGORIES,
     step: Step = lambda _: None,
 ) -> ExportReport:
-    """Export ``model`` as a bundle at ``output``; nothing is there before all of it is right.
+    """Export ``model`` as a bundle; ``output`` appears whole, after all checks, or not at all.
 
     Where the precision costs more than the budget, the accuracy gate raises blocks until it holds
     (:mod:`escnet_export.gate`); the report names them.
 
     Args:
-        model: made float32 in place, and left in evaluation mode and without gradients.
+        model: cast to float32 in place, and left in evaluation mode with gradients off.
         output: a folder that does not exist, is empty, or is a bundle, which is then replaced.
-        precision: of all graphs about which nothing else is said.
-        weights: where the weights come from, for people.
-        trained: decides the gate, see :class:`Budget`.
-        images: for measuring, with the package's own categories.
-        scenes: for measuring, with categories of their own and labels, if there are any; in place
-            of ``images``. The package's own scenes are used where neither is given.
+        precision: of all graphs, unless ``image_encoder`` or the gate gives one another.
+        weights: where the weights come from, as a text for people.
+        trained: whether the weights are trained; selects the gate, see :class:`Budget`.
+        images: images to measure on, with the package's own categories.
+        scenes: images to measure on with their own categories and, if known, labels; used instead
+            of ``images``. Without either, the package's own scenes are used.
         budget: what may be lost; :meth:`Budget.default` by default.
         image_encoder: precision of the image encoder, if it differs.
-        rest: with int8 and fp8, the type of what is not quantised, fp16 or fp32.
-        calibration: with int8 and fp8, how ranges follow from values on the images; by default
-            :meth:`Calibration.default`.
-        raise_blocks: False leaves every block at its precision, whatever the budget says.
-        allow_parity_failure: write the bundle all the same, and say so in it.
-        check_categories: numbers of categories to check each graph at.
-        step: told of each step as it begins, for showing progress.
+        rest: with int8 and fp8, the type of everything that is not quantised: fp16 or fp32.
+        calibration: with int8 and fp8, how a tensor's range is derived from its values on the
+            images; by default :meth:`Calibration.default`.
+        raise_blocks: False leaves every block at its precision, even if the budget is missed.
+        allow_parity_failure: write the bundle even if the budget is missed, and record that in it.
+        check_categories: numbers of categories at which each graph is checked.
+        step: called with the name of each step as it begins, for showing progress.
 
     Raises:
         ExportError: a graph fails to export or does not compute what torch computes.
         ParityError: the budget is missed.
-        InputError: ``output`` cannot be written or is something else than a bundle.
+        InputError: there is no image, or ``output`` cannot be written or is not a bundle.
     """
     start = time.perf_counter()
     model = model.float().eval().requires_grad_(False)
@@ -165,7 +165,7 @@ def _tokenizer(folder: Path, clip: ClipConfig) -> Tokenizer:
 
 
 def _photos(images: Sequence[ImageArray], scenes: SceneSet) -> SceneSet:
-    """The user's images, for the categories of ``scenes``."""
+    """The user's images, with the categories of ``scenes``."""
     return SceneSet(images=tuple(images), categories=scenes.categories)
 
 
@@ -177,7 +177,7 @@ def _samples(
     store: TensorStore,
     step: Step,
 ) -> list[Sample]:
-    """All images through float32 torch."""
+    """Run all images through float32 torch."""
     text = assemble(texts.plan, texts.embeddings).embeddings
     samples = []
     for index, image in enumerate(scenes.images):
@@ -188,7 +188,7 @@ def _samples(
 
 
 def _rows(labels: Labels, plan: TextPlan) -> Labels:
-    """Labels as rows of the logits: a category that doubles an earlier one has no row."""
+    """Labels as rows of the logits; a category that repeats an earlier one has no row: ignored."""
     if len(plan.label_of) == len(plan.names):
         return labels
     row_of = {int(label): row for row, label in enumerate(plan.label_of)}

@@ -1,7 +1,8 @@
-"""Ranges of activations: how far each tensor that is to be quantised reaches on real images.
+"""Calibration: the range of each activation tensor that is to be quantised, found on real images.
 
-Magnitudes are counted in bins of equal width. When a larger one comes, the bins are made twice as
-wide, as often as it needs: a tensor costs the same memory however many images there are.
+Magnitudes are counted in a histogram with bins of equal width. If a value lies beyond the last bin,
+all bins are made twice as wide until it fits, so the memory for a tensor does not depend on the
+number of images.
 """
 
 import enum
@@ -26,18 +27,18 @@ from .quantise import activations
 __all__ = ["Calibration", "Histogram", "activation_ranges"]
 
 _BINS: Final = 4096
-#: Magnitudes that eight bits tell apart: what is compared by entropy.
+#: Magnitudes that eight bits can tell apart: the levels that the entropy method compares with.
 _LEVELS: Final = 128
-#: Ranges that are compared by entropy lie this many bins apart.
+#: The entropy method tries every 32nd bin as the end of the range.
 _STRIDE: Final = 32
 _PERCENTILE: Final = 0.9999
-# In a bin that a range holds nothing of, so that a divergence is finite.
-_NOTHING: Final = 1e-9
+# Stands for the count of an empty bin, so that the divergence stays finite.
+_EMPTY: Final = 1e-9
 _QUIET: Final = 3
 
 
 class Calibration(enum.StrEnum):
-    """How the range of a tensor follows from its values on images."""
+    """How the range of a tensor is derived from its values on images."""
 
     PERCENTILE = "percentile"
     ENTROPY = "entropy"
@@ -45,24 +46,25 @@ class Calibration(enum.StrEnum):
 
     @classmethod
     def default(cls, precision: Precision) -> "Calibration":
-        """A percentile for int8, whose steps are as wide as the range makes them.
+        """A percentile for int8, the largest magnitude for fp8.
 
-        fp8's steps are in proportion to the number: to leave out the largest would gain nothing.
-        Entropy cuts off too much where most magnitudes are small (docs/precision.md has figures).
+        int8's step grows with the range, so clipping outliers pays. fp8's step is proportional to
+        the number itself, so clipping would gain nothing. Entropy clips too much where most
+        magnitudes are small (docs/precision.md has figures).
         """
         return cls.LARGEST if precision is Precision.FP8 else cls.PERCENTILE
 
 
 class Histogram:
-    """Magnitudes of a tensor, counted; zeros are not, since every range holds them exactly."""
+    """A histogram of a tensor's magnitudes, zeros left out: every range represents them exactly."""
 
     def __init__(self) -> None:
         self._counts = np.zeros(_BINS, np.int64)
-        self._reach = 0.0  # of all bins: a power of two
+        self._reach = 0.0  # upper end of the last bin: a power of two
         self._largest = 0.0
 
     def add(self, values: npt.NDArray[np.float32]) -> None:
-        """Count ``values``, which are finite, of any shape."""
+        """Count ``values``: finite, of any shape."""
         sizes = np.abs(values[values != 0]).astype(np.float64)
         if not sizes.size:
             return
@@ -78,7 +80,7 @@ class Histogram:
         self._counts += np.bincount(bins, minlength=_BINS)
 
     def range(self, method: Calibration) -> float:
-        """The magnitude up to which the tensor is to be held; 0 for zeros alone."""
+        """The magnitude at which the tensor is to be clipped; 0 if all its values are 0."""
         if not self._largest:
             return 0.0
         match method:
@@ -92,10 +94,10 @@ class Histogram:
         return min(used * self._reach / _BINS, self._largest)
 
     def _by_entropy(self) -> int:
-        """The number of bins that, held in 128 levels, tell most of how magnitudes are spread.
+        """The number of bins whose quantisation to 128 levels loses least of the distribution.
 
-        What lies beyond counts to the last bin, and a level tells nothing of how its own bins
-        differ: the Kullback-Leibler divergence weighs both (S. Migacz, 8-bit inference with
+        Clipping moves what lies beyond into the last bin, and within a level all bins become equal:
+        the Kullback-Leibler divergence weighs both losses (S. Migacz, 8-bit inference with
         TensorRT, GTC 2017).
         """
         last = int(np.flatnonzero(self._counts)[-1]) + 1
@@ -105,17 +107,17 @@ class Histogram:
 
 
 def _divergence(counts: npt.NDArray[np.int64], size: int) -> float:
-    """Kullback-Leibler divergence of the first ``size`` bins, clipped, from their levels."""
+    """KL divergence of the histogram clipped to ``size`` bins from its quantised form."""
     inside = counts[:size].astype(np.float64)
     wanted = inside.copy()
     wanted[-1] += counts[size:].sum()
     levels = np.arange(size) * _LEVELS // size
     filled = inside > 0
-    # Each level spreads what it holds evenly over those of its bins that hold anything.
+    # The count of a level is spread evenly over those of its bins that are not empty.
     held = np.bincount(levels, inside, _LEVELS) / np.maximum(
         np.bincount(levels, filled, _LEVELS), 1
     )
-    got = np.where(filled, held[levels], _NOTHING)
+    got = np.where(filled, held[levels], _EMPTY)
     wanted, got = wanted / wanted.sum(), got / got.sum()
     there = wanted > 0
     return float((wanted[there] * np.log(wanted[there] / got[there])).sum())
@@ -124,15 +126,15 @@ def _divergence(counts: npt.NDArray[np.int64], size: int) -> float:
 def activation_ranges(
     path: Path, feeds: Iterable[Mapping[str, Array]], method: Calibration
 ) -> dict[str, float]:
-    """The magnitude up to which each tensor that would be quantised is to be held.
+    """The magnitude at which each tensor that would be quantised is to be clipped.
 
-    The graph is run in float32, whatever its types: float16's own steps are too coarse for
-    histograms.
+    The graph runs in float32 whatever its types, because float16's steps are too coarse for the
+    bins of a histogram.
 
     Args:
         path: a graph in float16 or float32.
         feeds: inputs in float32 (and int32), one run each.
-        method: how a range follows from values.
+        method: how a range is derived from values.
 
     Raises:
         ExportError: there is no input to calibrate on, a tensor is not finite, or ONNX Runtime

@@ -1,8 +1,8 @@
 """Every exported graph against torch at several numbers of categories.
 
-An exporter can bake a number into a graph without a word; only running the file at other numbers
-shows it. Blocks differ in weights alone, so the costly largest number is run once for each kind of
-graph and the others are shown to have the same nodes.
+An exporter can silently bake the number of categories into a graph; only running the file at other
+numbers shows it. The largest number is costly and is run once for each kind of graph: blocks differ
+only in their weights, which comparing the nodes of their graphs proves.
 """
 
 import hashlib
@@ -28,9 +28,10 @@ from .precision import DTYPES
 
 __all__ = ["CATEGORIES", "STAGE_TOLERANCE", "GraphCheck", "structure_hash", "to_numpy"]
 
-#: One, two (no broadcast hides a mistake), a street scene's, and more than any baked-in example.
+#: One, two (so that broadcasting hides no mistake), as many as Cityscapes has, and far more than
+#: the traced example has.
 CATEGORIES: Final = (1, 2, 19, 300)
-#: Largest relative L2 of one graph against float32 torch, fed the same inputs.
+#: Largest relative L2 between a graph and float32 torch on the same inputs.
 STAGE_TOLERANCE: Final = {
     Precision.FP32: 1e-4,
     Precision.FP16: 5e-3,
@@ -71,20 +72,20 @@ class GraphCheck:
     ) -> dict[int, float]:
         """Relative L2 of the file at each number of categories.
 
-        A figure above the tolerance is the file's fault, unless torch itself, in the types of
-        ``typed``, is no nearer to float32: then the precision is too low for these weights, which
-        is for the accuracy gate to judge, on images.
+        An error above the tolerance is the file's fault, unless torch itself, computing in the
+        types of ``typed``, is as far from float32. Then the precision is too low for these weights,
+        which the accuracy gate judges on images.
 
         Args:
             reference: the float32 graph.
-            path: the file that it became.
-            typed: the graph with the types that the file has; by default ``reference`` as the
-                precision types it, and nothing is forgiven.
+            path: the file it was exported to.
+            typed: the graph with the types of the file. By default the file has the types of the
+                precision, and every error above the tolerance is raised.
             tolerance: largest relative L2; by default that of the precision, or of the ports if
                 they are narrower.
 
         Raises:
-            ExportError: one is above the tolerance, or the file fails to run.
+            ExportError: an error is above the tolerance, or the file fails to run.
         """
         ports = (typed or reference).inputs
         kinds = {port.kind for port in (*ports, *(typed or reference).outputs)}
@@ -93,7 +94,7 @@ class GraphCheck:
         known = kind in self._kinds
         numbers = (self._categories[:-1] if known else []) or self._categories
         axes = {a for port in reference.inputs for a in port.shape if isinstance(a, str)}
-        if axes <= {"b"}:  # no category in it; one and two images say all
+        if axes <= {"b"}:  # no axis of categories: one and two images are enough
             numbers = [n for n in numbers if axes and n <= 2] or numbers[:1]
         self._kinds.add(kind)
         emulated = Precision.BF16 if Precision.BF16 in kept else self._precision
@@ -140,7 +141,7 @@ def _too_low(
     narrow = [port for port in (*typed.inputs, *typed.outputs) if port.kind in _NARROW]
     weights = {weight.dtype for weight in typed.module.parameters()}
     if weights == {torch.float32} and not narrow:
-        return False  # float32 itself: whatever differs is the file's fault
+        return False  # all of it is float32: any difference is the file's fault
     cast = [
         tensor.to(port.dtype(torch.float32))
         for port, tensor in zip(typed.inputs, inputs, strict=True)
@@ -155,14 +156,14 @@ def _too_low(
 
 
 def to_numpy(tensor: torch.Tensor, dtype: torch.dtype) -> Array:
-    """``tensor`` rounded to ``dtype``, as NumPy holds it: bf16 stays float32, already rounded."""
+    """``tensor`` rounded to ``dtype``, as NumPy array; bf16, which NumPy lacks, as float32."""
     rounded = tensor.to(dtype)
     array: Array = (rounded.float() if dtype == torch.bfloat16 else rounded).numpy()
     return np.ascontiguousarray(array)
 
 
 def structure_hash(path: Path) -> str:
-    """A hash of a graph without its weights' values."""
+    """A hash of a graph that ignores the values of its weights."""
     model = onnx.load(str(path))
     for tensor in model.graph.initializer:
         shape: Mapping[str, object] = {"dims": tuple(tensor.dims), "type": tensor.data_type}

@@ -37,7 +37,7 @@ __all__ = ["main"]
 
 _LOG: Final = logging.getLogger("escnet_export")
 _BOUND_OF: Final[dict[Gate, str]] = {"pixels": "pixel_agreement", "stages": "stage_l2"}
-#: What tells a dataset from a folder of photos.
+#: What a dataset folder contains, unlike a folder of photos.
 _OF_A_DATASET: Final = (IMAGES, LABELS, CLASSES)
 _NEAR_SHOWN: Final = 3  # blocks
 _MOST_SEED: Final = 2**63 - 1
@@ -88,8 +88,8 @@ def _export(arguments: argparse.Namespace, console: Console) -> tuple[int, dict[
     builds, failure = _build(report, libraries, arguments.target or "auto", console)
     if gone := sorted(compiled - _compiled(arguments.output)):
         _LOG.warning(
-            "what escnet-build had made for the bundle that was replaced is gone with it: %s; run "
-            "it again where the bundle is used",
+            "the bundle that was replaced had output of escnet-build, which is gone with it: %s; "
+            "run escnet-build again where the bundle is used",
             ", ".join(gone),
         )
     result = _result(report)
@@ -101,7 +101,7 @@ def _export(arguments: argparse.Namespace, console: Console) -> tuple[int, dict[
 
 
 def _compiled(bundle: Path) -> set[str]:
-    """Names of what escnet-build has put into a bundle: folders of engines, measured chunks."""
+    """Names of what escnet-build has added to a bundle: folders of engines, measured chunks."""
     try:
         return {entry.name for entry in (bundle / ENGINES_FOLDER).iterdir()}
     except OSError:
@@ -109,7 +109,7 @@ def _compiled(bundle: Path) -> set[str]:
 
 
 def _check_quantised(arguments: argparse.Namespace, precisions: Set[Precision | None]) -> None:
-    """Options that say how to quantise go with something that is quantised."""
+    """Refuse options of quantisation where nothing is quantised."""
     for option in ("rest", "calibration"):
         if getattr(arguments, option) is not None and not precisions & QUANTISED:
             raise InputError(
@@ -119,7 +119,7 @@ def _check_quantised(arguments: argparse.Namespace, precisions: Set[Precision | 
 
 
 def _libraries(arguments: argparse.Namespace, precisions: Set[Precision]) -> list[Library]:
-    """The compilers asked for. What keeps them from building is better said before an export."""
+    """The compilers asked for; checked before the export, so that it is not made in vain."""
     if arguments.target is not None and not arguments.backend:
         raise InputError("--target goes with --backend: it is what engines are compiled for")
     libraries = [open_library(backend) for backend in dict.fromkeys(arguments.backend)]
@@ -133,7 +133,7 @@ def _libraries(arguments: argparse.Namespace, precisions: Set[Precision]) -> lis
 def _build(
     report: ExportReport, libraries: Sequence[Library], target: str, console: Console
 ) -> tuple[list[dict[str, Any]], EscNetError | None]:
-    """Compile the bundle that is there now: what was built, and what failed last."""
+    """Compile the exported bundle; returns the builds and the last failure, if any."""
     builds: list[dict[str, Any]] = []
     failure: EscNetError | None = None
     for library in libraries:
@@ -157,7 +157,7 @@ def _build(
 
 
 def _budget(arguments: argparse.Namespace, default: Budget) -> Budget:
-    """The default with what the user says, which holds whatever the weights."""
+    """The default budget with the user's numbers, which count for any weights."""
     given = {
         "pixel_agreement": arguments.min_pixel_agreement,
         "stage_l2": arguments.max_stage_l2,
@@ -170,7 +170,7 @@ def _budget(arguments: argparse.Namespace, default: Budget) -> Budget:
 
 
 def _images(where: str | None, limit: int) -> tuple[list[ImageArray] | None, SceneSet | None]:
-    """Photos, or labelled images with their own categories; neither for the built-in scenes."""
+    """Photos, or labelled images with their own categories; both None for the built-in scenes."""
     if limit < 1:
         raise InputError(f"--limit is {limit}, expected at least 1")
     if where is None:
@@ -197,10 +197,10 @@ def _check_numbers(arguments: argparse.Namespace) -> None:
 
 
 def _loaded(arguments: argparse.Namespace) -> LoadedCheckpoint:
-    """The model that was asked for, with what is known of its weights."""
+    """The model that was asked for, with a description of its weights."""
     size: int | None = arguments.image_size
     if arguments.checkpoint is not None:
-        # An empty text, of a shell's variable that is not set, asks for weights too.
+        # An empty string, as of an unset shell variable, counts as given.
         if (arguments.clip, arguments.sam, arguments.seed) != (None, None, None):
             raise InputError(
                 "--clip, --sam and --seed go with --preset: a checkpoint has its own weights"

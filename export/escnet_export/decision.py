@@ -1,4 +1,4 @@
-"""What the accuracy gate comes to."""
+"""The result of the accuracy gate."""
 
 from dataclasses import dataclass, field
 
@@ -12,7 +12,7 @@ __all__ = ["Decision"]
 
 @dataclass(slots=True, kw_only=True)
 class Decision:
-    """What the gate came to: the plan, its files, and what they measure."""
+    """The result of the gate: the plan, its files, and their figures."""
 
     plan: PrecisionPlan
     built: dict[str, Built]

@@ -1,4 +1,4 @@
-"""What a manifest says of a model, whatever runs its graphs."""
+"""The part of a manifest that describes the model, independent of what runs its graphs."""
 
 from escnet.chunks import CHUNK
 from escnet.config import EscNetConfig
@@ -9,7 +9,7 @@ __all__ = ["constants_of", "model_info"]
 
 
 def model_info(config: EscNetConfig, *, weights: str, trained: bool) -> ModelInfo:
-    """Names and sizes; ``weights`` says where they come from, for people."""
+    """Names and sizes of a model; ``weights`` says where its weights come from, for people."""
     return ModelInfo(
         name=config.name,
         trained=trained,
@@ -25,7 +25,7 @@ def model_info(config: EscNetConfig, *, weights: str, trained: bool) -> ModelInf
 
 
 def constants_of(config: EscNetConfig) -> Constants:
-    """What happens before, between and after the graphs."""
+    """Constants of what the runtime does before, between and after the graphs."""
     return Constants(
         ppg=config.ppg,
         preprocessing=config.preprocessing,

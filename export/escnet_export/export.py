@@ -25,11 +25,12 @@ from .precision import DTYPES
 
 __all__ = ["GraphExporter", "example_inputs"]
 
-# 20 is the newest opset that TensorRT 10, 11 and RTX and ONNX Runtime all read whole; bf16
+# 20 is the newest opset that TensorRT 10, 11 and RTX and ONNX Runtime all support fully; bf16
 # convolutions need 22.
 _OPSET: Final = {Precision.FP32: 20, Precision.FP16: 20, Precision.BF16: 22}
 _LARGEST: Final = 65536
-# Two groups, one of them not full: torch.export would take a dynamic axis of 1 for a constant.
+# Categories of the traced example: two groups, one not full. torch.export would take an axis of
+# size 1, a single group, for a constant.
 _EXAMPLE: Final = GROUP + 3
 
 
@@ -41,12 +42,12 @@ def example_inputs(
     dtype: torch.dtype = torch.float32,
     seed: int = 0,
 ) -> tuple[Tensor, ...]:
-    """Random inputs of the kind each port takes, for ``categories`` categories.
+    """Random inputs for each port, for ``categories`` categories.
 
-    Unit-norm features, grid pixels, label and region indices as the prompt generator makes them,
-    weights 1/N in groups; anything else is normal. One or two images; texts of nine to eleven
-    tokens: every dynamic axis changes with the number of categories, so that none is baked in
-    unseen.
+    Features have unit norm; points, labels and regions are in the ranges that the prompt generator
+    gives; weights are 1/N in groups; all else is normally distributed. There are one or two images
+    and texts of nine to eleven tokens: every dynamic axis varies with the number of categories, so
+    that a size that was baked in shows.
     """
     generator = torch.Generator().manual_seed(seed)
     axes = {"n": categories, "t": categories, "b": min(categories, 2), "l": 9 + categories % 3}
@@ -75,7 +76,7 @@ def _example(
             return integers(-1, config.ppg.regions)
         case "point_labels":
             labels = 2 * integers(0, 2) - 1
-            labels[:, 0] = 1  # the peak is always a point
+            labels[:, 0] = 1  # the first point, the peak of the map, is always used
             return labels
         case "points":
             return integers(0, config.grid).float()
@@ -98,12 +99,12 @@ def _example_floats(
 class GraphExporter:
     """Exports the graphs of one model at one precision.
 
-    Blocks differ in weights alone, and tracing costs more than writing: the first graph of a kind
-    is traced, the others take their own weights in the same graph.
+    Tracing costs more than writing, and blocks differ only in their weights: the first graph of a
+    kind is traced, and the others put their own weights into a copy of it.
 
     Args:
-        config: the model's.
-        precision: that the model was cast to.
+        config: of the model.
+        precision: the one that the model was cast to.
     """
 
     def __init__(self, config: EscNetConfig, precision: Precision) -> None:
@@ -111,9 +112,9 @@ class GraphExporter:
         self._traced: dict[tuple[object, ...], bytes] = {}
 
     def export(self, graph: Graph, path: Path) -> None:
-        """Write ``graph`` to ``path``, its category axis dynamic, weights inside.
+        """Write ``graph`` to ``path``, with dynamic axes and its weights inside.
 
-        The file is checked by onnx; its numbers are compared by :mod:`escnet_export.check`.
+        The file passes onnx's checker; :mod:`escnet_export.check` compares its numbers.
 
         Raises:
             ExportError: torch or onnx refused; the message names the graph.
@@ -134,9 +135,9 @@ class GraphExporter:
             raise ExportError(f"graph {graph.name!r} could not be exported: {error}") from error
 
     def _trace(self, graph: Graph) -> bytes:
-        """The graph as ONNX, not optimised, so that its weights still carry their names.
+        """The graph as ONNX, not optimised, so that weights keep their names.
 
-        The weights themselves are left out where they are large: each graph brings its own.
+        The values of large weights are left out: each graph of the kind puts its own in.
         """
         dtype = DTYPES[self._precision]
         args = example_inputs(graph, self._config, categories=_EXAMPLE, dtype=dtype)
@@ -170,7 +171,7 @@ class GraphExporter:
 
 
 def _kind(graph: Graph) -> tuple[object, ...]:
-    """What graphs have in common that differ in the values of their weights alone."""
+    """A key that is equal for graphs that differ only in the values of their weights."""
     ports = tuple(port.kind for port in (*graph.inputs, *graph.outputs))
     return graph.kind, ports, tuple(tensor.dtype for tensor in _weights(graph.module).values())
 
@@ -189,7 +190,7 @@ def _set_weights(model: ir.Model, module: nn.Module) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """torch's exporter talks to its own developers on every channel; errors still raise."""
+    """Silence what torch's exporter prints, logs and warns of; errors are still raised."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

@@ -1,12 +1,13 @@
 """The accuracy gate: finds where a precision hurts, and raises those blocks until the budget holds.
 
-1. Blocks whose values leave the type's range on the images are raised at once: on a device they
-   would be infinities, whatever this machine computes.
-2. If the budget does not hold, each block's damage is measured alone: it runs at its precision, all
-   others in float32 torch. Blocks are raised in that order, one after the other, until it holds.
-   Of the image encoder, by far the largest, as few parts as do are raised.
-3. What turned out not to be needed is lowered again.
-4. What was raised from eight bits to float16 is another file: it is looked at as in 1.
+1. Blocks whose values overflow their type on the images are raised at once: on a device they would
+   become infinities, whatever this machine computes.
+2. If the budget does not hold, the damage of each block is measured alone: the block runs at its
+   precision and all others in float32 torch. Blocks are raised one by one, the most damaging first,
+   until the budget holds. Of the image encoder, by far the largest, as few parts as suffice are
+   raised.
+3. Raised blocks that turn out not to be needed are lowered again.
+4. A block that was raised from eight bits to float16 is a new file, which is checked as in 1.
 """
 
 from collections.abc import Mapping, Sequence
@@ -37,12 +38,12 @@ from .workshop import Built, Step, Workshop, open_backend
 
 __all__ = ["AccuracyGate"]
 
-#: Raising some parts of the image encoder is enough if it takes away this share of the damage that
-#: raising all of it takes away.
+#: Raising some parts of the image encoder is enough if it removes at least this share of the damage
+#: that raising the whole encoder removes.
 _RECOVERED: Final = 0.9
-#: How often the files built last are searched for values that leave their range.
+#: Rounds of building files and searching them for overflows, at most.
 _ROUNDS: Final = 4
-#: A stage nearer to float32 than this has nothing to gain.
+#: A stage whose relative L2 is below this gains nothing from being raised.
 _EXACT: Final = 1e-6
 
 
@@ -52,12 +53,12 @@ class AccuracyGate:
     Args:
         model: in float32.
         workshop: makes the files.
-        samples: images through float32 torch: all figures are of these.
+        samples: images through float32 torch; all figures are measured on these.
         texts: of the samples' categories.
         spec: how images are prepared.
-        trained: decides the gate, see :class:`Budget`.
+        trained: whether the weights are trained; selects the gate, see :class:`Budget`.
         budget: what may be lost.
-        step: told of each step as it begins.
+        step: called with the name of each step as it begins.
     """
 
     def __init__(
@@ -79,7 +80,7 @@ class AccuracyGate:
         self._found: dict[Path, list[Trap]] = {}
 
     def fit(self, plan: PrecisionPlan, *, raise_blocks: bool = True) -> Decision:
-        """The plan that holds the budget, nearest to ``plan``; or the best there is.
+        """Raise as few blocks of ``plan`` as meet the budget; if none do, return the best plan.
 
         With ``raise_blocks`` False, ``plan`` is measured as it is.
         """
@@ -90,7 +91,7 @@ class AccuracyGate:
             decision = self._in_range(decision, reasons, damages)
             if not decision.report.passed:
                 decision = self._raise(decision, reasons, damages)
-            # Tensors have other names in another file of the same block.
+            # Compared by block: the same tensor has another name in each file of a block.
             known = {(trap.block, trap.overflows) for trap in traps}
             left = self._traps(decision.built)
             traps += [trap for trap in left if (trap.block, trap.overflows) not in known]
@@ -158,20 +159,20 @@ class AccuracyGate:
         return error
 
     def _encoded(self, backend: Backend) -> npt.NDArray[np.float32]:
-        """Embeddings [t, D] of the texts; the encoder runs once a vocabulary, not once an image."""
+        """Embeddings [t, D] of the texts, which the typed encoder gives."""
         found = backend.run(TEXT_ENCODER, {"tokens": self._texts.tokens})["embeddings"]
         return np.asarray(backend.to_host(found), np.float32)
 
     def _embeddings(self, backend: Backend) -> npt.NDArray[np.float32] | None:
-        """The categories' embeddings as typed graphs make them; None where they are no numbers."""
+        """The categories' embeddings from the typed text encoder; None if they are not finite."""
         found = self._encoded(backend)
         backend.release(TEXT_ENCODER)
         if not np.isfinite(found).all():
-            return None  # the stage itself fails, and nothing else is to be blamed for it
+            return None  # that stage fails by itself; the others are measured with torch's
         return assemble(self._texts.plan, found).embeddings
 
     def _traps(self, built: Mapping[str, Built]) -> list[Trap]:
-        """Of all float16 graphs on all images."""
+        """The traps of all float16 graphs on all images."""
         traps: list[Trap] = []
         for name, one in built.items():
             if one.arithmetic is Precision.FP16:
@@ -187,7 +188,7 @@ class AccuracyGate:
     def _in_range(
         self, decision: Decision, reasons: dict[str, str], damages: dict[str, float | None]
     ) -> Decision:
-        """``decision`` with what overflows in its files at float32."""
+        """``decision`` with every block that overflows raised to float32."""
         plan = decision.plan
         for trap in worst_first([trap for trap in self._traps(decision.built) if trap.overflows]):
             reasons[trap.block], damages[trap.block] = trap.why(), None
@@ -197,7 +198,7 @@ class AccuracyGate:
     def _raise(
         self, decision: Decision, reasons: dict[str, str], damages: dict[str, float | None]
     ) -> Decision:
-        """Raise blocks in order of gain until the budget holds; then lower what is not needed."""
+        """Raise the most damaging blocks until the budget holds, then lower those not needed."""
         order = self._ranking(decision)
         raised: list[str] = []
         while not decision.report.passed and order:
@@ -222,7 +223,7 @@ class AccuracyGate:
         reasons: dict[str, str],
         damages: dict[str, float | None],
     ) -> Decision:
-        """``decision`` without what the budget holds without, of ``raised``, the last first."""
+        """``decision`` with blocks of ``raised`` lowered, last first, that the budget can spare."""
         for block in reversed(raised):
             if not decision.report.passed:
                 break
@@ -236,7 +237,7 @@ class AccuracyGate:
     def _ranking(
         self, decision: Decision, blocks: Sequence[str] | None = None
     ) -> list[tuple[str, float]]:
-        """Graphs that can be raised and do damage, with it, the worst first."""
+        """Graphs that do damage and can be raised, each with its damage, the worst first."""
         found = []
         for name in blocks or list(decision.built):
             error = decision.report.stages[name].relative_l2
@@ -244,21 +245,21 @@ class AccuracyGate:
                 continue
             found.append((name, self._damage(decision, name)))
         floor = 1.0 if self._only_stages else 0.0
-        # Of equal damage, the stage that is farther from float32 comes first.
+        # Of stages with equal damage, the one with the larger error comes first.
         stages = decision.report.stages
         found.sort(key=lambda entry: (-entry[1], -stages[entry[0]].relative_l2))
         return [entry for entry in found if entry[1] > floor]
 
     @property
     def _only_stages(self) -> bool:
-        """Whether nothing but each stage's own error counts."""
+        """Whether the budget is about the error of each stage alone."""
         labelled = all(sample.labels is not None for sample in self._samples)
         budget = self._budget
         others = budget.prompt_flips is not None or "pixels" in budget.asked
         return not (self._trained or labelled or others)
 
     def _damage(self, decision: Decision, name: str) -> float:
-        """What one graph costs of the budget while all others are float32 torch."""
+        """The damage of one graph, in budgets, while all others run in float32 torch."""
         error = decision.report.stages[name]
         if not np.isfinite(error.relative_l2):
             return np.inf
@@ -277,7 +278,7 @@ class AccuracyGate:
         ).damage()
 
     def _raised(self, decision: Decision, block: str) -> tuple[Decision, list[str]]:
-        """``decision`` with ``block`` raised, and what was raised: it, or parts of it."""
+        """``decision`` with ``block``, or parts of it, raised; and the names of what was raised."""
         whole = self._measure(decision.plan.with_raised(block))
         if block != ENCODER:
             return whole, [block]
@@ -285,7 +286,7 @@ class AccuracyGate:
         return found or (whole, [block])
 
     def _parts(self, decision: Decision, whole: Decision) -> tuple[Decision, list[str]] | None:
-        """As few parts of the image encoder as do what the whole does; None if not even half do."""
+        """Raise as few parts of the image encoder as suffice; None if half of them do not."""
         plan = decision.plan
         parts = [
             part
@@ -306,7 +307,7 @@ class AccuracyGate:
         return None
 
     def _part_error(self, plan: PrecisionPlan, part: str) -> float:
-        """Relative L2 of the image encoder with one part as in ``plan`` and the others higher."""
+        """Relative L2 of the image encoder with all parts but one raised above ``plan``."""
         for other in encoder_parts(self._model.config):
             if other != part and plan.higher(other) is not None:
                 plan = plan.with_raised(other)
@@ -339,12 +340,12 @@ class AccuracyGate:
         part = "" if graph == block else f", most of it by {block}"
         costs = f"costs {damage:.2g} times the budget"
         if not np.isfinite(damage):
-            costs = "loses something of which the budget allows nothing"
+            costs = "has a loss of which the budget allows none"
         return f"alone at {precision}, {graph} {costs} (relative L2 {error:.1e}){part}"
 
 
 def _recovers(before: ParityReport, found: ParityReport, whole: ParityReport) -> bool:
-    """Whether raising parts of the image encoder does what raising the whole of it does."""
+    """Whether raising some parts of the image encoder is as good as raising the whole encoder."""
     if found.passed:
         return True
     if not np.isfinite(before.stages[ENCODER].relative_l2):

@@ -1,8 +1,8 @@
 """The golden run: one photo through float32 torch, kept so that a device can check itself.
 
 ``golden/`` holds the photo, the label map and, in ``reference.json``, sketches of every stage's
-outputs. A device repeats the run with the golden prompts, because a prompt that flips on a near-tie
-would make every later stage differ without anything being wrong; flips are counted apart.
+outputs. A device repeats the run with the golden prompts, because one prompt that flips on a
+near-tie would change every later stage without anything being wrong; flips are counted separately.
 """
 
 import json
@@ -40,12 +40,12 @@ def write_golden(
     Args:
         folder: exists already.
         sample: the golden photo through float32 torch.
-        categories: the names, one a logit.
+        categories: their names, in the order of the logits.
         prompts: the texts that were embedded, cleaned.
         tokens: int32 [t, l] of ``prompts``.
         text: float32 [t, D], the embeddings of ``prompts``.
-        stage_tolerance: largest relative L2 a stage of this bundle may show on a device.
-        pixel_agreement: smallest share of equal labels on a device.
+        stage_tolerance: largest relative L2 that a stage may have on a device.
+        pixel_agreement: smallest share of equal labels that a device may have.
     """
     Image.fromarray(sample.image).save(folder / "image.png")
     height, width = sample.image.shape[:2]
@@ -71,7 +71,7 @@ def write_golden(
         "preprocessed": _numbers(sample.calls[0].inputs["image"]),
         "stages": stages,
     }
-    content = json.dumps(reference, allow_nan=False)  # verifying refuses them as well
+    content = json.dumps(reference, allow_nan=False)  # escnet-verify refuses NaN as well
     (folder / "reference.json").write_text(content, encoding="utf-8")
 
 

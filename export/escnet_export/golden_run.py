@@ -1,4 +1,4 @@
-"""The golden run of a bundle: which photo is taken, and how far off a device may be."""
+"""The golden run of a bundle: which photo it uses, and the tolerances for a device."""
 
 import logging
 import math
@@ -25,11 +25,11 @@ from .workshop import Built, open_backend
 __all__ = ["write_golden_run"]
 
 _LOG: Final = logging.getLogger("escnet_export")
-#: Errors of a device's golden run may be this many times those of the stages measured one by one:
-#: it runs through all stages, so errors add up.
+#: The stages of a device's golden run may have errors this many times as large as those measured
+#: stage by stage: errors add up along the run.
 _GOLDEN_FACTOR: Final = 2.0
-#: Share of the golden photo's labels that may differ on another machine, beside near-ties, which
-#: rounding decides anew there: of untrained weights they are many.
+#: Share of the golden photo's labels that may differ on another machine, besides near-ties. Those
+#: are decided by rounding, and are many with untrained weights.
 _GOLDEN_PIXELS: Final = 0.02
 
 
@@ -41,21 +41,21 @@ def write_golden_run(
     sample: Sample | None,
     decision: Decision,
 ) -> None:
-    """Write ``golden/`` of a bundle, with what a device may be off when it repeats the run.
+    """Write ``golden/`` of a bundle, with the tolerances for a device that repeats the run.
 
     A device cannot be nearer to float32 than the graphs are. Their errors on the photo are known if
-    it is one of the images that the export has measured; otherwise they are measured here. What is
-    allowed is twice the worst of them, and at least the default budget of the precision. The user's
-    budget does not count: a tighter one is about single stages, and a wider one about which bundle
-    may be written, which is no excuse for a device that computes something else.
+    it is one of the images that the export has measured; otherwise they are measured here. A device
+    may be off by twice the worst of them, and at least by the default budget of the precision. The
+    user's budget does not count: a tighter one is about single stages, and a wider one about which
+    bundles may be written, not about what a device may compute.
 
     Args:
         model: in float32.
         folder: of the bundle; its graphs are there.
         tokenizer: the bundle's.
         scenes: the photo is the first of their images; the categories are theirs.
-        sample: the photo through float32 torch, if the export has measured it; else None.
-        decision: of the accuracy gate; ``outcomes[0]`` is of the photo if ``sample`` is given.
+        sample: the photo through float32 torch if the export has measured it, else None.
+        decision: of the accuracy gate; with ``sample``, ``outcomes[0]`` belongs to the photo.
     """
     report, plan = decision.report, decision.plan
     usual = Budget.default(plan.base, plan.image_encoder)
@@ -69,15 +69,16 @@ def write_golden_run(
         worst = _worst(found)
         if worst > tolerance:
             _LOG.warning(
-                "On the golden photo, which is none of the images given, a graph is %.2g from "
-                "float32 (relative L2; on those images at most %.2g), and %.1f %% of pixels keep "
-                "their label. Other photos may fare so: give images of all kinds that it will see",
+                "On the golden photo, which is not one of the images given, the worst graph has a "
+                "relative L2 of %.2g to float32 (on the images given at most %.2g), and %.1f %% of "
+                "pixels keep their label. Other photos may do as badly: give --images of every "
+                "kind that the model will see",
                 worst,
                 _worst(report.stages.values()),
                 100 * pixels,
             )
         tolerance = max(tolerance, _GOLDEN_FACTOR * worst)
-    else:  # one of those that the average is of
+    else:  # the photo is one of the images that the average is taken over
         pixels = _equal_labels(decision.outcomes[0], sample)
     (folder / "golden").mkdir()
     budget = max(usual.pixel_agreement, report.budget.pixel_agreement)
@@ -95,14 +96,14 @@ def write_golden_run(
 
 
 def _equal_labels(outcome: Outcome, sample: Sample) -> float:
-    """The share of pixels of an image to which the typed graphs give torch's label."""
+    """The share of an image's pixels that get the same label from typed graphs and torch."""
     height, width = sample.image.shape[:2]
     got, want = (label_map(one.logits, height, width) for one in (outcome, sample.outcome))
     return float((got == want).mean())
 
 
 def _worst(errors: Iterable[StageError]) -> float:
-    """The largest error of a stage; no device can repeat a NaN."""
+    """The largest finite error of a stage: a device cannot repeat one that is not."""
     return max(filter(math.isfinite, (error.relative_l2 for error in errors)), default=0.0)
 
 

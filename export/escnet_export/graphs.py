@@ -1,8 +1,8 @@
-"""The graphs a model is split into: names, inputs and outputs are part of the bundle format.
+"""The graphs a model is split into; their names, inputs and outputs are part of the bundle format.
 
-Every graph is a method of the model itself, so nothing is written twice. What the runtime computes
-with (scores, prompts, weights, sums, logits, embeddings of text) is float32 or int32 at every
-precision; what only travels from graph to graph has the graphs' own type.
+Every graph is a method of the model itself, so nothing is written twice. Tensors that the runtime
+computes with (scores, prompts, weights, sums, logits, text embeddings) are float32 or int32 at
+every precision; those that only pass from graph to graph have the graphs' own type.
 """
 
 import re
@@ -28,9 +28,11 @@ Kind = Literal["float32", "float16", "bfloat16", "int32", "graph"]
 class Port:
     """One input or output of a graph. A string in ``shape`` names a dynamic axis.
 
-    The kind "graph" is the type that the graph computes in; a typed graph says which.
+    The kind "graph" stands for the type that the graph computes in; the ports of a typed graph name
+    that type.
 
-    An output that refines an input of the same name ends in ``_out``: a graph has one namespace.
+    Inputs and outputs of a graph share one namespace, so an output that refines an input has the
+    input's name with ``_out`` appended.
     """
 
     name: str
@@ -49,10 +51,10 @@ class Port:
 
 
 class GraphModule(nn.Module):
-    """A module whose forward is one method of ``owner``, which it holds so weights are found.
+    """A module whose forward is a method of ``owner``, held as a submodule for its weights.
 
-    ``inputs`` and ``outputs`` are types to cast to before and after, None for none: what travels
-    between graphs may be narrower than what one of them computes in.
+    ``inputs`` and ``outputs`` are the types that the graph's ports are cast to, None for no cast:
+    a port may be narrower than the type that the graph computes in.
     """
 
     def __init__(
@@ -72,7 +74,7 @@ class GraphModule(nn.Module):
         inputs: Sequence[torch.dtype | None] | None,
         outputs: Sequence[torch.dtype | None] | None,
     ) -> "GraphModule":
-        """The same with other casts."""
+        """The same module with other casts."""
         return GraphModule(self.owner, self._method, inputs, outputs)
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
@@ -97,7 +99,7 @@ def _cast(
 class Graph:
     """One graph: its ports and the module that computes it.
 
-    ``kind`` is the name without the block's number: graphs of a kind differ in weights alone.
+    ``kind`` is the name without the block's number: graphs of a kind differ only in their weights.
     """
 
     name: str
@@ -115,7 +117,7 @@ def model_graphs(model: EscNet) -> list[Graph]:
     """All graphs of ``model`` in the order they run.
 
     Raises:
-        InputError: the model is a variant that bundles do not have; the message names the field.
+        InputError: the bundle format does not cover this variant; the message names the field.
     """
     _require_contract(model.config)
     first = [_image_encoder(model), _text_encoder(model), _correlation(model)]
@@ -124,7 +126,7 @@ def model_graphs(model: EscNet) -> list[Graph]:
 
 
 def _require_contract(config: EscNetConfig) -> None:
-    """Refuse what the paper's ablations vary and the names and ports of the graphs do not."""
+    """Refuse variants of the paper's ablations that need other graphs or ports."""
     for field, got, expected, good in (
         ("blocks", config.blocks, "at least 1", config.blocks >= 1),
         ("sam.in_blocks", config.sam.in_blocks, "True", config.sam.in_blocks),
@@ -138,8 +140,8 @@ def _require_contract(config: EscNetConfig) -> None:
         if not good:
             raise InputError(
                 f"configuration {config.name!r}: {field} is {got}, expected {expected}: this "
-                "variant serves comparison and runs in PyTorch alone, the bundle format has no "
-                "graphs for it"
+                "variant is for comparison in PyTorch only, and the bundle format has no graphs "
+                "for it"
             )
 
 

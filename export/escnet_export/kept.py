@@ -1,4 +1,4 @@
-"""A block that is kept at a higher precision than the bundle's, and what is known of it."""
+"""A block that is kept at a higher precision than the bundle's: why, and at what cost."""
 
 from dataclasses import dataclass
 
@@ -14,13 +14,13 @@ class Kept:
     Attributes:
         block: a graph, or a part of the image encoder such as ``image_encoder.block3``.
         precision: what it computes in.
-        instead_of: what it would compute in otherwise.
-        why: a sentence.
-        damage: what the block alone, at ``instead_of``, costs of the budget, as a multiple of it:
-            infinite where numbers are not finite. None where it overflows and was not measured.
-        bytes: by how much the bundle is larger for it.
-        milliseconds: by how much one run of ``timed`` takes longer on this machine, on ONNX
-            Runtime's CPU provider; less than 0 where it is faster. None where it was not measured.
+        instead_of: what it would compute in if it were not raised.
+        why: the reason, a clause.
+        damage: what the block alone costs at ``instead_of``, in budgets; infinite if its numbers
+            are not finite. None if it was raised because it overflows: then it was not measured.
+        bytes: how much larger the bundle is because of it.
+        milliseconds: how much longer one run of ``timed`` takes on this machine, on ONNX Runtime's
+            CPU provider; below 0 if it is faster. None if it was not measured.
         timed: the graph that was timed: the block, or the whole image encoder with all its parts
             that are kept higher.
     """

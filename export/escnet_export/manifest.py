@@ -49,9 +49,9 @@ def write_manifest(
     Args:
         folder: of the bundle.
         config: of the model.
-        decision: of the accuracy gate, with the files where the bundle has them.
-        weights: where the weights come from, for people.
-        trained: whether they are.
+        decision: of the accuracy gate; its files are where the bundle has them.
+        weights: where the weights come from, as a text for people.
+        trained: whether the weights are trained.
         categories: of the golden run.
     """
     report = decision.report

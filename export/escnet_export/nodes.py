@@ -1,4 +1,4 @@
-"""What is float16 in a graph, and where in the model its nodes come from."""
+"""Which tensors of a graph are float16, and from where in the model its nodes come."""
 
 from collections.abc import Iterator
 
@@ -11,7 +11,7 @@ __all__ = ["narrow_tensors", "nodes_by_block"]
 
 
 def narrow_tensors(graph: onnx.GraphProto) -> set[str]:
-    """Names of what is float16 in a graph whose shapes and types were inferred."""
+    """Names of the float16 tensors of a graph whose shapes and types were inferred."""
     return {
         value.name
         for value in (*graph.input, *graph.value_info, *graph.output)
@@ -20,12 +20,12 @@ def narrow_tensors(graph: onnx.GraphProto) -> set[str]:
 
 
 def nodes_by_block(name: str, graph: onnx.GraphProto) -> Iterator[tuple[NodeProto, str, str]]:
-    """Each node with its block and the last weight that was used up to there.
+    """Each node with its block and the name of the last weight used at or before it.
 
     Args:
         name: of the graph.
-        graph: as the exporter writes it: its nodes are in the order of the model's own code, and
-            weights that were not folded into others have the model's names.
+        graph: as the exporter writes it: nodes are in the order of the model's code, and weights
+            that constant folding has left alone have the model's names.
     """
     weights = {tensor.name for tensor in graph.initializer if tensor.name.startswith("owner.")}
     block, near = (f"{ENCODER}.stem" if name == ENCODER else name), ""

@@ -49,15 +49,15 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
         "--image-size",
         type=int,
         metavar="PX",
-        help="side of the image that the model sees, in place of the checkpoint's or the preset's: "
-        "larger for small objects, smaller for speed; CLIP's positions are resized",
+        help="side of the image that the model sees, instead of the checkpoint's or the preset's: "
+        "larger for small objects, smaller for speed; CLIP's position embeddings are resized",
     )
     parser.add_argument(
         "--seed",
         type=int,
         metavar="N",
-        help="with --preset: seeded random weights, for tiny too, whose trained ones are the "
-        "default",
+        help="with --preset: random weights from this seed, also for tiny in place of its trained "
+        "ones",
     )
 
 
@@ -72,19 +72,20 @@ def _add_precision(parser: argparse.ArgumentParser) -> None:
         "--image-encoder",
         choices=[p.value for p in Precision],
         metavar="PRECISION",
-        help="precision of the image encoder, if it is to differ from the rest",
+        help="precision of the image encoder, if it differs from the rest",
     )
     quantised = parser.add_argument_group("int8 and fp8")
     quantised.add_argument(
         "--rest",
         choices=[Precision.FP16.value, Precision.FP32.value],
-        help="type of what is not quantised: fp16 for GPUs (the default), fp32 is faster on a CPU",
+        help="type of everything that is not quantised: fp16, for GPUs, or fp32, which is faster "
+        "on a CPU (default: fp16)",
     )
     quantised.add_argument(
         "--calibration",
         choices=[method.value for method in Calibration],
-        help="how the range of a tensor follows from its values on the images (default: "
-        "percentile, 99.99 %%, for int8, largest for fp8)",
+        help="how the range of a tensor is derived from its values on the images (default: "
+        "percentile, the 99.99th, for int8; largest for fp8)",
     )
 
 
@@ -94,14 +95,14 @@ def _add_images(parser: argparse.ArgumentParser) -> None:
         type=Path,
         required=True,
         metavar="BUNDLE",
-        help="folder of the bundle; an older bundle there is replaced",
+        help="folder to write the bundle to; a bundle that is there is replaced",
     )
     parser.add_argument(
         "--images",
         metavar="DIR|DATASET",
-        help="what the budget is measured on, and int8 and fp8 are calibrated on: photos; or "
-        "labelled images, a dataset folder or shapes:heldout, of which mIoU counts too (default: "
-        "built-in scenes)",
+        help="images to measure the budget on and to calibrate int8 and fp8 with: a folder of "
+        "photos, or a labelled dataset (a folder or shapes:heldout), whose mIoU then counts too "
+        "(default: built-in scenes)",
     )
     parser.add_argument(
         "--limit", type=int, default=8, metavar="N", help="images to use at most (default: 8)"
@@ -111,44 +112,46 @@ def _add_images(parser: argparse.ArgumentParser) -> None:
 def _add_budget(parser: argparse.ArgumentParser) -> None:
     budget = parser.add_argument_group(
         "accuracy budget",
-        "Where the precision costs more, blocks are raised until the budget holds, those first "
-        "that gain most; each is reported with its reason and its cost. What is given here holds "
-        "for trained and untrained weights alike.",
+        "If the precision costs more than the budget, blocks are raised to a higher precision, the "
+        "most damaging first, until it holds; each is reported with its reason and its cost. An "
+        "option given here counts for trained and untrained weights alike.",
     )
     budget.add_argument(
         "--min-pixel-agreement",
         type=float,
         metavar="FRACTION",
-        help="of pixels that get the label float32 PyTorch gives (default: by precision, for "
-        "trained weights)",
+        help="smallest share of pixels with the same label as in float32 PyTorch (default: depends "
+        "on the precision, for trained weights only)",
     )
     budget.add_argument(
         "--max-stage-l2",
         type=float,
         metavar="X",
-        help="largest relative L2 of a stage (default: by precision, for untrained weights)",
+        help="largest relative L2 of a stage (default: depends on the precision, for untrained "
+        "weights only)",
     )
     budget.add_argument(
         "--max-prompt-flips",
         type=float,
         metavar="FRACTION",
-        help="of prompts that may differ from float32 PyTorch's (default: any)",
+        help="largest share of prompts that may differ from float32 PyTorch's (default: no limit)",
     )
     budget.add_argument(
         "--max-miou-loss",
         type=float,
         metavar="FRACTION",
-        help=f"of mIoU, where --images has labels (default: {_MIOU_LOSS})",
+        help="largest loss of mIoU against float32 PyTorch, where --images has labels (default: "
+        f"{_MIOU_LOSS})",
     )
     budget.add_argument(
         "--no-raise",
         action="store_true",
-        help="leave every block at its precision; a budget that does not hold is then a failure",
+        help="raise no block: if the budget does not hold, the export fails",
     )
     budget.add_argument(
         "--allow-parity-failure",
         action="store_true",
-        help="write the bundle even if the budget is missed; the bundle says so",
+        help="write the bundle even if the budget is missed; the bundle records it",
     )
     budget.add_argument(
         "--check-categories",
@@ -163,7 +166,8 @@ def _add_budget(parser: argparse.ArgumentParser) -> None:
 
 def _add_engines(parser: argparse.ArgumentParser) -> None:
     engines = parser.add_argument_group(
-        "engines", "Built once the bundle is there; if that fails, it stays, without engines."
+        "engines",
+        "Built after the bundle was written; if that fails, the bundle stays, without engines.",
     )
     engines.add_argument(
         "--backend",
@@ -175,5 +179,5 @@ def _add_engines(parser: argparse.ArgumentParser) -> None:
     engines.add_argument(
         "--target",
         metavar="auto|sm_86,...",
-        help="GPUs to compile for (default: the one that is here)",
+        help="GPUs to compile for (default: the one in this machine)",
     )

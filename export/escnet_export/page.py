@@ -1,4 +1,4 @@
-"""``parity.html``: the accuracy of a bundle for people, one page without scripts or other files."""
+"""``parity.html``: the accuracy of a bundle for people, in one self-contained page, no scripts."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ def parity_page(report: Mapping[str, Any], pictures: Sequence[ParityPicture]) ->
 
     Args:
         report: ``ParityReport.to_dict()`` and ``model``, ``precision``, ``trained``, ``reason``.
-        pictures: the first four are shown.
+        pictures: images to show; the first four are.
 
     Raises:
         KeyError: the report lacks a figure.
@@ -33,7 +33,7 @@ def parity_page(report: Mapping[str, Any], pictures: Sequence[ParityPicture]) ->
         _pixels(report),
         *(picture_section(index, picture) for index, picture in enumerate(pictures[:_PICTURES])),
     ]
-    # The policy makes the browser itself refuse whatever is not in the file.
+    # With this policy the browser itself refuses to load anything from outside the file.
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -73,7 +73,7 @@ def _verdict(report: Mapping[str, Any]) -> str:
             "about the graphs, so the stages are the gate."
         )
     word, tone = ("Passed", "good") if passed else ("Failed", "bad")
-    # What the gate measures may hold, and something else be missed.
+    # The gate's own figure may hold while another part of the budget is missed.
     missed = "" if passed else f"<p>Missed: {text(report['reason'])}.</p>"
     return (
         f'<div class="verdict {tone}"><strong>{word}</strong>'
@@ -117,7 +117,7 @@ def _stages(report: Mapping[str, Any]) -> str:
     high = math.ceil(math.log10(max(shown)) + 0.2)
 
     def place(value: float) -> float:
-        """Percent of the bar's length."""
+        """Position of ``value`` on the logarithmic bar, in percent of its length."""
         if not math.isfinite(value):
             return 100.0
         if value <= 0:
@@ -125,7 +125,7 @@ def _stages(report: Mapping[str, Any]) -> str:
         return min(max((math.log10(value) - low) / (high - low), 0.0), 1.0) * 100
 
     rows = []
-    for name in sorted(stages, key="text_encoder".__ne__):  # it runs first, and is measured last
+    for name in sorted(stages, key="text_encoder".__ne__):  # measured last, but runs first
         error = stages[name]
         value = error["relative_l2"]
         over = not value <= budget
@@ -136,8 +136,8 @@ def _stages(report: Mapping[str, Any]) -> str:
             f'<b style="left:{place(budget):.1f}%"></b></div></td></tr>'
         )
     return (
-        "<h2>Stages</h2><p>Each stage got the inputs that torch gave it, so its error is its own. "
-        "The worst output over all images, on a logarithmic scale; the dashed line is the budget, "
+        "<h2>Stages</h2><p>Each stage was given torch's inputs, so its error is its own. Shown is "
+        "the worst output over all images, on a logarithmic scale; the dashed line is the budget, "
         f"{error_text(budget)}{_aside(report, 'stages')}.</p>"
         '<table><thead><tr><th>Stage</th><th>Relative L2</th><th class="low">Cosine</th>'
         f'<th class="chart"><span class="scale"><span>1e{low}</span><span>1e{high}</span></span>'
@@ -147,11 +147,11 @@ def _stages(report: Mapping[str, Any]) -> str:
 
 def _aside(report: Mapping[str, Any], gate: str) -> str:
     decides = gate == report["gate"] or gate in report["budget"]["asked"]
-    return "" if decides else " (not what decides here)"
+    return "" if decides else " (does not decide here)"
 
 
 def _cosine(value: float) -> str:
-    """Rounded down: 0.999999999 must not read as 1."""
+    """Rounded down, so that 0.999999999 does not read as 1."""
     return "1" if value >= 1 else f"{math.floor(value * 1e8) / 1e8:.8f}"
 
 
@@ -164,8 +164,8 @@ def _prompts(report: Mapping[str, Any]) -> str:
     most = report["budget"]["prompt_flips"]
     budget = "" if most is None else f"; the budget is at most {most:.2%}"
     return (
-        "<h2>Prompts</h2><p>A prompt has flipped when its point, or whether it is used at all, "
-        "differs from torch. Here the graphs run freely: what flips in one block changes the next. "
+        "<h2>Prompts</h2><p>A prompt has flipped if its point differs from torch's, or if only one "
+        "of the two uses it. Here the graphs run freely: a flip in one block changes the next. "
         f"{text(report['prompt_flips'])} of {text(report['prompts'])} flipped{budget}.</p>"
         "<table><thead><tr><th>Block</th><th>Flipped</th><th>Prompts</th><th>Share</th></tr>"
         f"</thead><tbody>{rows}</tbody></table>"
@@ -182,7 +182,7 @@ def _pixels(report: Mapping[str, Any]) -> str:
             "Budget": f"at least {percent(report['budget']['pixel_agreement'])}"
             + _aside(report, "pixels"),
             "Near-ties": percent(report["near_ties"]),
-            "Equal, near-ties apart": percent(report["agreement_without_ties"]),
+            "Equal without near-ties": percent(report["agreement_without_ties"]),
             "Pixels": f"{report['pixels']:,}",
         }
     )

@@ -1,4 +1,4 @@
-"""What all parts of ``parity.html`` are written with: its style, and how figures are shown."""
+"""Shared by all parts of ``parity.html``: its style sheet, and the formatting of figures."""
 
 import html
 import math
@@ -56,12 +56,12 @@ figure img, figure svg { display: block; width: 100%; height: auto; border-radiu
 
 
 def text(value: object) -> str:
-    """Any value as text in HTML."""
+    """A value as escaped HTML text."""
     return html.escape(str(value), quote=True)
 
 
 def percent(share: float) -> str:
-    """Rounded down, so that a miss never reads as the budget, nor 0.999999 as 100 %."""
+    """A share in percent, rounded down: a miss never reads as the budget, nor 0.999999 as 100 %."""
     return f"{math.floor(share * 1e5 + 1e-7) / 1e3:.3f} %" if math.isfinite(share) else "none"
 
 

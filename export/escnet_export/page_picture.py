@@ -22,30 +22,30 @@ __all__ = ["ParityPicture", "picture_section"]
 _Mask = npt.NDArray[np.bool_]
 
 _LARGEST: Final = 320  # px, the longer side of a picture on the page
-_SHOWN_CATEGORIES: Final = 4  # with their prompts, a picture
-_SMALLEST_AREA: Final = 0.005  # of a label map, to stand in its legend
-_UNUSED: Final = -1  # the label of a point that is none
+_SHOWN_CATEGORIES: Final = 4  # whose prompts are drawn, in each picture
+_SMALLEST_AREA: Final = 0.005  # share of a label map that a category in its legend has at least
+_UNUSED: Final = -1  # label of a point that is not used
 _SAME, _EDGE, _OTHER = (228, 230, 235), (140, 146, 158), (224, 0, 112)
-_RINGS: Final = 12  # differences are ringed where there are at most so many spots of them
-_SPOTS: Final = 16  # spots a side of the map
-_FLIPPED_BLOCKS: Final = 3  # drawn, a picture
-_LISTED: Final = 8  # flips, and changes of labels, a picture
+_MOST_RINGS: Final = 12  # with more spots that differ, none is ringed
+_SPOTS: Final = 16  # spots along each side of the map
+_FLIPPED_BLOCKS: Final = 3  # most blocks with flips that are drawn in each picture
+_LISTED: Final = 8  # most flips, and most changes of labels, that are listed for each picture
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ParityPicture:
-    """One image through both: float32 torch is the reference, the exported graphs are typed.
+    """One image through float32 torch (the reference) and through the exported, typed graphs.
 
     Attributes:
         image: uint8 [H,W,3].
-        reference_labels, typed_labels: integers [S,S], indices into ``names``; the image is
-            stretched to the model's square input, and so are they.
-        names: the N categories.
+        reference_labels, typed_labels: integers [S,S], indices into ``names``, at the size of the
+            model's input: stretched to a square, as the image is.
+        names: of the N categories.
         grid: rows and columns of the maps that prompts point into.
-        reference_prompts, typed_prompts: by block, N categories each.
+        reference_prompts, typed_prompts: one entry a block, each of N categories.
 
     Raises:
-        InputError: these do not fit together.
+        InputError: shapes, types or numbers of these do not fit together.
     """
 
     image: ImageArray
@@ -75,7 +75,7 @@ class ParityPicture:
         if len(self.reference_prompts) != len(self.typed_prompts):
             raise InputError(
                 f"got prompts of {len(self.reference_prompts)} and {len(self.typed_prompts)} "
-                "blocks; expected as many of both"
+                "blocks; expected equally many"
             )
         for prompts in (*self.reference_prompts, *self.typed_prompts):
             if len(prompts.points) != len(self.names):
@@ -90,7 +90,7 @@ def picture_section(index: int, picture: ParityPicture) -> str:
     scale = min(1.0, _LARGEST / max(height, width))
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
     photo = Image.fromarray(picture.image).resize(size, Image.Resampling.BOX)
-    # 256 colours: a photo's noise would otherwise be most of the page.
+    # 256 colours: otherwise the photo's noise would make up most of the page's bytes.
     source = _data(photo.quantize(PERIOD, dither=Image.Dither.FLOYDSTEINBERG))
     different = picture.reference_labels != picture.typed_labels
     pair = (
@@ -136,7 +136,7 @@ def _difference_caption(different: _Mask) -> str:
 
 
 def _label_changes(picture: ParityPicture, different: _Mask) -> str:
-    """In words, which labels became which, the most frequent first."""
+    """Which labels became which, in words, the most frequent first."""
     if not different.any():
         return ""
     changes = np.stack([picture.reference_labels[different], picture.typed_labels[different]])
@@ -151,7 +151,7 @@ def _label_changes(picture: ParityPicture, different: _Mask) -> str:
 
 
 def _flip_list(picture: ParityPicture, flips: Sequence["_Flip"], shown: Sequence[int]) -> str:
-    """What the pictures of prompts show, and every flip in words."""
+    """A key to the pictures of prompts, and a table of the flips."""
     if not picture.reference_prompts:
         return ""
     names = text(", ".join(picture.names[c] for c in shown))
@@ -169,7 +169,7 @@ def _flip_list(picture: ParityPicture, flips: Sequence["_Flip"], shown: Sequence
     )
     more = len(flips) - _LISTED
     return (
-        f"{words} One that flipped is ringed, with a line to the square where the exported graphs "
+        f"{words} A flipped prompt is ringed, with a line to the square where the exported graphs "
         'put it.</p><table class="flips"><thead><tr><th>Block</th><th>Category</th>'
         "<th>Point in float32 torch</th><th>In the exported graphs</th></tr></thead>"
         f"<tbody>{rows}</tbody></table>"
@@ -222,7 +222,7 @@ def _label_map(
 
 
 def _indices(labels: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.uint8]:
-    """Into the palette, whose colours repeat."""
+    """Labels as indices into the palette, whose colours repeat."""
     return np.asarray(labels.astype(np.int64) % PERIOD, np.uint8)
 
 
@@ -231,9 +231,9 @@ def _nearest(values: npt.NDArray[np.uint8], size: tuple[int, int]) -> npt.NDArra
 
 
 def _difference(picture: ParityPicture, different: _Mask, size: tuple[int, int]) -> str:
-    """Pixels that differ, over the outlines of torch's regions; none is lost in scaling.
+    """Pixels that differ, over the outlines of torch's regions; scaling down loses none.
 
-    A few lone ones are ringed, or nobody would find them.
+    If they are few, they are ringed: nobody would find them otherwise.
     """
     small = _nearest(_indices(picture.reference_labels), size)
     values = np.zeros(small.shape, np.uint8)
@@ -259,7 +259,7 @@ def _spots(different: _Mask) -> list[tuple[float, float]]:
     height, width = different.shape
     cells = rows * _SPOTS // height * _SPOTS + columns * _SPOTS // width
     found = np.unique(cells)
-    if len(found) > _RINGS:
+    if len(found) > _MOST_RINGS:
         return []
     return [
         (
@@ -271,7 +271,7 @@ def _spots(different: _Mask) -> list[tuple[float, float]]:
 
 
 def _areas(picture: ParityPicture) -> npt.NDArray[np.float64]:
-    """The larger of each category's two shares, [N]."""
+    """Each category's share of the label map, [N]: the larger one of torch and the graphs."""
     count = len(picture.names)
     maps = (picture.reference_labels, picture.typed_labels)
     areas = [np.bincount(labels.ravel(), minlength=count) / labels.size for labels in maps]
@@ -285,7 +285,7 @@ def _large(picture: ParityPicture) -> list[int]:
 
 @dataclass(frozen=True, slots=True)
 class _Flip:
-    """A prompt that the exported graphs choose otherwise."""
+    """A prompt that the exported graphs choose differently."""
 
     block: int
     category: int
@@ -293,14 +293,14 @@ class _Flip:
 
 
 def _flipped(picture: ParityPicture, block: int) -> _Mask:
-    """[N,K]"""
+    """Which prompts flipped in a block, [N,K]."""
     want, got = picture.reference_prompts[block], picture.typed_prompts[block]
     moved = (want.points != got.points).any(axis=-1) | (want.point_labels != got.point_labels)
     return np.asarray(moved, np.bool_)
 
 
 def _flips(picture: ParityPicture) -> list[_Flip]:
-    """All of them, from the first block on."""
+    """All flips, from the first block to the last."""
     return [
         _Flip(block, int(category), int(point))
         for block in range(len(picture.reference_prompts))
@@ -309,7 +309,7 @@ def _flips(picture: ParityPicture) -> list[_Flip]:
 
 
 def _drawn_blocks(picture: ParityPicture, flips: Sequence[_Flip]) -> list[int]:
-    """Those in which prompts flipped, else the first."""
+    """Blocks to draw: the first ones in which prompts flipped, or block 0 if none did."""
     blocks = list(dict.fromkeys(flip.block for flip in flips))
     return (blocks or [*range(len(picture.reference_prompts))][:1])[:_FLIPPED_BLOCKS]
 

@@ -1,4 +1,4 @@
-"""The part of ``parity.html`` about blocks that are kept higher and values that are large."""
+"""The part of ``parity.html`` about blocks kept at a higher precision and about large values."""
 
 import math
 from collections.abc import Mapping
@@ -9,11 +9,11 @@ from .ranges import FLOAT16_LIMIT
 
 __all__ = ["precision_section"]
 
-_SHOWN: Final = 12  # tensors near the limit
+_SHOWN: Final = 12  # most tensors near the limit that are listed
 
 
 def precision_section(report: Mapping[str, Any]) -> str:
-    """HTML; empty where nothing is kept higher and nothing is near a limit.
+    """The part as HTML; empty without labels, kept blocks and large values.
 
     Args:
         report: see :func:`escnet_export.page.parity_page`.
@@ -44,7 +44,7 @@ def _kept(report: Mapping[str, Any]) -> str:
     return (
         "<h2>Kept higher</h2><p>Blocks that the accuracy gate raised above "
         f"{text(report['precision'])}, and what each costs: size of the file, and time of a run "
-        "on ONNX Runtime's CPU provider, on the machine that exported (less than 0: faster).</p>"
+        "on ONNX Runtime's CPU provider, on the machine that exported (below 0: faster).</p>"
         "<table><thead><tr><th>Block</th><th>Precision</th><th>Size</th><th>Time</th></tr></thead>"
         f"<tbody>{rows}</tbody></table>"
     )
@@ -69,9 +69,9 @@ def _traps(report: Mapping[str, Any]) -> str:
     )
     more = len(traps) - _SHOWN
     return (
-        "<h2>Large values</h2><p>Tensors that are float16 in a graph as it was first exported, and "
-        f"whose largest value on these images is above a tenth of float16's {FLOAT16_LIMIT:,.0f}. "
-        "Beyond it, a device computes an infinity.</p>"
+        "<h2>Large values</h2><p>Tensors that were float16 when their graph was first exported, "
+        "and whose largest value on these images is above a tenth of float16's limit, "
+        f"{FLOAT16_LIMIT:,.0f}. Beyond that limit a device computes an infinity.</p>"
         "<table><thead><tr><th>Block</th><th>Tensor</th><th>Operator</th><th>Largest</th></tr>"
         f"</thead><tbody>{rows}</tbody></table>"
         + (f'<p class="soft">and {more} more, in parity.json.</p>' if more > 0 else "")

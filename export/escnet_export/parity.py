@@ -1,7 +1,7 @@
 """How far the typed graphs are from float32 torch: by stage, by prompt, by pixel.
 
-A stage is fed what torch fed it, so its figure is its own. Prompts and pixels come from the whole
-typed pipeline running freely.
+A stage is given the inputs that torch gave it, so its error is its own. Prompts and pixels are
+those of the whole typed pipeline running freely.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -50,7 +50,7 @@ _TIE = 0.01
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """One image through a pipeline: prompts by block, logits float32 [N, l, l]."""
+    """What a pipeline gives for one image: prompts by block, and logits float32 [N, l, l]."""
 
     prompts: list[Prompts]
     logits: npt.NDArray[np.float32]
@@ -58,10 +58,10 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One image through float32 torch, with every call of a graph.
+    """One image through float32 torch, with a record of every call of a graph.
 
-    ``labels`` [H, W] are true ones, as rows of ``text``; see :mod:`escnet_runtime.confusion` for
-    what is not labelled.
+    ``labels`` [H, W] are the true labels, as rows of ``text``; :mod:`escnet_runtime.confusion` says
+    which value marks unlabelled pixels.
     """
 
     image: ImageArray
@@ -82,7 +82,7 @@ def reference_sample(
 ) -> Sample:
     """Run ``image`` through float32 torch, all categories in one chunk.
 
-    What the graphs took and gave is in ``store``, by default one of this sample alone.
+    Inputs and outputs of the graphs are put into ``store``, by default one for this sample alone.
     """
     backend = RecordingBackend(model, store or TensorStore())
     pipeline = _pipeline(model, backend)
@@ -114,15 +114,15 @@ def measure_parity(
         samples: images through float32 torch.
         precision: of the graphs.
         spec: how images are prepared.
-        trained: decides the gate.
+        trained: whether the weights are trained; selects the gate.
         budget: what may be lost.
         progress: called after each image.
-        graphs: with the types of their ports; by default all are of ``precision``.
-        stages: figures of stages that are known already.
-        text: the categories' embeddings that the typed graphs get; by default those of torch.
+        graphs: the graphs with the types of their ports; by default all have ``precision``.
+        stages: errors of stages that are known already and need not be measured.
+        text: the categories' embeddings that the typed graphs get; by default torch's.
 
     Returns:
-        The figures, judged, and what the typed graphs made of each image.
+        The figures, judged by the budget, and the typed graphs' outcome for each image.
     """
     errors = dict(stages or {})
     for graph in graphs or model_graphs(model):
@@ -139,7 +139,7 @@ def stage_error(
     samples: Sequence[Sample],
     dtype: torch.dtype | None = None,
 ) -> StageError:
-    """One graph fed what torch fed it; ``dtype`` is that of ports of the kind "graph"."""
+    """The error of one graph given torch's inputs; ``dtype`` is that of ports of kind "graph"."""
     error = StageError()
     types = {port.name: port.dtype(dtype or torch.float32) for port in graph.inputs}
     for sample in samples:
@@ -152,7 +152,7 @@ def stage_error(
 
 
 def feeds_of(call: Call, types: Mapping[str, torch.dtype]) -> dict[str, Array]:
-    """The inputs of a recorded call in the types that a graph takes."""
+    """The inputs of a recorded call, cast to the types that a graph takes."""
     return {
         name: to_numpy(torch.from_numpy(np.ascontiguousarray(array)), types[name])
         for name, array in call.inputs.items()
@@ -161,7 +161,7 @@ def feeds_of(call: Call, types: Mapping[str, torch.dtype]) -> dict[str, Array]:
 
 @dataclass(slots=True)
 class Comparison:
-    """What typed graphs, running freely, made of images, against float32 torch."""
+    """Outcomes of the typed pipeline, running freely, compared with float32 torch."""
 
     pixels: "_PixelCounts"
     flips: npt.NDArray[np.int64]
@@ -177,7 +177,7 @@ class Comparison:
         budget: Budget,
         stages: dict[str, StageError],
     ) -> ParityReport:
-        """The figures, judged."""
+        """The figures, judged by the budget."""
         typed, reference = (
             (None, None)
             if self.counters is None

@@ -33,7 +33,7 @@ def write_parity(
     Args:
         folder: of the bundle.
         report: see :func:`escnet_export.page.parity_page`.
-        samples: images through float32 torch, of which the first are shown.
+        samples: images through float32 torch; the first ones are shown.
         outcomes: the same images through the typed graphs.
         texts: of the images' categories.
         spec: how images were prepared.

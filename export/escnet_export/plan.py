@@ -1,4 +1,4 @@
-"""Which block of a model computes in what: the plan that a bundle is exported by.
+"""The precision of each block of a model: the plan by which a bundle is exported.
 
 A block is a graph (``esc1_sam``) or, inside the image encoder, its stem, one of its transformer
 blocks, or its heads (``image_encoder.block3``).
@@ -24,11 +24,11 @@ __all__ = [
     "wire_types",
 ]
 
-#: The one graph that has parts of its own.
+#: The only graph that is divided into parts.
 ENCODER: Final = "image_encoder"
-#: Precisions that are quantise and dequantise pairs inside a graph typed in another one.
+#: Precisions that are expressed by Q/DQ pairs inside a graph of another type.
 QUANTISED: Final = frozenset([Precision.INT8, Precision.FP8])
-#: Prompts are decided on this graph's scores, and it is too small to gain from fewer bits.
+#: Prompts are chosen by this graph's scores, and it is too small to gain from fewer bits.
 _NEVER_QUANTISED: Final = frozenset(["correlation"])
 _BLOCK: Final = re.compile(r"visual\.transformer\.resblocks\.(\d+)\.")
 _TOWER: Final = re.compile(
@@ -37,7 +37,7 @@ _TOWER: Final = re.compile(
 
 
 def graph_of(block: str) -> str:
-    """The graph that a block is, or is a part of."""
+    """The graph that a block is or belongs to."""
     return block.split(".", maxsplit=1)[0]
 
 
@@ -48,7 +48,7 @@ def encoder_parts(config: EscNetConfig) -> tuple[str, ...]:
 
 
 def part_of(weight: str) -> str:
-    """The part of the image encoder that a weight of it, by its name, belongs to."""
+    """The part of the image encoder that the weight of this name belongs to."""
     if found := _BLOCK.search(weight):
         return f"{ENCODER}.block{found[1]}"
     return f"{ENCODER}.stem" if _TOWER.search(weight) else f"{ENCODER}.heads"
@@ -56,13 +56,13 @@ def part_of(weight: str) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PrecisionPlan:
-    """What each block computes in.
+    """The precision of each block.
 
     Attributes:
-        base: of every block that nothing else is said about.
-        image_encoder: of the image encoder, if it differs.
-        rest: with int8 and fp8, the type of what is not quantised: fp16 or fp32.
-        raised: blocks that the accuracy gate keeps higher.
+        base: precision of every block that the others do not cover.
+        image_encoder: precision of the image encoder, if it differs.
+        rest: with int8 and fp8, the type of everything that is not quantised: fp16 or fp32.
+        raised: blocks that the accuracy gate keeps at a higher precision, with that precision.
     """
 
     base: Precision
@@ -71,7 +71,7 @@ class PrecisionPlan:
     raised: Mapping[str, Precision] = field(default_factory=dict)
 
     def precision(self, block: str) -> Precision:
-        """Of a graph, or of a part of the image encoder."""
+        """The precision of a graph, or of a part of the image encoder."""
         if block in self.raised:
             return self.raised[block]
         graph = graph_of(block)
@@ -82,7 +82,7 @@ class PrecisionPlan:
         return self.arithmetic_of(self.base) if graph in _NEVER_QUANTISED else self.base
 
     def arithmetic_of(self, precision: Precision) -> Precision:
-        """fp32, fp16 or bf16: what is not quantised at ``precision``."""
+        """fp32, fp16 or bf16: the type of what is not quantised at ``precision``."""
         return self.rest if precision in QUANTISED else precision
 
     def arithmetic(self, block: str) -> Precision:
@@ -99,9 +99,9 @@ class PrecisionPlan:
         return Precision.FP32
 
     def with_raised(self, block: str, precision: Precision | None = None) -> "PrecisionPlan":
-        """This plan with one block higher, by default one step.
+        """This plan with one block raised to ``precision``, by default by one step.
 
-        A whole graph replaces what was said of its parts, but for those that are higher still.
+        Raising a whole graph replaces entries of its parts, except those that are higher still.
         """
         target = precision or self.higher(block) or Precision.FP32
         kept = {
@@ -126,11 +126,11 @@ class PrecisionPlan:
 
 
 def wire_types(graphs: Sequence[Graph], plan: PrecisionPlan) -> dict[tuple[str, str], Precision]:
-    """The type of what travels from graph to graph, by graph and port: fp32, fp16 or bf16.
+    """The types of tensors that pass from graph to graph, by graph and port: fp32, fp16 or bf16.
 
-    It is one type at all ends: the one they share or, where they differ, the narrower, so that a
-    raised block costs no memory between graphs. fp16 and bf16 meet in fp32, as neither holds what
-    the other does.
+    All graphs that write or read a tensor have the same type for it: if they compute in different
+    ones, the narrower, so that a raised block costs no memory between graphs. fp16 and bf16 meet in
+    fp32, because neither can represent all numbers of the other.
 
     Args:
         graphs: in the order they run, with ports of the kind "graph".

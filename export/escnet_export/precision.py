@@ -1,4 +1,4 @@
-"""A model's precision is that of its weights: cast the modules, and the exported graph is typed.
+"""Casts a model to a precision: the graphs exported from cast modules are typed.
 
 Casting and exporting always worked where rewriting an exported float32 graph did not
 (onnxconverter-common and ModelOpt's AutoCast both broke on one of these graphs).
@@ -31,7 +31,7 @@ _KINDS: Final[dict[Precision, Kind]] = {
     Precision.BF16: "bfloat16",
 }
 
-# Angles of the positional encoding reach tens of radians: they are computed in float32.
+# Angles of the positional encoding reach tens of radians: too large for narrower types.
 _ALWAYS_FP32: Final = "positional_encoding_gaussian_matrix"
 
 
@@ -47,7 +47,7 @@ def cast_model(
     Args:
         model: in float32.
         precision: fp32, fp16 or bf16.
-        parts: parts of the image encoder that have another one, see :mod:`escnet_export.plan`.
+        parts: parts of the image encoder with another precision, see :mod:`escnet_export.plan`.
     """
     cast = copy.deepcopy(model).eval().requires_grad_(False)
     with torch.no_grad():
@@ -63,9 +63,10 @@ def cast_model(
 def typed_graphs(
     model: EscNet, plan: PrecisionPlan, only: Iterable[str] | None = None
 ) -> list[Graph]:
-    """The graphs of a float32 model as ``plan`` types them, in the order they run; ``only`` some.
+    """The graphs of a float32 model with the types of ``plan``, in the order they run.
 
-    int8 and fp8 are not in it: quantise and dequantise pairs are put into what these graphs become.
+    int8 and fp8 do not show here: Q/DQ pairs are put into the exported files later. ``only`` limits
+    the result to graphs of these names.
     """
     references = model_graphs(model)
     wires = wire_types(references, plan)

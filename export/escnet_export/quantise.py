@@ -1,12 +1,12 @@
-"""int8 and fp8 with explicit quantise and dequantise pairs, calibrated on the user's images.
+"""int8 and fp8 by explicit quantise/dequantise (Q/DQ) pairs, calibrated on the user's images.
 
-Each product of activations with constant weights (MatMul, Gemm, convolutions) gets one pair at its
-activations, one scale a tensor, and its weights are stored in eight bits, one scale an output
-channel; both symmetric, zero points 0, as TensorRT asks for. Sums, norms, softmax, GELU and
-products of two activations stay in the graph's own type, and so do biases.
+In each product of activations with constant weights (MatMul, Gemm, convolutions), the activations
+get a Q/DQ pair with one scale per tensor, and the weights are stored in eight bits with one scale
+per output channel. Both are symmetric (zero point 0), as TensorRT requires. Sums, norms, softmax,
+GELU, biases and products of two activations stay in the graph's own type.
 
-ONNX Runtime's own quantiser is not used: it chooses nodes by their kind, while the accuracy gate
-keeps blocks apart, and ours does the same to float16 and float32 graphs.
+ONNX Runtime's own quantiser is not used, because it selects nodes by their type, while the accuracy
+gate selects blocks. This one treats float16 and float32 graphs alike.
 """
 
 from collections.abc import Collection, Mapping
@@ -28,20 +28,20 @@ __all__ = ["activations", "quantise"]
 _Floats = npt.NDArray[np.float32]
 
 _KINDS: Final = ("MatMul", "Gemm", "Conv", "ConvTranspose")
-# A scale is stored in the graph's type: below, float16 has no precision left.
+# Scales are stored in the graph's type; below this, float16 is subnormal and loses precision.
 _SMALLEST_SCALE: Final = 2.0**-14
-# Angles of positions reach tens of radians, and are float32 at every precision.
+# Angles of the positional encoding reach tens of radians, and are float32 at every precision.
 _NEVER: Final = "positional_encoding"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Format:
-    """How numbers are held in eight bits.
+    """An eight-bit number format.
 
     Attributes:
-        name: for the names of tensors.
-        kind: as ONNX numbers it.
-        largest: the magnitude that the end of a range becomes.
+        name: part of the names of tensors in it.
+        kind: ONNX's number of the type.
+        largest: the magnitude that the end of a range is mapped to.
         whole: whether its numbers are integers.
     """
 
@@ -52,11 +52,11 @@ class _Format:
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """As NumPy holds it."""
+        """The NumPy type."""
         return helper.tensor_dtype_to_np_dtype(self.kind)
 
     def hold(self, steps: _Floats) -> npt.NDArray[Any]:
-        """The nearest numbers that there are; what is too large becomes the largest."""
+        """Round to the nearest representable numbers; values beyond the largest are clipped."""
         nearest = np.rint(steps) if self.whole else steps
         return np.clip(nearest, -self.largest, self.largest).astype(self.dtype)
 
@@ -69,7 +69,7 @@ _FORMATS: Final = {
 
 
 def activations(graph: onnx.GraphProto) -> list[str]:
-    """Tensors that :func:`quantise` puts pairs at, in order: each is given a range."""
+    """Activations that :func:`quantise` puts Q/DQ pairs at, in order; each needs a range."""
     weights = {tensor.name: tensor for tensor in graph.initializer}
     return list(dict.fromkeys(node.input[0] for node in graph.node if _can(node, weights)))
 
@@ -83,15 +83,15 @@ def quantise(
     precision: Precision,
     keep: Collection[str] = (),
 ) -> int:
-    """Write ``path`` to ``target`` with pairs at its products; returns how many products have them.
+    """Write ``path`` to ``target`` with Q/DQ pairs; returns the number of quantised products.
 
     Args:
         graph: its name.
         path: a graph in float16 or float32.
         target: the file to write.
-        ranges: of all :func:`activations`.
+        ranges: the range of each of :func:`activations`, by name.
         precision: int8 or fp8.
-        keep: blocks that are left as they are.
+        keep: blocks that are not quantised.
     """
     model = onnx.load(str(path))
     editor = _Editor(model.graph, ranges, _FORMATS[precision])
@@ -105,7 +105,7 @@ def quantise(
 
 
 class _Editor:
-    """Puts pairs into a graph, in place; each activation gets one, whoever reads it."""
+    """Puts Q/DQ pairs into a graph, in place; an activation gets one for all its readers."""
 
     def __init__(self, graph: onnx.GraphProto, ranges: Mapping[str, float], form: _Format) -> None:
         self._graph, self._ranges, self._form = graph, ranges, form
@@ -116,7 +116,7 @@ class _Editor:
         self.products = 0
 
     def pair(self, node: NodeProto) -> None:
-        """Quantise the activations and the weights of a node, if it is a product of them."""
+        """Quantise a node's activations and weights, if it is a product of the two."""
         if not _can(node, self._weights):
             return
         weight = self._weights[node.input[1]]
@@ -125,7 +125,7 @@ class _Editor:
         self.products += 1
 
     def finish(self) -> None:
-        """Bring nodes into order and drop weights that nobody reads any more."""
+        """Put nodes into topological order and drop weights that are no longer read."""
         nodes = list(self._graph.node)
         del self._graph.node[:]
         for node in nodes:
@@ -192,12 +192,12 @@ def _can(node: NodeProto, weights: Mapping[str, TensorProto]) -> bool:
         return False
     if node.op_type in ("MatMul", "Gemm") and len(weight.dims) != 2:
         return False
-    # The last product before scores and logits has one channel: it costs nothing, and decides.
+    # The last product before scores and logits has one channel: it decides, and costs nothing.
     return _NEVER not in weight.name and weight.dims[_axis(node)] > 1
 
 
 def _axis(node: NodeProto) -> int:
-    """The axis of a node's weights that is its output channels."""
+    """The axis of a node's weights that counts output channels."""
     match node.op_type:
         case "Conv":
             return 0

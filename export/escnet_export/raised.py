@@ -1,4 +1,4 @@
-"""What raising blocks costs: bytes in the bundle, and time of a run on this machine's CPU."""
+"""The cost of raised blocks: bytes in the bundle, and time of a run on this machine's CPU."""
 
 import statistics
 import time
@@ -20,7 +20,7 @@ from .workshop import Built, Step, open_backend
 
 __all__ = ["raised_blocks"]
 
-#: Runs of each of two files, in turns, whose medians are compared.
+#: Timed runs of each of two files, which take turns; medians are compared.
 _REPEATS: Final = 7
 #: Bytes of a weight.
 _WEIGHT_BYTES: Final = {
@@ -44,17 +44,17 @@ def raised_blocks(
     damages: Mapping[str, float | None],
     step: Step,
 ) -> list[Kept]:
-    """An entry for each block that is raised in ``after``, with what that costs.
+    """An entry for each block that is raised in ``after``, with its cost.
 
     Args:
         before: the files as they were asked for.
         after: the files with raised blocks.
-        model: whose weights are counted, where a part of a graph is raised.
-        samples: a run takes what float32 torch fed a graph for the first of these.
-        texts: the same for the text encoder.
+        model: its weights are counted where a part of a graph is raised.
+        samples: timed runs get the inputs that float32 torch gave a graph for the first of these.
+        texts: inputs of the text encoder.
         reasons: block → why it was raised, a clause.
-        damages: block → what it cost alone, in budgets; None where it overflowed.
-        step: told of each graph that is timed.
+        damages: block → its damage alone, in budgets; None if it overflowed.
+        step: called with the name of each graph that is timed.
     """
     weights = _weights_by_part(model)
     milliseconds: dict[str, float] = {}
@@ -68,7 +68,7 @@ def raised_blocks(
             milliseconds[graph] = _slower(old, new, feeds)
         if block == graph:
             size = new.path.stat().st_size - old.path.stat().st_size
-        else:  # the file has other raised parts too
+        else:  # the file may have other raised parts too: count this part's weights
             size = weights[block] * (_WEIGHT_BYTES[precision] - _WEIGHT_BYTES[asked])
         kept.append(
             Kept(
@@ -86,7 +86,7 @@ def raised_blocks(
 
 
 def _slower(old: Built, new: Built, feeds: Sequence[Mapping[str, Array]]) -> float:
-    """Milliseconds by which a run of ``new`` takes longer: both in turns, medians."""
+    """Milliseconds by which a run of ``new`` takes longer: medians of runs that take turns."""
     runs = []
     for built, inputs in zip((old, new), feeds, strict=True):
         runs.append((open_backend({built.graph.name: built}), inputs, list[float]()))
@@ -105,7 +105,7 @@ def _slower(old: Built, new: Built, feeds: Sequence[Mapping[str, Array]]) -> flo
 
 
 def _feeds(built: Built, sample: Sample, texts: Texts) -> dict[str, Array]:
-    """The inputs of a graph in the types that its file takes."""
+    """The inputs of a graph, cast to the types that its file takes."""
     name = built.graph.name
     if name == TEXT_ENCODER:
         return {"tokens": texts.tokens}

@@ -1,8 +1,8 @@
-"""Numerical traps: values that leave a type's range, or come near its limits, on real images.
+"""Numerical traps: values that overflow float16, or come near its limit, on real images.
 
-A float16 graph is run in float32, under the names of its own tensors, and the largest magnitude of
-each tensor that is float16 in it is kept. So a value that a device would turn into an infinity is
-found on any machine, even where a CPU computes with wider numbers and shows nothing.
+A float16 graph is run in float32 under the names of its own tensors, and the largest magnitude of
+each float16 tensor is recorded. So a value that a device would turn into an infinity is found on
+any machine, even on a CPU that computes in a wider type and would show nothing.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -25,11 +25,11 @@ __all__ = ["FLOAT16_LIMIT", "NEAR", "Trap", "find_traps", "worst_first"]
 
 #: The largest float16.
 FLOAT16_LIMIT: Final = 65504.0
-#: A value above this share of the limit is near it: other images may go beyond.
+#: A value above this share of the limit counts as near it: other images may exceed the limit.
 NEAR: Final = 0.1
 _MAXIMUM: Final = "__largest"
 _QUIET: Final = 3
-# These only move values: what they give was looked at where it was made.
+# These operators only move values, which are checked where they are computed.
 _MOVES: Final = frozenset(
     [
         *("Cast", "Concat", "DepthToSpace", "Expand", "Flatten", "Gather", "Identity", "Pad"),
@@ -40,14 +40,14 @@ _MOVES: Final = frozenset(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trap:
-    """A tensor that is float16 in a graph and too large for it, or nearly.
+    """A float16 tensor whose values are too large for float16, or nearly so.
 
     Attributes:
         block: a graph, or a part of the image encoder.
         tensor: its name in the ONNX file; of a weight, the weight's.
-        op: the operator that gives it; "input" and "weight" for what is not computed.
-        near: the last weight that was used up to there, by the model's own name.
-        largest: its largest magnitude on the images; infinite for a weight that is beyond.
+        op: the operator that computes it; "input" or "weight" if none does.
+        near: the last weight used at or before it, by its name in the model.
+        largest: its largest magnitude on the images; infinite for a weight beyond the limit.
     """
 
     block: str
@@ -58,11 +58,11 @@ class Trap:
 
     @property
     def overflows(self) -> bool:
-        """Whether a device would compute an infinity: no matter of taste."""
+        """Whether a device would compute an infinity."""
         return not self.largest <= FLOAT16_LIMIT
 
     def why(self) -> str:
-        """For people, one clause."""
+        """A clause for people."""
         where = f"{self.op} {self.tensor!r}" + (f" (after {self.near})" if self.near else "")
         if not np.isfinite(self.largest):
             return f"{where} is beyond float16's {FLOAT16_LIMIT:,.0f}"
@@ -71,11 +71,13 @@ class Trap:
 
 
 def find_traps(graph: str, path: Path, feeds: Iterable[Mapping[str, Array]]) -> list[Trap]:
-    """Tensors of a float16 graph above :data:`NEAR` of the limit, in the order they are made.
+    """Tensors of a float16 graph above :data:`NEAR` of the limit, in the order they are computed.
+
+    If weights are infinite, only these are returned.
 
     Args:
         graph: its name.
-        path: its file; tensors of other types in it are left alone.
+        path: its file; tensors of other types in it are ignored.
         feeds: inputs in float32 (and int32), one run each.
     """
     model = onnx.shape_inference.infer_shapes(onnx.load(str(path)))
@@ -89,7 +91,7 @@ def find_traps(graph: str, path: Path, feeds: Iterable[Mapping[str, Array]]) -> 
         if name in infinite
     ]
     if traps or not places:
-        return traps  # with an infinite weight, everything behind it would be named
+        return traps  # everything that follows an infinite weight would be reported too
     _with_largest(model.graph, places)
     found = _largest(model, feeds)
     return [
@@ -111,7 +113,7 @@ def _infinite_weights(graph: onnx.GraphProto) -> set[str]:
 def _places(
     name: str, graph: onnx.GraphProto, narrow: set[str]
 ) -> Iterator[tuple[str, tuple[str, str, str]]]:
-    """Each tensor to look at: block, operator, and the last weight that was used."""
+    """Each tensor to check: its name, and its block, operator and last weight used before it."""
     first = f"{ENCODER}.stem" if name == ENCODER else name
     for port in graph.input:
         if port.name in narrow:
@@ -122,7 +124,7 @@ def _places(
 
 
 def _with_largest(graph: onnx.GraphProto, places: Iterable[str]) -> None:
-    """Widen ``graph``, in place, and give it the largest magnitudes of ``places`` as outputs."""
+    """Widen ``graph`` in place and make the largest magnitudes of ``places`` its outputs."""
     widen(graph, {TensorProto.FLOAT16})
     del graph.output[:]
     for name in places:
@@ -156,7 +158,7 @@ def _largest(model: onnx.ModelProto, feeds: Iterable[Mapping[str, Array]]) -> di
 
 
 def worst_first(traps: Sequence[Trap]) -> list[Trap]:
-    """The largest of each block, blocks by it, the worst first."""
+    """The largest trap of each block, the worst block first."""
     worst: dict[str, Trap] = {}
     for trap in traps:
         if trap.block not in worst or trap.largest > worst[trap.block].largest:

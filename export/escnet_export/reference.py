@@ -1,4 +1,4 @@
-"""The model itself as a backend: the same pipeline, with torch computing the graphs in float32."""
+"""The model itself as a backend: the runtime's pipeline with torch in float32 as its graphs."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,8 +19,8 @@ __all__ = ["Call", "RecordingBackend", "StoredCall", "TorchBackend"]
 class TorchBackend:
     """Runs the graphs of ``model`` in torch, on the model's device.
 
-    The runtime's pipeline over this backend is what the typed graphs are compared with; that it
-    gives what ``EscNet.forward`` gives is a test.
+    Typed graphs are compared with the runtime's pipeline over this backend; a test shows that it
+    gives the same as ``EscNet.forward``.
     """
 
     name = "torch"
@@ -55,14 +55,14 @@ class TorchBackend:
         """Nothing to free."""
 
     def _tensor(self, value: Any) -> torch.Tensor:
-        # Copied: a vocabulary's arrays are read-only, and the pipeline's change while it runs.
+        # A copy: a vocabulary's arrays are read-only, and the pipeline changes its own in place.
         made = torch.tensor(value) if isinstance(value, np.ndarray) else value
         return made.to(self._device)
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One run of a graph, as NumPy arrays, which may lie on disk until they are asked for."""
+    """One run of a graph: inputs and outputs as NumPy arrays, which may be on disk until read."""
 
     graph: str
     inputs: Mapping[str, Array]
@@ -71,14 +71,14 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class StoredCall(Call):
-    """A run whose arrays are in a store."""
+    """A run whose arrays are in a :class:`TensorStore`."""
 
     inputs: StoredTensors
     outputs: StoredTensors
 
 
 class RecordingBackend(TorchBackend):
-    """A reference that keeps every call, so that each graph can be fed what torch fed it."""
+    """A reference that records every call, so that each typed graph can be given its inputs."""
 
     def __init__(self, model: EscNet, store: TensorStore) -> None:
         super().__init__(model)
@@ -86,7 +86,7 @@ class RecordingBackend(TorchBackend):
         self.calls: list[StoredCall] = []
 
     def run(self, graph: str, inputs: Mapping[str, Tensor | Array]) -> dict[str, Tensor]:
-        """As the base class, and remember."""
+        """As the base class, and record the call."""
         outputs = super().run(graph, inputs)
         self.calls.append(StoredCall(graph, self._kept(inputs), self._kept(outputs)))
         return outputs

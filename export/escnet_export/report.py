@@ -25,13 +25,14 @@ class Budget:
     """What a bundle may lose against float32 torch.
 
     Attributes:
-        pixel_agreement: smallest share of pixels with an equal label. The gate of trained weights.
-        stage_l2: largest relative L2 of a stage. The gate of untrained weights, whose labels are
-            mostly near-ties and say nothing.
-        miou_loss: largest loss of mIoU, a difference of two fractions; counts beside the gate if
-            the images have labels.
-        prompt_flips: largest share of prompts that may flip; counts beside the gate, if given.
-        asked: gates that hold whatever the weights, because somebody gave a number for them.
+        pixel_agreement: smallest share of pixels with an equal label. The gate for trained weights.
+        stage_l2: largest relative L2 of a stage. The gate for untrained weights, whose labels are
+            mostly near-ties and mean nothing.
+        miou_loss: largest loss of mIoU, a difference of two fractions; counts in addition to the
+            gate if the images have labels.
+        prompt_flips: largest share of prompts that may flip; counts in addition to the gate, if
+            given.
+        asked: gates that count for any weights, because the user gave a number for them.
     """
 
     pixel_agreement: float
@@ -42,10 +43,10 @@ class Budget:
 
     @classmethod
     def default(cls, precision: Precision, image_encoder: Precision | None = None) -> "Budget":
-        """By precision, pixels and stages; the coarser one's where the image encoder has another.
+        """The budget of a precision; of the coarser one if the image encoder has another.
 
-        99.9 % and 1e-4 at fp32; 99.5 % and 5e-3 at fp16; 98 % and 5e-2 at bf16; 97 % and 0.15 at
-        int8 and fp8.
+        Equal pixels and relative L2 of stages: 99.9 % and 1e-4 at fp32; 99.5 % and 5e-3 at fp16;
+        98 % and 5e-2 at bf16; 97 % and 0.15 at int8 and fp8.
         """
         precision = max(precision, image_encoder or precision, key=STAGE_TOLERANCE.__getitem__)
         agreement = {
@@ -60,7 +61,7 @@ class Budget:
 
 @dataclass(slots=True)
 class StageError:
-    """The worst relative L2 and cosine of a stage's outputs over all images."""
+    """The worst relative L2 and the worst cosine of a stage's outputs over all images."""
 
     relative_l2: float = 0.0
     cosine: float = 1.0
@@ -72,7 +73,7 @@ class StageError:
 
 
 def _cosine(got: npt.NDArray[np.generic], want: npt.NDArray[np.generic]) -> float:
-    """Of the angle between two tensors; -1 if it is not defined."""
+    """Cosine of the angle between two tensors; -1 if it is not defined."""
     x, y = np.asarray(got, np.float64).ravel(), np.asarray(want, np.float64).ravel()
     if not (x.any() or y.any()):
         return 1.0
@@ -86,20 +87,21 @@ class ParityReport:
     """The figures of a bundle, as ``parity.json`` holds them.
 
     Attributes:
-        gate: what decides, see :class:`Budget`.
+        gate: what decides: equal pixels or errors of stages, see :class:`Budget`.
         passed: whether the budget holds; set by :meth:`judge`.
-        images, categories, pixels: how many the figures are of.
+        images, categories, pixels: how many of each the figures were measured on.
         pixel_agreement: share of pixels that get torch's label.
         near_ties: share of pixels whose two best categories are so close that rounding decides.
-        agreement_without_ties: as ``pixel_agreement``, near-ties left out.
-        prompt_flips, prompts: prompts whose point or validity differs from torch's, of all.
-        blocks: the same two numbers by ESC block, as "flips" and "prompts".
-        stages: graph → its error when it is fed what torch fed it.
-        budget: what the figures are held against.
+        agreement_without_ties: as ``pixel_agreement``, without near-ties.
+        prompt_flips, prompts: number of prompts whose point or validity differs from torch's, and
+            number of all prompts.
+        blocks: the same two numbers for each ESC block, as "flips" and "prompts".
+        stages: graph → its error when given torch's inputs.
+        budget: what the figures are compared with.
         miou, reference_miou: of the typed graphs and of float32 torch; None without labels.
         kept_in_fp32: blocks that the accuracy gate raised to float32.
-        kept_higher: all that it raised, with reason and cost.
-        traps: tensors that are too large for float16, or nearly.
+        kept_higher: all blocks that it raised, with reason and cost.
+        traps: tensors whose values are too large for float16, or nearly so.
     """
 
     gate: Gate
@@ -122,7 +124,7 @@ class ParityReport:
     traps: list[Trap] = field(default_factory=list)
 
     def judge(self) -> None:
-        """Hold the figures against the budget; ``passed`` is the result."""
+        """Compare the figures with the budget and set ``passed``."""
         self.passed = not self.missed()
 
     def to_dict(self) -> dict[str, Any]:
@@ -131,12 +133,12 @@ class ParityReport:
 
     @property
     def worst_stage(self) -> str:
-        """The one farthest from float32."""
+        """The stage with the largest relative L2."""
         return max(self.stages, key=lambda name: self.stages[name].relative_l2)
 
     @property
     def miou_loss(self) -> float | None:
-        """What float32 torch has more of, as a fraction; None without labels."""
+        """mIoU of float32 torch minus that of the typed graphs; None without labels."""
         if self.miou is None or self.reference_miou is None:
             return None
         return self.reference_miou - self.miou
@@ -147,7 +149,7 @@ class ParityReport:
         return self.prompt_flips / self.prompts if self.prompts else 0.0
 
     def damage(self) -> float:
-        """What is lost, in budgets: at most 1 in each of its parts where the budget holds."""
+        """The loss in multiples of the budget, a sum over its parts; 1 is a part's limit."""
         if not np.isfinite(self.stages[self.worst_stage].relative_l2):
             return np.inf
         budget, total = self.budget, 0.0
@@ -162,7 +164,7 @@ class ParityReport:
         return total
 
     def missed(self) -> list[str]:
-        """Each part of the budget that does not hold, as a clause."""
+        """A clause for each part of the budget that does not hold."""
         worst = self.stages[self.worst_stage].relative_l2
         if not np.isfinite(worst):  # labels can agree by chance where a graph gives NaN
             return [
@@ -173,7 +175,7 @@ class ParityReport:
         return overflows + [clause for holds, clause in self._parts() if not holds]
 
     def _parts(self) -> list[tuple[bool, str]]:
-        """Each part of the budget that counts here, the gate's own first: whether it holds."""
+        """Whether each part of the budget that counts here holds, with a clause; the gate first."""
         budget = self.budget
         parts: dict[Gate, tuple[bool, str]] = {
             "pixels": (self.pixel_agreement >= budget.pixel_agreement, self._pixels()),
@@ -207,8 +209,11 @@ class ParityReport:
         return {self.gate, *self.budget.asked}
 
     def _overflows(self) -> dict[str, str]:
-        """Blocks that a device would compute infinities in: this machine may not show it."""
-        # One step above int8 is float16 as well.
+        """Blocks in which a device would compute infinities, with a reason each.
+
+        This machine may not show it.
+        """
+        # Only float32 helps: the step above int8 may be float16, which overflows as well.
         raised = {kept.block for kept in self.kept_higher if kept.precision is Precision.FP32}
         return {
             trap.block: trap.why()
@@ -217,7 +222,7 @@ class ParityReport:
         }
 
     def reason(self) -> str:
-        """Why it did not pass, or all that it was held against, in one sentence."""
+        """Why the budget does not hold or, if it does, each of its parts; one sentence."""
         return "; ".join(self.missed() or [clause for _, clause in self._parts()])
 
     def _pixels(self) -> str:

@@ -1,4 +1,4 @@
-"""What parity and the golden run are measured on where the user names no images."""
+"""The images for parity and the golden run if the user names none."""
 
 import itertools
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from .samples import SAMPLE_CATEGORIES, sample_photo
 __all__ = ["SceneSet", "default_scenes", "labelled_scenes"]
 
 _COUNT: Final = 3
-_SIZE: Final = 384  # px a side: a photo is larger than the model's input
+_SIZE: Final = 384  # px a side: like a photo, larger than the model's input
 _FIRST: Final = 38  # seed of the first scene of the small world
 
 
@@ -25,9 +25,9 @@ _FIRST: Final = 38  # seed of the first scene of the small world
 class SceneSet:
     """Images, uint8 [H, W, 3], and the categories they are segmented for.
 
-    The first image is the golden one. ``shown`` are the categories in each image where that is
-    known, else empty; ``labels``, indices into ``categories``, uint8 or uint16 [H, W], of each
-    image where they are known, else empty.
+    The first image is the golden one. ``shown`` holds the categories in each image and ``labels``
+    each image's label map, uint8 or uint16 [H, W], indices into ``categories``. Both are empty if
+    they are not known.
     """
 
     images: tuple[ImageArray, ...]
@@ -56,10 +56,10 @@ def labelled_scenes(dataset: LabelledImages, limit: int) -> SceneSet:
 
 
 def default_scenes(config: EscNetConfig) -> SceneSet:
-    """Scenes of the world the model lives in.
+    """Scenes of the kind that the model was made for.
 
-    ``tiny`` was trained in the small world: its scenes are held-out ones, whose compositions it
-    never saw. Everything else is for photos, and gets landscapes that look like some.
+    ``tiny`` was trained on the small world and gets held-out scenes, with compositions it never
+    saw. All other models are for photos and get landscapes that look like photos.
     """
     if config.name != DEFAULT_PRESET:
         images = tuple(sample_photo(seed) for seed in range(_COUNT))

@@ -1,7 +1,7 @@
-"""Tensors of many images, kept on disk: what one image of a large model needs fills gigabytes.
+"""Tensors of many images, kept on disk because they may not fit into memory.
 
 At 150 categories of ``vit-b-16`` the inputs and outputs of all graphs are 1.3 GB an image, and int8
-is calibrated on hundreds of images. A system with memory to spare keeps the file in it anyway.
+is calibrated on hundreds of images. With memory to spare the system caches the file anyway.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ _ALIGNMENT: Final = 64
 
 
 def digest(array: Array) -> bytes:
-    """Of type, shape and content: equal for arrays that are equal bit by bit, and for no others."""
+    """A hash of type, shape and content: equal only for arrays that are equal bit by bit."""
     found = hashlib.sha256(f"{array.dtype.str}{array.shape}".encode())
     found.update(_content(array))
     return found.digest()
@@ -44,13 +44,13 @@ class _Place:
 
 
 class TensorStore(Closing):
-    """A file without a name that arrays are put into, each content once.
+    """An unnamed temporary file for arrays, which writes equal arrays only once.
 
-    What a graph gives is mostly what the next one takes, and is not written again. The file is gone
-    with the process, however that ends, and before that with the last that uses it or by ``close``.
+    Outputs of one graph are mostly inputs of the next and are not written again. The file vanishes
+    with the process, however that ends, or earlier: by ``close`` or with its last user.
 
     Args:
-        folder: on whose disk the file is; the system's folder for temporary files by default.
+        folder: a folder on the disk to use; by default the system's folder for temporary files.
     """
 
     def __init__(self, folder: Path | None = None) -> None:
@@ -59,16 +59,16 @@ class TensorStore(Closing):
         self._places: dict[bytes, _Place] = {}
 
     def close(self) -> None:
-        """Free the disk; what was put in cannot be read any more."""
+        """Free the disk space; stored arrays can no longer be read."""
         self._file.close()
 
     @property
     def bytes(self) -> int:
-        """What lies in the file."""
+        """Size of the file."""
         return self._file.seek(0, 2)
 
     def put(self, arrays: Mapping[str, Array]) -> "StoredTensors":
-        """Keep copies of ``arrays``, which may change afterwards.
+        """Store copies of ``arrays``; the caller may change the originals afterwards.
 
         Raises:
             OSError: the disk is full.
@@ -81,7 +81,7 @@ class TensorStore(Closing):
             offset = math.ceil(self.bytes / _ALIGNMENT) * _ALIGNMENT
             self._file.seek(offset)
             self._file.write(_content(array))
-            self._file.flush()  # a full disk is an error here, and not of whoever reads next
+            self._file.flush()  # so that a full disk is an error here and not at the next read
             self._places[key] = _Place(key, offset, array.dtype, array.shape)
         return self._places[key]
 
@@ -94,7 +94,7 @@ class TensorStore(Closing):
 
 
 class StoredTensors(Mapping[str, Array]):
-    """Arrays by name; each is read when it is asked for, and is the caller's own."""
+    """Stored arrays by name; each access reads a new copy, which the caller owns."""
 
     def __init__(self, store: TensorStore, places: Mapping[str, _Place]) -> None:
         self._store, self._places = store, places
@@ -110,5 +110,5 @@ class StoredTensors(Mapping[str, Array]):
 
     @property
     def digests(self) -> dict[str, bytes]:
-        """:func:`digest` of each, without reading it."""
+        """:func:`digest` of each array, without reading it."""
         return {name: place.digest for name, place in self._places.items()}

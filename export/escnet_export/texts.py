@@ -18,13 +18,13 @@ from .scenes import SceneSet
 
 __all__ = ["TEXT_ENCODER", "Texts", "inputs_of", "texts_of"]
 
-#: The one graph that runs once a vocabulary, not once an image.
+#: The only graph that runs once a vocabulary and not once an image.
 TEXT_ENCODER: Final = "text_encoder"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Texts:
-    """The categories' texts: tokens int32 [t, l], and what float32 torch makes of them, [t, D]."""
+    """The categories' texts: tokens int32 [t, l] and float32 torch's embeddings [t, D]."""
 
     plan: TextPlan
     tokens: npt.NDArray[np.int32]
@@ -41,7 +41,7 @@ def texts_of(model: EscNet, tokenizer: Tokenizer, scenes: SceneSet) -> Texts:
 
 
 def inputs_of(graph: str, samples: Sequence[Sample], texts: Texts) -> list[Mapping[str, Array]]:
-    """What float32 torch fed a graph on the images, a run an entry."""
+    """The inputs that float32 torch gave a graph on the images, one entry a run."""
     if graph == TEXT_ENCODER:
         return [{"tokens": texts.tokens}]
     return [call.inputs for sample in samples for call in sample.calls if call.graph == graph]

@@ -1,4 +1,4 @@
-"""Makes the files that a plan asks for, each once, and keeps them until the plan is decided."""
+"""Makes the files that a plan asks for, each once, and keeps them until the plan is final."""
 
 import math
 import shutil
@@ -27,13 +27,13 @@ Step: TypeAlias = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Built:
-    """A graph's file.
+    """The exported file of a graph.
 
     Attributes:
         graph: with the types of its ports.
         path: the file.
         precision: of the graph as a whole.
-        arithmetic: fp32, fp16 or bf16: what is not quantised in it.
+        arithmetic: fp32, fp16 or bf16: the type of what is not quantised in it.
         checks: relative L2 to float32 torch by number of categories, on made-up inputs.
     """
 
@@ -45,7 +45,7 @@ class Built:
 
     @property
     def file(self) -> GraphFile:
-        """For a backend."""
+        """The file as a backend takes it."""
         kinds = {port.kind for port in (*self.graph.inputs, *self.graph.outputs)}
         return GraphFile(self.path, Precision.BF16 if "bfloat16" in kinds else self.precision)
 
@@ -55,12 +55,12 @@ class Workshop:
 
     Args:
         model: in float32.
-        folder: is made; files are put into it, in folders of their own.
-        categories: numbers of categories to check each file at.
-        step: told of each step as it begins.
-        inputs: what float32 torch fed a graph on the images, by its name: int8 and fp8 are
-            calibrated on it.
-        calibration: how ranges follow from it; by default :meth:`Calibration.default`.
+        folder: is created; each file gets a folder of its own in it.
+        categories: numbers of categories at which each file is checked.
+        step: called with the name of each step as it begins.
+        inputs: a graph's name → the inputs that float32 torch gave it on the images; int8 and fp8
+            are calibrated on them.
+        calibration: how ranges are derived from them; by default :meth:`Calibration.default`.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class Workshop:
         self._count = 0
 
     def build(self, plan: PrecisionPlan, only: Iterable[str] | None = None) -> dict[str, Built]:
-        """The files of ``plan`` by graph, in the order the graphs run; ``only`` some of them.
+        """The files of ``plan`` by graph, in the order the graphs run; with ``only``, of these.
 
         Raises:
             ExportError: a graph could not be exported, or does not compute what torch computes.
@@ -94,7 +94,7 @@ class Workshop:
         }
 
     def _one(self, graph: Graph, plan: PrecisionPlan) -> Built:
-        """The file of a graph, made if it is not there yet."""
+        """The file of a graph, exported if it does not exist yet."""
         arithmetic, precision = plan.arithmetic(graph.name), plan.precision(graph.name)
         parts = {part: plan.arithmetic(part) for part in plan.parts(graph.name)}
         wider = {part: kind for part, kind in parts.items() if kind is not arithmetic}
@@ -138,7 +138,7 @@ class Workshop:
             self._ranges[known] = activation_ranges(plain.path, self._inputs(name), method)
         self._step(f"quantise {_what(name, keep)}")
         quantise(name, plain.path, path, self._ranges[known], precision=precision, keep=keep)
-        # On made-up inputs, ranges of images mean little: all that is asked is that it runs.
+        # Ranges from images do not fit made-up inputs: all that is checked is that the file runs.
         check = GraphCheck(self._model.config, plain.arithmetic, categories=self._categories)
         checks = check.check(self._references[name], path, plain.graph, tolerance=math.inf)
         return replace(plain, path=path, precision=precision, checks=checks)
@@ -150,7 +150,7 @@ class Workshop:
         return path
 
     def deliver(self, built: Mapping[str, Built], folder: Path) -> dict[str, Built]:
-        """Move the files to ``folder/NAME.onnx`` and drop all others."""
+        """Move the files to ``folder/NAME.onnx`` and delete all others."""
         moved = {}
         for name, one in built.items():
             target = folder / f"{name}.onnx"
@@ -161,7 +161,7 @@ class Workshop:
 
 
 def _what(graph: str, parts: Collection[str]) -> str:
-    """For people: a graph, and what is different in it."""
+    """A text for people: the graph, and its parts that have another precision."""
     return ", ".join([graph, *sorted(part.split(".")[1] for part in parts)])
 
 

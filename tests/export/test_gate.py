@@ -177,8 +177,7 @@ def test_a_budget_of_nothing_is_no_infinite_multiple() -> None:
     decision = cast(Decision, SimpleNamespace(plan=plan, report=report))
     why = gate._why(decision, "esc0_sam", np.inf)
     assert why == (
-        "alone at fp16, esc0_sam loses something of which the budget allows nothing (relative L2 "
-        "7.0e-04)"
+        "alone at fp16, esc0_sam has a loss of which the budget allows none (relative L2 7.0e-04)"
     )
 
 
