@@ -219,7 +219,7 @@ def _temporaries(folder: Path) -> list[str]:
 
 
 def _is_being_written(name: str, pid: int) -> bool:
-    """As far as this process can see."""
+    """Whether a live process seems to be writing this temporary, as far as this process can see."""
     if name in _OWN:
         return True
     return pid != os.getpid() and _is_alive(pid)
@@ -303,7 +303,7 @@ def _exchange(first: Path, second: Path) -> bool:
 
 
 def _rename_aside(temporary: Path, target: Path) -> None:
-    """Without an exchange: the target is missing for an instant, and comes back on failure."""
+    """Replace without an exchange: the target is missing for a moment, and restored on failure."""
     aside = _temporary_name(target)
     with _noted(aside):
         os.rename(target, aside)

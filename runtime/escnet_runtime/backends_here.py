@@ -31,7 +31,7 @@ class BackendHere:
 def backends_here(
     root: Path, folders: Sequence[EngineFolder], precisions: Collection[Precision]
 ) -> list[BackendHere]:
-    """All of :data:`escnet_runtime.backends.BACKENDS` but "auto"; no GPU is opened for it.
+    """All of :data:`escnet_runtime.backends.BACKENDS` except "auto"; opens no GPU.
 
     Args:
         root: the bundle.

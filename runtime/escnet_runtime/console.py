@@ -59,7 +59,7 @@ class Advance(Protocol):
 
 
 class Console:
-    """What a command talks through.
+    """The output of a command.
 
     Args:
         json: nothing is shown; the result goes to standard output at the end.

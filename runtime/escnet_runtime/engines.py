@@ -205,7 +205,7 @@ def _survey(bundle: Bundle, name: str) -> EngineFolder:
 def _command(
     bundle: Bundle, backend: Compiler, folder: str, state: str, outdated: list[str]
 ) -> str:
-    """What makes engines for this device or, where there is no GPU, this very folder anew."""
+    """The command that builds engines for this device or, without a GPU, rebuilds this folder."""
     command = rebuild_command(bundle.root, backend)
     if backend == "tensorrt-rtx" and find_gpu() is None and (state == "damaged" or outdated):
         return f"{command} --target {','.join(re.findall(r'sm_[0-9]+', folder))}"
@@ -230,7 +230,7 @@ def _unfit(bundle: Bundle, record: EngineRecord) -> tuple[list[str], list[str]]:
 
 
 def installed_version(backend: Compiler) -> str | None:
-    """Of the library that runs a backend's engines, without loading it; None if there is none."""
+    """Version of the library that runs a backend's engines, not imported; None if missing."""
     import importlib.metadata  # 40 ms, which no start on a CPU waits for
 
     for name in _LIBRARIES[backend]:

@@ -1,4 +1,4 @@
-"""What a library must not free: in a forked child, or ever.
+"""Objects that must not be freed in a forked child, or ever.
 
 Threads do not come along into a forked child. A library that waits for its own when it frees
 something, as ONNX Runtime and OpenVINO do, waits there for ever.

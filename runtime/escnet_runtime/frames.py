@@ -60,7 +60,7 @@ class Nv12Frame:
     def stacked(
         cls, surface: Any, *, encoding: YuvEncoding = _HD, width: int | None = None
     ) -> "Nv12Frame":
-        """Of one array [3H/2,P], chroma below luma, as decoders give it; H is even.
+        """A frame from one array [3H/2,P], chroma below luma, as decoders give it; H is even.
 
         ``frame.to_ndarray(format="nv12")`` of PyAV is one, and so is a surface of NVDEC.
 

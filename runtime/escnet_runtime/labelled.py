@@ -81,7 +81,7 @@ def open_labelled(
 
 
 def dataset_name(where: str) -> str:
-    """What to call the dataset in what is published: a folder goes without the folders above it."""
+    """The dataset's name in published results: a folder's name without the folders above it."""
     return where if where.startswith(SHAPES) else Path(where).resolve().name
 
 

@@ -65,7 +65,7 @@ class LayersReport:
         return next(found, None)
 
     def summary(self) -> str:
-        """For people."""
+        """The result in words, for people."""
         count = sum(len(stage.layers) for stage in self.stages)
         lines = [
             f"Layers: {count:,} tensors in {len(self.stages)} graphs against {self.reference}; "
@@ -212,7 +212,7 @@ class _Recorder:
 
 
 def _recorded(bundle: Bundle, golden: Golden, backend: str) -> dict[str, Feeds]:
-    """What each graph is fed in the golden run."""
+    """The inputs of each graph in the golden run."""
     manifest = bundle.manifest
     with Segmenter(bundle, backend, cache=None) as segmenter:
         recorder = _Recorder(segmenter.pipeline.backend)

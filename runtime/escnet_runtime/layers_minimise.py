@@ -96,7 +96,7 @@ def part_error(part: onnx.ModelProto, values: Mapping[str, npt.NDArray[Any]]) ->
 
 
 def _rounded_to(values: npt.NDArray[Any], port: onnx.ValueInfoProto) -> npt.NDArray[Any]:
-    """As a graph of the port's type is fed."""
+    """Values rounded to the port's type, as the graph is fed."""
     kind = port.type.tensor_type.elem_type
     rounded = values.astype(onnx.helper.tensor_dtype_to_np_dtype(kind))
     return rounded.astype(np.float32) if kind == onnx.TensorProto.BFLOAT16 else rounded

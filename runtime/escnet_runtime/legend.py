@@ -61,7 +61,7 @@ def _percent(fraction: float) -> str:
 
 
 def font_size(width: int, height: int) -> int:
-    """Of the legend of a picture, in px."""
+    """Font size of a picture's legend, in px."""
     smallest, largest = _FONT_SIZES
     return min(max(round(math.sqrt(width * height) / 45), smallest), largest)
 

@@ -58,7 +58,7 @@ _DEVICES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 
 
 class Precision(str, enum.Enum):
-    """What a graph computes in."""
+    """The type that a graph computes in."""
 
     __str__ = str.__str__  # as enum.StrEnum, which Python has from 3.11 on
 

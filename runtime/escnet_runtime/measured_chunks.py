@@ -123,7 +123,7 @@ def survey_chunks(bundle: Bundle) -> list[ChunkState]:
 
 
 def _survey(bundle: Bundle, backend: CpuBackend) -> ChunkState | None:
-    """What there is for a backend; None if nothing."""
+    """The state of a backend's record of measured chunks; None if there is none."""
     name = chunk_file(backend)
     if not os.path.lexists(bundle.root / name):
         return None

@@ -41,7 +41,7 @@ def _meminfo(path: Path) -> int | None:
 
 
 def _control_group(folder: Path) -> int | None:
-    """What a container's limit leaves (version 2; "max" is no limit)."""
+    """Bytes left below a container's limit (cgroup version 2; "max" is no limit)."""
     most, used = _text(folder / "memory.max"), _text(folder / "memory.current")
     if most is None or used is None or not most.isdecimal() or not used.isdecimal():
         return None

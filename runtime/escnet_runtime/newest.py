@@ -1,4 +1,4 @@
-"""Of what comes faster than it is used, the newest."""
+"""Keeps only the newest of items that come faster than they are used."""
 
 import threading
 from collections import deque

@@ -1,4 +1,4 @@
-"""What the NVIDIA driver says of the GPU, asked through its own library: nothing to install."""
+"""Facts about the GPU from the NVIDIA driver's own library, so nothing has to be installed."""
 
 import ctypes
 import sys

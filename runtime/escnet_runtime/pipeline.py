@@ -237,7 +237,7 @@ class Pipeline:
     def _timed(
         self, stage: str, results: Iterable[dict[str, Tensor]]
     ) -> Iterator[dict[str, Tensor]]:
-        """The same results; the time until each is there is the stage's."""
+        """Pass results on, and count the time until each is there for the stage."""
         remaining = iter(results)
         while True:
             start = time.perf_counter()

@@ -59,7 +59,7 @@ def processor_model(cpuinfo: Path = _CPUINFO) -> str:
 
 
 def processor_features(cpuinfo: Path = _CPUINFO) -> frozenset[str]:
-    """What the processor can and the system lets programs use; none if it does not say.
+    """Features of the processor that the system lets programs use; empty if it does not say.
 
     Args:
         cpuinfo: see :func:`processor_model`.

@@ -83,7 +83,7 @@ class NumpyRows:
                         self._merge(first + start, values, part, scratch)
 
     def confidence(self) -> NDArray[np.float16]:
-        """Of the categories so far, [H,W]: the winner's exp(0) / total."""
+        """Confidence over the categories so far, [H,W]: the winner's exp(0) / total."""
         return np.reciprocal(self._state.total).astype(np.float16)
 
     def _interpolated_columns(

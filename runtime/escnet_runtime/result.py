@@ -1,4 +1,4 @@
-"""What a segmentation gives back."""
+"""The result of a segmentation."""
 
 import os
 from dataclasses import dataclass

@@ -152,7 +152,7 @@ class Segmenter(Closing):
 
     @property
     def backend(self) -> str:
-        """What runs the graphs, for people: library, version, device."""
+        """The backend in words for people: library, version, device."""
         return self._backend.description
 
     @property
@@ -339,7 +339,7 @@ class Segmenter(Closing):
 
     @property
     def device_pipeline(self) -> DevicePipeline | None:
-        """What runs images on a GPU; None on the CPU. Its calls are not serialised."""
+        """The pipeline of a GPU; None on the CPU. Its calls are not serialised."""
         return self._device
 
     def close(self) -> None:

@@ -79,7 +79,7 @@ class Shortlist:
     def of(
         cls, value: "Shortlist | Keep | None", categories: int, group: int
     ) -> "Shortlist | None":
-        """What to do with so many categories; None where nothing can be dropped.
+        """The shortlist to use for so many categories; None if nothing can be dropped.
 
         Raises:
             InputError: ``value`` is no shortlist.

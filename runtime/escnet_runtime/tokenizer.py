@@ -137,7 +137,7 @@ class Tokenizer:
         return tokens
 
     def cut(self, texts: Sequence[str]) -> list[str]:
-        """Those of cleaned texts that are longer than is read: `encode` cuts them."""
+        """The cleaned texts that are longer than the model reads, which `encode` cuts."""
         with _usable(None):
             encoded = self._tokenizer.encode_batch(list(texts))
         return [text for text, one in zip(texts, encoded, strict=True) if one.overflowing]

@@ -1,4 +1,4 @@
-"""What the checks of a bundle come to, in words for people who know nothing of graphs."""
+"""Sums up the checks of a bundle in words, for people who know nothing of graphs."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -51,7 +51,7 @@ class BackendState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """For people who know nothing of graphs.
+    """The result of all checks, for people who know nothing of graphs.
 
     Attributes:
         fine: whether the bundle may be used on this device.
@@ -70,7 +70,7 @@ class Verdict:
 
 @dataclass(slots=True, kw_only=True)
 class Findings:
-    """What the checks find beside passing or failing.
+    """Findings of the checks besides passing or failing.
 
     Attributes:
         backend: the one that was asked for, or "auto".
@@ -88,7 +88,7 @@ class Findings:
 
 
 def verdict_of(checks: tuple[Check, ...], found: Findings) -> Verdict:
-    """What the checks come to, in words."""
+    """Sum up the checks in words."""
     bad = [check for check in checks if not check.passed]
     notes = _notes(found)
     ran = [state.name for state in found.backends if state.state == "passed"]

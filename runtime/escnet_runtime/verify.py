@@ -162,7 +162,7 @@ def _of_another(check: Check, backend: str) -> Check:
 def _backend_checks(
     bundle: Bundle, name: str, *, shared: bool = True, asked: bool = False
 ) -> Iterator[Check]:
-    """Those of one backend.
+    """The checks of one backend.
 
     Args:
         bundle: what is checked.
@@ -200,7 +200,7 @@ def _backend_checks(
 
 
 def _explained(check: GoldenCheck, backend: str) -> Check:
-    """With the words for a verdict."""
+    """A check with the words for its verdict."""
     otherwise = _OTHERWISE if backend.startswith("onnxruntime") else _OTHER_ENGINES
     match check.kind:
         case "tokenizer":

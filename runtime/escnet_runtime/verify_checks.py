@@ -125,7 +125,7 @@ def _release(version: str) -> tuple[int, ...]:
 
 
 def engine_checks(bundle: Bundle, found: Findings) -> Iterator[Check]:
-    """Of each folder of engines, compared with its record, this device and its libraries."""
+    """A check of each folder of engines against its record, this device and its libraries."""
     try:
         folders = survey_engines(bundle)
     except BundleError as error:
@@ -152,7 +152,7 @@ def _could_run(folder: EngineFolder) -> bool:
 
 
 def _engine_check(folder: EngineFolder, wanted: bool) -> Check:
-    """Of one folder; ``wanted`` says that engines of its backend are to run here, or never do."""
+    """A check of one folder; ``wanted``: its backend's engines are to run here, or never do."""
     if folder.state == "fits":
         return Check(name=folder.folder, passed=True, detail="The engines fit this device.")
     if folder.state == "damaged":
@@ -175,7 +175,7 @@ def _engine_check(folder: EngineFolder, wanted: bool) -> Check:
 
 
 def chunk_checks(bundle: Bundle, found: Findings) -> Iterator[Check]:
-    """Of each record of measured chunks; one of another machine or graph is a note."""
+    """A check of each record of measured chunks; one of another machine or graph is only noted."""
     found.chunks.extend(survey_chunks(bundle))
     for state in found.chunks:
         match state.state:

@@ -258,7 +258,7 @@ _UPRIGHT: Final = _Turn(False, False, False)
 
 
 def _turn(frame: av.VideoFrame) -> _Turn:
-    """By the frame's matrix of FFmpeg's libavutil/display.h, as phones write it.
+    """The turn by a frame's display matrix (FFmpeg's libavutil/display.h), as phones write it.
 
     A pixel (x, y) goes to (a x + c y, b x + d y), and the picture is moved to where it begins at
     (0, 0). A picture that is turned by no multiple of 90 degrees stays as it is.

@@ -123,7 +123,7 @@ class _Panel:
         self._paper = (self._paper[0] + self._paper[0] % 2, self._paper[1])  # codecs need it even
 
     def _widest(self) -> int:
-        """Of all names, in px; of so many that measuring would take long, the most there is."""
+        """Width of the widest name, in px; the limit if there are too many names to measure."""
         if len(self._names) > _MEASURED:
             return LONGEST_NAME * self._size
         more = f"+ {len(self._names)} more"

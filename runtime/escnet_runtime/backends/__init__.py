@@ -83,7 +83,7 @@ def does_not_load(name: str, extra: str, error: Exception) -> BackendError:
 
 
 def library_version(name: Literal["onnxruntime", "openvino"]) -> str | None:
-    """Of the library of a backend on the CPU, which is loaded for it; None if it is not here."""
+    """The version of a CPU backend's library, which is imported for it; None if not installed."""
     try:
         if name == "openvino":
             from .openvino import VERSION as VERSION_OF_OPENVINO

@@ -253,7 +253,7 @@ def _common_origin(
 
 
 def _origin(common: list[object], path: Path) -> str | None:
-    """Of an image's pictures; None if the image cannot be looked at."""
+    """A key of what an image's pictures are made from; None if the image cannot be read."""
     try:
         status = path.stat()
     except OSError:
@@ -308,7 +308,7 @@ def _entry(
     shape: tuple[int, ...],
     area: dict[str, float],
 ) -> dict[str, Any]:
-    """Of an image whose pictures are there; what it took is not known of an earlier run."""
+    """The result's entry of an image whose pictures exist; an earlier run's time is not known."""
     height, width = shape
     return {
         "path": str(path),

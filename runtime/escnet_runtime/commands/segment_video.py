@@ -220,7 +220,7 @@ def _write(
 
 
 class _Seen:
-    """What is known of the frames so far."""
+    """Totals of the frames so far."""
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         self._names = vocabulary.names
@@ -247,7 +247,7 @@ class _Seen:
         return self._frames / self._seconds if self._seconds else 0.0
 
     def entry(self, *, legend: bool) -> dict[str, Any]:
-        """Of the result; the legend as a picture."""
+        """The result's entry; with ``legend``, that key holds the legend as a picture."""
         assert self.last is not None
         height, width = self.last.labels.shape
         order = np.argsort(-self._pixels, kind="stable")

@@ -147,7 +147,7 @@ class DeviceArray:
 
     @property
     def address(self) -> int:
-        """Of the first element."""
+        """Address of the first element on the device."""
         return self._address
 
     @property
@@ -157,7 +157,7 @@ class DeviceArray:
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """Of the elements."""
+        """Type of the elements."""
         return self._dtype
 
     @property

@@ -55,7 +55,7 @@ class DeviceMemory(Owned, Protocol):
 
     @property
     def address(self) -> int:
-        """Of the first byte; a multiple of ALIGNMENT."""
+        """Address of the first byte; a multiple of ALIGNMENT."""
 
     @property
     def size(self) -> int:
@@ -107,7 +107,7 @@ class Device(Owned, Protocol):
 
     @property
     def name(self) -> str:
-        """For people, for instance ``"NVIDIA GeForce RTX 4090"``."""
+        """The device's name for people, such as ``"NVIDIA GeForce RTX 4090"``."""
 
     @property
     def compute_capability(self) -> tuple[int, int]: ...
@@ -129,7 +129,7 @@ class Device(Owned, Protocol):
         """Bytes that are free, and bytes in all."""
 
     def allocate(self, size: int) -> DeviceMemory:
-        """At least one byte is allocated; what it holds is undefined. Waits for nothing."""
+        """Allocate memory, at least one byte, with undefined content. Does not synchronise."""
 
     def allocate_host(self, size: int) -> HostMemory: ...
 

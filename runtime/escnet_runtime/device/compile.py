@@ -71,7 +71,7 @@ class KernelCompiler:
 
 
 def nvrtc_version() -> str:
-    """Of the compiler that is found, such as "13.2"; raises DeviceError if there is none."""
+    """Version of the NVRTC that is found, such as "13.2"; raises DeviceError if there is none."""
     _load_from_packages()  # before the first call: cuda-bindings 13.0 looks for it once alone
     try:
         major, minor = _value(nvrtc.nvrtcVersion())

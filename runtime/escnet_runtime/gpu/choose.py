@@ -37,7 +37,7 @@ Opener = Callable[[Bundle, Device, Stream, int | None], DeviceBackend]
 
 @dataclass(slots=True, kw_only=True)
 class Chosen:
-    """What runs a bundle.
+    """The backend that runs a bundle, with its device and engines.
 
     Attributes:
         backend: for the pipeline that keeps its tensors on the host.
@@ -169,7 +169,7 @@ def _on_the_cpu(bundle: Bundle, name: str, cache: Path | None) -> Chosen:
 
 
 def _opener(name: str, cache: Path | None) -> Opener:
-    """What makes the backend of that name; its library is imported here."""
+    """The function that opens the backend of that name, whose library is imported here."""
     if name == "onnxruntime-cuda":
         return _onnxruntime()
     return _engines("tensorrt" if name == "tensorrt" else "tensorrt-rtx", cache)

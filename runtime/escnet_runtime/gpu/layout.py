@@ -69,7 +69,7 @@ class Value:
 
     @property
     def row_bytes(self) -> int:
-        """Of the elements of a row."""
+        """Bytes of one row."""
         return math.prod(self.shape[1:]) * ITEM_BYTES[self.dtype]
 
     @property
@@ -79,7 +79,7 @@ class Value:
 
     @property
     def bytes(self) -> int:
-        """From its first to its last element."""
+        """Bytes from the first element to the end of the last."""
         return self.start_of(self.shape[0] - 1) + self.row_bytes
 
     def start_of(self, row: int) -> int:
@@ -104,7 +104,7 @@ class View:
 
     @property
     def offset(self) -> int:
-        """Of its first byte in the arena."""
+        """Offset of the first byte in the arena."""
         return self.value.offset + self.start
 
 

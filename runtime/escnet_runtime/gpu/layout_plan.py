@@ -79,7 +79,7 @@ def make_layout(
 
 
 def _window_plan(manifest: Manifest) -> WindowPlan:
-    """Of the sliding windows of a model; raises InputError if its sizes allow none."""
+    """The plan of a model's sliding windows; raises InputError if its sizes allow none."""
     return plan_windows(manifest.constants.preprocessing.size, manifest.model.logits[0])
 
 
@@ -113,7 +113,7 @@ class _Planner:
         return self.manifest.constants.group
 
     def fixed(self, scratch: int) -> None:
-        """What stays in place between images."""
+        """Add the values that stay in place between images."""
         pixels = self.size[0] * self.size[1]
         _, picture = picture_offsets(pixels, self.label_bytes)
         model = self.manifest.model
@@ -235,7 +235,7 @@ class _Planner:
         return _all(value)
 
     def _joined(self, time: int, where: slice) -> dict[str, View]:
-        """What becomes of logits."""
+        """Add the values that are made from logits."""
         if self.windows is None:
             return self._picture(time)
         return {"canvas": _rows(self.places["canvas"].value, where)}
@@ -332,7 +332,7 @@ def _turn(value: Value) -> tuple[int, int, int]:
 
 
 def _neighbours(placed: list[Value], value: Value) -> Iterator[Value]:
-    """Those that live at the same time, by offset."""
+    """Values that live at the same time, by offset."""
     return (one for one in placed if one.first <= value.last and value.first <= one.last)
 
 

@@ -61,7 +61,7 @@ class MemoryPlan:
         return self.arena_bytes + self.slot_bytes + self.backend_bytes
 
     def table(self) -> str:
-        """For people: plain text, a line a tensor."""
+        """The plan as plain text for people, one line a tensor."""
         height, width = self.size
         apart = sum(row.bytes for row in self.rows)
         graphs = "graphs, measured" if self.measured else "graphs, as far as is known"
@@ -118,7 +118,7 @@ def what_fits(
     weights: int,
     free: tuple[int, int],
 ) -> str:
-    """Of a job that does not fit at the smallest chunk: what it needs, and how much would fit.
+    """Advice for a job that does not fit at the smallest chunk: what it needs, and what would fit.
 
     Args:
         manifest: of the bundle.

@@ -86,7 +86,7 @@ _NO_MEMORY: Final = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class _RunOptions:
-    """Of a run that is waited for, and of one that is given to the stream alone."""
+    """Run options: one set for runs that synchronise, one for runs that are only enqueued."""
 
     waiting: ort.RunOptions
     passing: ort.RunOptions
@@ -178,7 +178,7 @@ class OrtGraphs:
         return self._stream
 
     def scratch_bytes(self) -> int:
-        """None of ours."""
+        """0: ONNX Runtime allocates its own scratch."""
         return 0
 
     def load(self, *graphs: str) -> None:

@@ -135,7 +135,7 @@ class DevicePipeline:
 
     @property
     def backend(self) -> DeviceBackend:
-        """What runs the graphs."""
+        """The backend that runs the graphs."""
         return self._backend
 
     def submit(
@@ -208,7 +208,7 @@ class DevicePipeline:
             self.finish(flight)
 
     def plan(self, categories: int, size: tuple[int, int], *, sliding: bool = False) -> MemoryPlan:
-        """What such images need; the memory for them is taken now, and the graphs run once.
+        """Plan such images; allocates their memory now and runs the graphs once.
 
         Raises:
             OutOfDeviceMemory: also the smallest chunk does not fit; says what would.

@@ -39,7 +39,7 @@ class Pixels:
 
     @property
     def bytes(self) -> int:
-        """Of all parts."""
+        """Bytes of all parts."""
         host = sum(part.nbytes for part in self.host)
         return host + sum(part.nbytes for part in self.device)
 
@@ -67,7 +67,7 @@ class Pixels:
 
 
 def pixels_of(image: ImageArray | DeviceArray) -> Pixels:
-    """Of RGB [H,W,3], or on the device also RGBA [H,W,4]."""
+    """The pixels of an RGB image [H,W,3] or, on the device, also of RGBA [H,W,4]."""
     height, width, channels = image.shape
     layout: Literal["rgb", "rgba"] = "rgb" if channels == 3 else "rgba"
     pitches = (channels * width,)
@@ -78,7 +78,7 @@ def pixels_of(image: ImageArray | DeviceArray) -> Pixels:
 
 
 def frame_pixels(frame: Nv12Frame) -> Pixels:
-    """Of a frame on the host, without a copy."""
+    """The pixels of a frame on the host, without a copy."""
     height, width = frame.size
     wide = -(-width // 2) * 2
     chroma = frame.chroma if frame.chroma.ndim == 2 else frame.chroma[:, : wide // 2]

@@ -100,7 +100,7 @@ class _Maker:
     stream: Stream
 
     def image(self) -> list[Operation]:
-        """All of an image that is looked at once."""
+        """The operations of an image that is looked at once, as a whole."""
         found = self.front(self.scaling[0], "resized")
         for call in self.layout.calls:
             found += self.operations(call)
@@ -109,7 +109,7 @@ class _Maker:
         return found
 
     def crops(self, windows: WindowPlan) -> list[Operation]:
-        """All of an image that is looked at in windows and as a whole."""
+        """The operations of an image that is looked at in sliding windows and as a whole."""
         calls = [(call, self.operations(call)) for call in self.layout.calls]
         canvas, whole = self.scaling
         fronts = [self.front(canvas, "resized", offset) for offset in windows.pixel_offsets]
@@ -126,7 +126,7 @@ class _Maker:
     def front(
         self, scaling: Scaling, resized: str, offset: tuple[int, int] = (0, 0)
     ) -> list[Operation]:
-        """What comes before the first graph; the weights may have been written over."""
+        """Operations before the first graph, which also write ``weight``: its memory is reused."""
         layout = self.layout
         group, weight = self.manifest.constants.group, self._value("weight")
         part = weight.value.part
@@ -156,7 +156,7 @@ class _Maker:
         ]
 
     def operations(self, call: Call) -> list[Operation]:
-        """Of one step: the graph, and what the runtime does with its outputs."""
+        """The operations of one step: the graph, and what the runtime does with its outputs."""
         if call.step.kind == "prompts":
             return [self._kernel("prompts", self._ppg(call))]
         outputs = {
@@ -237,7 +237,7 @@ class _Maker:
         )
 
     def _upsample(self, call: Call | None) -> Launch:
-        """Of the logits of a call; None stands for the canvas, with all categories at once."""
+        """The launch that up-samples a call's logits; for None, the canvas with all categories."""
         layout = self.layout
         logits = layout.fixed["canvas"] if call is None else call.writes["logits"]
         height, width = layout.size

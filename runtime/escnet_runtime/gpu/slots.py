@@ -72,13 +72,13 @@ class SlotPlan:
         return self.image + pixels if on_device else self.picture
 
     def needs(self, layout: str, on_device: bool, pixels: int) -> SlotSize:
-        """What such an image needs; arguments as for :meth:`downloaded`."""
+        """The slot that such an image needs; arguments as for :meth:`downloaded`."""
         back = self.downloaded(layout, on_device, pixels)
         return SlotSize(self.source(layout) + pixels, max(back, 0 if on_device else pixels))
 
     @property
     def any_image(self) -> SlotSize:
-        """What any image of this size needs: RGB, RGBA on the device, NV12 with padded rows.
+        """The slot for any image of this size: RGB, RGBA on the device, NV12 with padded rows.
 
         So the first one of a kind allocates nothing, and images that take turns share slots.
         """
@@ -102,7 +102,7 @@ class Slot:
 
     @classmethod
     def make(cls, device: Device, size: "SlotSize") -> "Slot":
-        """Of so many bytes."""
+        """Allocate a slot of this size."""
         with ExitStack() as owned:
             keep = owned.enter_context
             slot = cls(
@@ -147,13 +147,13 @@ class SlotPool(Closing):
         return slot
 
     def give_back(self, slot: Slot) -> None:
-        """Its image is done."""
+        """Take a slot back whose image is done."""
         if slot.open:
             self.used.remove(slot)
             self.free.append(slot)
 
     def discard(self, slot: Slot) -> None:
-        """Its image has failed; nothing of it may be under way."""
+        """Free a slot whose image has failed; none of its work may still be under way."""
         if slot.open:
             self.used.remove(slot)
             slot.close()

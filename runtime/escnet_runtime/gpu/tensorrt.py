@@ -105,7 +105,7 @@ class EngineGraphs:
         return self._stream
 
     def scratch_bytes(self) -> int:
-        """What the neediest loaded engine takes, for any of its profiles."""
+        """Largest scratch of the loaded engines, over all of their profiles."""
         return max((engine.device_memory_size_v2 for engine in self._engines.values()), default=0)
 
     def load(self, *graphs: str) -> None:

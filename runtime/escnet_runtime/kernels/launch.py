@@ -1,4 +1,4 @@
-"""What all launches are made of."""
+"""Shared by all kernel launches."""
 
 import ctypes
 from dataclasses import dataclass

@@ -104,7 +104,7 @@ class PreprocessPlan:
 
     @property
     def scratch_bytes(self) -> int:
-        """Of the image between the launches."""
+        """Bytes of the image between the two launches."""
         return 3 * self.between[0] * self.between[1]
 
 

@@ -21,7 +21,7 @@ _SPECIAL = np.array([0.0, -0.0, 1e-42, np.nan, np.inf, -np.inf, 3e38, -3e38], np
 
 
 def first_difference(library: NativeLibrary) -> str | None:
-    """What a library computes otherwise than NumPy, in words, or None."""
+    """In what a library's results differ from NumPy's, in words; None if in nothing."""
     random = np.random.default_rng(0)
     for spread in (0.01, 0.1):
         scores = random.normal(0, spread, (12, 13, 19)).astype(np.float32)

@@ -32,7 +32,7 @@ class LibraryStore:
     """The libraries of one key. Safe for parallel processes."""
 
     def __init__(self, directory: Path, key: str) -> None:
-        """In the cache folder ``directory``, which is created when first written to."""
+        """A store in the cache folder ``directory``, which is created at the first write."""
         self.folder = directory / _FOLDER
         self._key = key[:_KEY_DIGITS]
 

@@ -75,7 +75,7 @@ class NativeRows:
         )
 
     def confidence(self) -> NDArray[np.float16]:
-        """Of the categories so far, [H,W]: the bits that NumPy gives for these sums."""
+        """Confidence [H,W] over the categories so far: bit for bit NumPy's for these sums."""
         found = np.empty(self._total.shape, np.float16)
         self._library.confidence(self._total.ctypes.data, found.ctypes.data, found.size)
         return found
