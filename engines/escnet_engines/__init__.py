@@ -1,6 +1,6 @@
 """Compiles the ONNX graphs of a bundle for a GPU, with TensorRT or TensorRT-RTX; no PyTorch.
 
-For a CPU, where graphs run as they are, it measures how many categories at a time are the fastest.
+For a CPU, which runs the graphs as they are, it measures which chunk of categories is fastest.
 """
 
 from .build import BuildReport, build_engines

@@ -1,4 +1,4 @@
-"""From a bundle's graphs to its engines: compile each, describe them, put them in their place."""
+"""From a bundle's graphs to its engines: compile each, write their record, move them into place."""
 
 import contextlib
 import dataclasses
@@ -33,7 +33,7 @@ from .timing import load_timings, save_timings
 
 __all__ = ["BuildReport", "Progress", "build_engines"]
 
-#: Called with the graph, the builder's phase, and how many graphs are done, with a fraction.
+#: Called with the graph, the builder's phase, and the number of graphs done, with a fraction.
 Progress = Callable[[str, str, float], None]
 _POLL_SECONDS: Final = 0.1
 _SUFFIX: Final = ".engine"
@@ -45,10 +45,10 @@ class BuildReport:
 
     Attributes:
         folder: of the engines, relative to the bundle.
-        record: what stands in its engine.json.
+        record: the content of its engine.json.
         chunks: categories at a time that the engines are tuned for.
-        reused: nothing was compiled: the engines that were there are these.
-        seconds: that it took.
+        reused: nothing was compiled, because engines that fit were there already.
+        seconds: duration of the build.
     """
 
     folder: str
@@ -70,15 +70,15 @@ def build_engines(
     """Compile all graphs of ``bundle`` into ``engines/<backend>-<targets>/``.
 
     The folder appears whole or not at all. Engines that were built from the same graphs, by the
-    same library, for the same GPUs, sizes and workspace are kept where they run with the driver
-    that is here. A second build of a bundle waits.
+    same library, for the same GPUs, sizes and workspace are kept if they run with this machine's
+    driver. A second build of the same bundle waits for the first.
 
     Args:
         bundle: opened.
         library: the compiler.
         target: "auto" or a list of GPUs, see :func:`choose_targets`.
         chunks: categories at a time to tune for; the bundle's own chunk by default.
-        workspace: bytes that one layer's scratch may take at most.
+        workspace: largest scratch memory of one layer, in bytes; no limit by default.
         progress: see :data:`Progress`.
 
     Raises:
@@ -95,7 +95,7 @@ def build_engines(
         raise InputError(f"the workspace is {workspace:,} bytes, expected 1 to {MOST_WORKSPACE:,}")
     plan = _Plan(
         bundle=bundle,
-        # Without a GPU of its own to try it on, a build does not depend on the driver.
+        # A build for other machines does not depend on the driver of this one.
         fingerprint=dataclasses.replace(
             here, targets=targets, driver=here.driver if targets == here.targets else None
         ),
@@ -122,7 +122,7 @@ def build_engines(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Plan:
-    """What is to be built."""
+    """A build that is to be done."""
 
     bundle: Bundle
     fingerprint: Fingerprint
@@ -136,17 +136,17 @@ class _Plan:
         return f"{ENGINES_FOLDER}/{name}"
 
     def place(self) -> Path:
-        """Where the folder goes; no link may lead it out of the bundle."""
+        """The path of the folder, which no link may lead out of the bundle."""
         path = self.bundle.root / self.folder
         for part in (path.parent, path):
             if part.is_symlink():
                 raise BundleFormatError(
-                    f"{part} is a link; engines are written inside the bundle alone. Remove it."
+                    f"{part} is a link, but engines are written only inside the bundle. Remove it."
                 )
         return path
 
     def existing(self) -> EngineRecord | None:
-        """The record of engines that are there already and are just these, whole."""
+        """The record of engines that are there already, intact, and are those to be built."""
         try:
             record = read_engines(self.bundle, Path(self.folder).name)
             fits = self._is_for_this(record) and all(
@@ -157,7 +157,7 @@ class _Plan:
         return record if fits else None
 
     def _is_for_this(self, record: EngineRecord) -> bool:
-        """Whether it is of these GPUs and options, and what `find_engines` takes here."""
+        """Whether a record is for these GPUs and options, and `find_engines` would take it here."""
         return (
             record.fingerprint.targets == self.fingerprint.targets
             and not record.fingerprint.differences(self.fingerprint)
@@ -194,7 +194,7 @@ def _compile_all(plan: _Plan, library: Library, progress: Progress) -> EngineRec
             (folder / RECORD_FILE).write_text(record.to_json(), encoding="utf-8")
     except BaseException:
         with contextlib.suppress(OSError):
-            place.parent.rmdir()  # if there is nothing else in it
+            place.parent.rmdir()  # fails, as it should, if it is not empty
         raise
     save_timings(library, plan.fingerprint)
     return record
@@ -237,7 +237,7 @@ def _compile_one(
 
 
 def _watched(library: Library, job: Job, progress: Callable[[str, float], None]) -> Compiled:
-    """Compile in a thread, so that this one hears Ctrl-C and may stop the builder."""
+    """Compile in a thread, so that this one receives Ctrl-C and can stop the builder."""
     state = BuildState()
     with ThreadPoolExecutor(max_workers=1) as pool:
         future = pool.submit(library.compile, job, state)
@@ -257,8 +257,8 @@ def _what_to_change(plan: _Plan) -> str:
     chunk, least = max(plan.chunks), plan.bundle.manifest.constants.group
     lower = f"Lower --chunk (now {chunk}, at least {least}), or " if chunk > least else ""
     if plan.workspace is None:
-        advice = "limit --workspace, or end what else uses the memory"
+        advice = "limit --workspace, or end other processes that use the memory"
     else:
         advice = f"raise --workspace (now {plan.workspace // 2**20} MiB)"
     advice = f"{lower}{advice}"
-    return f"{advice[0].upper()}{advice[1:]}; --plan tells what a build will take"
+    return f"{advice[0].upper()}{advice[1:]}; --plan shows what a build will take"

@@ -1,4 +1,4 @@
-"""``escnet-build`` for a backend on the CPU: what it takes, shows and prints."""
+"""``escnet-build`` for a CPU backend: its options, its progress and its output."""
 
 import argparse
 import dataclasses
@@ -29,7 +29,7 @@ _MEANS: Final = {
 
 
 def measure_for_cpu(arguments: argparse.Namespace, console: Console) -> tuple[int, dict[str, Any]]:
-    """Measure, write the record, and tell; exit code and what ``--json`` prints."""
+    """Measure, write the record and print a summary; returns exit code and ``--json`` object."""
     for option, default in _OF_COMPILERS.items():
         if getattr(arguments, option) != default:
             raise InputError(
@@ -52,7 +52,7 @@ def measure_for_cpu(arguments: argparse.Namespace, console: Console) -> tuple[in
 
         def step(what: str) -> None:
             nonlocal done
-            advance(what, count=min(done, 1))  # told before it is done
+            advance(what, count=min(done, 1))  # each call announces a run that begins
             done += 1
 
         report = measure_chunks(bundle, arguments.backend, sizes, rounds=rounds, step=step)
@@ -109,7 +109,7 @@ def _summary(bundle: Bundle, report: ChunkReport) -> list[str]:
 
 
 def _against_own(bundle: Bundle, record: ChunkRecord) -> str:
-    """How it compares with the chunk that the bundle has of itself."""
+    """How the measured chunk compares with the bundle's own."""
     constants = bundle.manifest.constants
     own, together = whole_groups(constants.chunk, constants.group), record.together()
     if own == record.chunk:

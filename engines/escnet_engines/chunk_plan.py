@@ -1,4 +1,4 @@
-"""Which chunks are worth measuring on a CPU: whole groups that fill, and that fit the memory."""
+"""Which chunks to measure on a CPU: whole groups that the vocabulary fills and memory allows."""
 
 import math
 from collections.abc import Sequence
@@ -15,30 +15,30 @@ from .profiles import chunk_buckets
 
 __all__ = ["ChunkSizes", "chunk_bytes", "chunk_sizes"]
 
-#: Categories of the vocabulary that is measured with: those of ADE20K.
+#: Categories of the vocabulary used for measuring: as many as ADE20K has.
 _CATEGORIES: Final = 150
-#: Groups in a chunk that are compared where no chunk is asked for.
+#: Chunks, in groups, that are compared if none is asked for.
 _GROUPS: Final = (1, 2, 3, 4)
-#: Memory inside the largest graph for one category, as a multiple of what the category holds
-#: between graphs: 32 to 69 were measured, of tiny and vit-b-16 at fp32 with ONNX Runtime 1.32 and
+#: Memory that the largest graph needs inside for one category, as a multiple of the category's
+#: state between graphs. Measured: 32 to 69, with tiny and vit-b-16 at fp32 in ONNX Runtime 1.32 and
 #: OpenVINO 2026.4.
 _INSIDE: Final = 72
-#: A graph's inputs and outputs of a category are there at once.
+#: A graph's inputs and its outputs are in memory at the same time.
 _BETWEEN: Final = 2
-_ITEM_BYTES: Final = 4  # narrower types are widened on the way
-#: Of the memory that is free, what a measurement may be expected to take.
+_ITEM_BYTES: Final = 4  # narrower types are widened between graphs
+#: Share of the free memory that a measurement may take by this estimate.
 _SHARE: Final = 0.8
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ChunkSizes:
-    """What is to be measured.
+    """The chunks to measure.
 
     Attributes:
-        chunks: categories at a time, in whole groups, rising.
-        categories: of the vocabulary.
-        left_out: chunks that would not fit the memory, of those nobody asked for.
-        memory_bytes: that are free; None if not known.
+        chunks: categories at a time, in whole groups, ascending.
+        categories: number of categories in the vocabulary.
+        left_out: default chunks that were dropped because they would not fit the memory.
+        memory_bytes: free memory; None if not known.
     """
 
     chunks: tuple[int, ...]
@@ -58,13 +58,14 @@ def chunk_sizes(
 
     Args:
         manifest: of the bundle.
-        chunks: what was asked for, rounded up to whole groups; by default the first multiples of
-            the group and the bundle's own chunk, as far as they fit the memory.
-        categories: of the vocabulary; by default 150, or so many that the largest chunk fills.
-        available: bytes of memory that are free; None if not known: nothing is left out then.
+        chunks: the chunks asked for, which are rounded up to whole groups; by default the first
+            multiples of the group and the bundle's own chunk, as far as they fit the memory.
+        categories: number of categories in the vocabulary; by default 150, or enough to fill the
+            largest chunk.
+        available: free memory in bytes; if None, not known, nothing is left out.
 
     Raises:
-        InputError: a number is out of range, a chunk never fills, or the memory does not suffice.
+        InputError: a number is out of range, a chunk is never full, or memory does not suffice.
     """
     constants = manifest.constants
     if categories is not None and not 1 <= categories <= MAX_CATEGORIES:
@@ -82,8 +83,8 @@ def chunk_sizes(
     filled = tuple(chunk for chunk in wanted if chunk <= most)
     if asked and filled != wanted:
         raise InputError(
-            f"a chunk of {wanted[-1]} is never full with {categories} categories; expected at most "
-            f"{most}, or measure with more categories"
+            f"a chunk of {wanted[-1]} is never full with {categories} categories; expected chunks "
+            f"of at most {most}: make it smaller, or measure with more categories"
         )
     needed = {chunk: chunk_bytes(manifest, chunk, categories) for chunk in filled}
     fitting = tuple(
@@ -98,10 +99,10 @@ def chunk_sizes(
 
 
 def chunk_bytes(manifest: Manifest, chunk: int, categories: int) -> int:
-    """About how much memory an image takes at a chunk, beside the weights; rather too much.
+    """A high estimate of the memory for an image at a chunk, without the weights.
 
-    Each lane has what lives inside a graph for one chunk; all categories have what goes from graph
-    to graph.
+    Each lane needs what one chunk takes inside a graph; all categories together need the tensors
+    that pass from graph to graph.
     """
     row = sum(
         _ITEM_BYTES * math.prod(size for size in spec.shape if isinstance(size, int))
@@ -118,7 +119,7 @@ def _does_not_fit(
 ) -> str:
     advice = f"Chunks of {fitting[-1]} fit" if fitting else "Measure with fewer categories"
     return (
-        f"chunks of {chunk} categories need about {needed[chunk] / 1e6:,.0f} MB of memory, of the "
-        f"{available / 1e6:,.0f} MB that are free {_SHARE:.0%} may be taken. {advice}, or end what "
-        "else uses the memory"
+        f"chunks of {chunk} categories need about {needed[chunk] / 1e6:,.0f} MB of memory; "
+        f"expected at most {_SHARE:.0%} of the {available / 1e6:,.0f} MB that are free. {advice}, "
+        "or end other processes that use the memory"
     )

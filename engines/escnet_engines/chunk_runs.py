@@ -1,4 +1,4 @@
-"""Runs that are timed: one image through one graph of each kind, as the runtime runs it."""
+"""The timed runs: one image through one graph of each kind, as the runtime runs it."""
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -16,14 +16,14 @@ from escnet_runtime.pipeline import EncodedImage, Pipeline, StageClock
 
 __all__ = ["BlockRuns", "Run", "kinds_of", "timed_in_turns"]
 
-#: A chunk → seconds that each kind of graph took for all categories.
+#: Called with a chunk; returns the seconds that each kind of graph took for all categories.
 Run: TypeAlias = Callable[[int], Mapping[str, float]]
 _SEED: Final = 0
 _DECIMALS: Final = 7  # of a second
 
 
 def kinds_of(graphs: Sequence[str]) -> dict[str, list[str]]:
-    """Kind → its graphs, of those of ``graphs`` that run by chunk."""
+    """Kind → graphs of that kind, for those of ``graphs`` that run chunk by chunk."""
     kinds: dict[str, list[str]] = {}
     for graph in graphs:
         if by_chunk(graph):
@@ -36,14 +36,14 @@ def timed_in_turns(
 ) -> dict[str, tuple[ChunkTime, ...]]:
     """Time of each kind of graph at each chunk: kind → one entry a chunk.
 
-    Chunks take turns, to and fro, so that what else the machine does meets all of them. A first
-    run of each, which loads its graphs, is not counted.
+    Chunks take turns, upwards and downwards, so that other load on the machine affects all alike.
+    A first run of each chunk, which loads its graphs, is not counted.
 
     Args:
         run: see :data:`Run`.
-        chunks: categories at a time, rising.
-        rounds: timed runs of each.
-        step: told of each run before it.
+        chunks: categories at a time, ascending.
+        rounds: timed runs of each chunk.
+        step: called before each run with a text that names it.
     """
     found: dict[str, dict[int, list[float]]] = {}
     for number in range(rounds + 1):
@@ -69,16 +69,16 @@ def timed_in_turns(
 class BlockRuns(Closing):
     """Runs the graphs around and in the first block of a bundle; a context manager.
 
-    Blocks differ in weights alone. The picture is noise and the vocabulary is made up: no graph's
-    time depends on either.
+    The first block stands for all, because blocks differ only in their weights. The picture is
+    noise and the vocabulary is made up: no graph's time depends on either.
 
     Args:
         bundle: opened.
-        backend: what runs the graphs, with lanes and threads of its own choice.
-        categories: of the vocabulary.
+        backend: the backend to run on, with lanes and threads of its own choice.
+        categories: number of categories in the vocabulary.
 
     Raises:
-        BackendError: the backend is not here; says what to install.
+        BackendError: the backend is not installed; says what to install.
     """
 
     def __init__(self, bundle: Bundle, backend: CpuBackend, categories: int) -> None:
@@ -93,7 +93,7 @@ class BlockRuns(Closing):
         encoder = self._backend()
         try:
             encoded = self._pipeline(encoder).encode_image(draw(shape, np.float32))
-            # On the host, so that backends other than the one that made them may read them.
+            # On the host, so that the backends of all chunks can read them.
             self._encoded = EncodedImage(
                 features=encoder.to_host(encoded.features),
                 block_features=encoder.to_host(encoded.block_features),
@@ -110,7 +110,8 @@ class BlockRuns(Closing):
     def __call__(self, chunk: int) -> dict[str, float]:
         """One image; see :data:`Run`."""
         if chunk not in self._pipelines:
-            # One each: a backend keeps a graph for few sizes, and would load it again every turn.
+            # A backend for each chunk: it keeps a graph for few sizes only, and a shared one would
+            # load graphs again at every turn.
             backend = self._backend()
             self._owned.callback(backend.close)
             self._pipelines[chunk] = self._pipeline(backend)

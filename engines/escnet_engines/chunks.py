@@ -1,4 +1,4 @@
-"""The chunk that is the fastest on this machine: measured for each graph, kept in the bundle."""
+"""Finds the fastest chunk on this machine by timing each graph, and records it in the bundle."""
 
 import contextlib
 import dataclasses
@@ -27,24 +27,25 @@ __all__ = ["NOISE", "ROUNDS", "ChunkReport", "fastest_chunk", "measure_chunks"]
 _LOG: Final = logging.getLogger("escnet_engines")
 #: Timed runs of each chunk.
 ROUNDS: Final = 5
-#: A smaller chunk needs less memory: it is taken if it is slower by no more than this share.
+#: A smaller chunk needs less memory, so it is preferred if at most this share slower.
 NOISE: Final = 0.03
-#: Runs at one chunk that differ by more than this share of their time are worth a warning.
+#: Warn if runs at one chunk differ by more than this share of their time.
 _RESTLESS: Final = 0.25
 
-#: (bundle, backend, categories) → what runs the graphs.
+#: Called with bundle, backend and number of categories; gives the runs to time.
 Opener = Callable[[Bundle, CpuBackend, int], AbstractContextManager[Run]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ChunkReport:
-    """What a measurement found.
+    """The result of a measurement.
 
     Attributes:
-        file: of the record, relative to the bundle.
-        record: what stands in it.
-        replaced: a record was there before, its date; "" if that was damaged, None if none was.
-        left_out: chunks that would not fit the memory.
+        file: path of the record, relative to the bundle.
+        record: its content.
+        replaced: date of the record that was replaced; "" if it was damaged, None if there was
+            none.
+        left_out: chunks that were not measured because they would not fit the memory.
     """
 
     file: str
@@ -54,11 +55,11 @@ class ChunkReport:
 
 
 def fastest_chunk(seconds: Mapping[int, float], noise: float = NOISE) -> int:
-    """The smallest chunk that is within ``noise`` of the fastest.
+    """The smallest chunk whose time is within ``noise`` of the fastest.
 
     Args:
-        seconds: by chunk.
-        noise: a share of the fastest's time.
+        seconds: chunk → time.
+        noise: a share of the fastest time.
     """
     best = min(seconds.values())
     return min(chunk for chunk, spent in seconds.items() if spent <= best * (1 + noise))
@@ -73,23 +74,23 @@ def measure_chunks(
     step: Callable[[str], object] = lambda _: None,
     runs: Opener = BlockRuns,
 ) -> ChunkReport:
-    """Time every kind of graph of ``bundle`` at every chunk, and write down the best.
+    """Time every kind of graph of ``bundle`` at every chunk, and record the best chunk.
 
-    One chunk is for all graphs: the one with the least time of an image, in which each graph of a
-    kind runs once. A record that was there is replaced, and stays if anything fails. A second
-    measurement or a build of a bundle waits.
+    One chunk is chosen for all graphs: the one with the least time for a whole image, in which
+    every graph runs. An older record is replaced; if anything fails, it stays. Another measurement
+    or build of the same bundle waits until this one has ended.
 
     Args:
         bundle: opened.
-        backend: what runs the graphs.
+        backend: the backend to measure.
         sizes: what to measure, from :func:`chunk_sizes`.
         rounds: timed runs of each chunk.
-        step: told of each run before it.
-        runs: opens what is timed.
+        step: called before each run with a text that names it.
+        runs: opens the runs to time.
 
     Raises:
         InputError: ``rounds`` is out of range, or the bundle cannot be used or written to.
-        BackendError: the backend is not here, or a graph failed.
+        BackendError: the backend is not installed, or a graph failed.
     """
     if rounds < 1:
         raise InputError(f"the measurement has {rounds} rounds, expected at least 1")
@@ -99,17 +100,17 @@ def measure_chunks(
     for part in (place.parent, place):
         if part.is_symlink():
             raise BundleFormatError(
-                f"{part} is a link; records are written inside the bundle alone. Remove it."
+                f"{part} is a link, but records are written only inside the bundle. Remove it."
             )
     with only_build(bundle.root):
         replaced = _date_before(bundle, backend)
         try:
-            with atomic_file(place) as temporary:  # first: a place that cannot be written is told
+            with atomic_file(place) as temporary:  # before measuring: it may not be writable
                 record = _measured(bundle, backend, sizes, rounds, step, runs)
                 temporary.write_text(record.to_json(), encoding="utf-8")
         except BaseException:
             with contextlib.suppress(OSError):
-                place.parent.rmdir()  # if there is nothing else in it
+                place.parent.rmdir()  # fails, as it should, if it is not empty
             raise
     _warn(record)
     return ChunkReport(file=file, record=record, replaced=replaced, left_out=sizes.left_out)
@@ -159,7 +160,7 @@ def _measured(
 
 
 def _date_before(bundle: Bundle, backend: CpuBackend) -> str | None:
-    """When the record that is there was measured; "" if it cannot be read, None without one."""
+    """The date of the existing record; "" if it cannot be read, None if there is none."""
     if not (bundle.root / chunk_file(backend)).exists():
         return None
     try:
@@ -169,7 +170,7 @@ def _date_before(bundle: Bundle, backend: CpuBackend) -> str | None:
 
 
 def _warn(record: ChunkRecord) -> None:
-    """Say that the machine had other things to do."""
+    """Warn if the times suggest that the machine was busy with other work."""
     spreads = {
         chunk: sum(
             kind.count * (kind.times[index].slowest - kind.times[index].fastest)
@@ -181,8 +182,8 @@ def _warn(record: ChunkRecord) -> None:
     chunk, spread = max(spreads.items(), key=lambda item: item[1])
     if spread > _RESTLESS:
         _LOG.warning(
-            "runs in chunks of %d differ by %.0f %%: measure again when this machine has nothing "
-            "else to do",
+            "runs in chunks of %d differ by %.0f %%, so the result is uncertain: measure again "
+            "when this machine is idle",
             chunk,
             100 * spread,
         )

@@ -1,4 +1,4 @@
-"""``escnet-build``: a bundle's graphs become engines for a GPU; for a CPU, chunks are measured."""
+"""``escnet-build``: compiles a bundle's graphs for a GPU, or measures chunks for a CPU."""
 
 import argparse
 import dataclasses
@@ -34,52 +34,58 @@ def main(argv: list[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = command_parser(
         "escnet-build",
-        "Compile the graphs of a bundle into engines, beside them in the bundle. Engines that are\n"
-        "there already and still fit are kept. For onnxruntime and openvino, which run the graphs\n"
-        "as they are, measure how many categories at a time are the fastest on this machine.",
+        "Compile the graphs of a bundle into engines, which are written into the bundle. Engines\n"
+        "that are there already and still fit are kept. For onnxruntime and openvino, which run\n"
+        "the graphs as they are, measure which chunk (categories worked on at a time) is the\n"
+        "fastest on this machine, and record it in the bundle.",
     )
     parser.add_argument("bundle", metavar="BUNDLE", type=Path, help="folder of the bundle")
     parser.add_argument(
         "--backend",
         required=True,
         choices=[*COMPILERS, *CPU_BACKENDS],
-        help="what compiles, or runs the graphs on the CPU",
+        help="the compiler, or the CPU backend to measure",
     )
     parser.add_argument(
         "--target",
         default="auto",
         metavar="auto|sm_86,...",
-        help="GPUs to compile for: the one that is here (auto), or, with tensorrt-rtx, any list, "
-        "also without a GPU",
+        help="GPUs to compile for: auto, the one in this machine (the default), or, with "
+        "tensorrt-rtx, any list, which needs no GPU",
     )
     parser.add_argument(
         "--chunk",
         type=int,
         nargs="+",
         metavar="N",
-        help="categories at a time to tune for; the largest bounds the memory (default: the "
-        "bundle's own). On a CPU those to measure (default: 16, 32, 48, 64 and the bundle's own, "
-        "as far as memory goes)",
+        help="categories at a time to tune for; the largest decides the memory (default: the "
+        "bundle's own). On a CPU: the chunks to measure (default: 16, 32, 48, 64 and the bundle's "
+        "own, as far as they fit the memory)",
     )
     parser.add_argument(
         "--workspace",
         type=int,
         metavar="MIB",
-        help="memory that one layer may use at most; a plan does not reckon with it",
+        help="largest scratch memory of one layer (default: no limit); --plan ignores it",
     )
     parser.add_argument(
         "--categories",
         type=int,
         metavar="N",
-        help="on a CPU: of the vocabulary to measure with (150, or what fills the largest chunk)",
+        help="on a CPU: number of categories to measure with (default: 150, or enough to fill the "
+        "largest chunk)",
     )
     parser.add_argument(
-        "--rounds", type=int, metavar="N", help=f"on a CPU: timed runs of each chunk ({ROUNDS})"
+        "--rounds",
+        type=int,
+        metavar="N",
+        help=f"on a CPU: timed runs of each chunk (default: {ROUNDS})",
     )
     parser.add_argument(
         "--plan",
         action="store_true",
-        help="tell memory and time, and build nothing; of several chunks, unless --chunk is given",
+        help="show what a build would take, memory and time, and build nothing; compares several "
+        "chunks unless --chunk is given",
     )
     return parser
 
@@ -120,7 +126,7 @@ def _build(arguments: argparse.Namespace, console: Console) -> tuple[int, dict[s
         if getattr(arguments, option) is not None:
             raise InputError(
                 f"--{option} goes with the backends {' and '.join(CPU_BACKENDS)}, whose chunks are "
-                f"measured; {arguments.backend} times kernels itself"
+                f"measured; {arguments.backend} times kernels itself: leave it out"
             )
     if arguments.workspace is not None and not 1 <= arguments.workspace <= MOST_WORKSPACE // _MIB:
         raise InputError(
@@ -180,7 +186,7 @@ def _plan(
 
 
 def _chunk_table(plan: BuildPlan) -> Table:
-    table = Table(title="Memory on the device, about, in MB", title_justify="left")
+    table = Table(title="Estimated memory on the device, MB", title_justify="left")
     for column in ("largest chunk", "engines", "shared scratch", "inputs, outputs", "together"):
         table.add_column(column, justify="right")
     for chunk in plan.chunks:
@@ -205,15 +211,15 @@ def _plan_summary(plan: BuildPlan, library: Library) -> str:
     return (
         f"Compiling for {', '.join(plan.targets)}: {time}; about {plan.host_bytes / 1e6:,.0f} MB "
         "of memory here.\n"
-        f"From {model.builds} builds with {model.library}, the worst of which was off by a factor "
-        f"of {worst['engine_bytes']:.1f} in size, {worst['scratch_bytes']:.1f} in scratch, "
-        f"{worst['seconds']:.1f} in time and {worst['host_bytes']:.1f} in memory here. "
+        f"Estimated from {model.builds} builds with {model.library}; the worst of them was off by "
+        f"a factor of {worst['engine_bytes']:.1f} in size, {worst['scratch_bytes']:.1f} in "
+        f"scratch, {worst['seconds']:.1f} in time and {worst['host_bytes']:.1f} in memory here. "
         "Nothing was built."
     )
 
 
 def build_summary(report: BuildReport) -> str:
-    """A line for people: what was built, and where."""
+    """A line for people: what was built or kept, and where."""
     record = report.record
     fingerprint = record.fingerprint
     size = sum(engine.bytes for engine in record.engines.values())

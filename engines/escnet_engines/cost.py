@@ -1,12 +1,12 @@
-"""What a build will cost: a model fitted to measured builds, kept as data in the package.
+"""The cost of a build, estimated by a model that is fitted to measured builds and shipped as data.
 
-Of each kind of graph (``esc0_sam`` and ``esc3_sam`` are one), with its ONNX of W bytes and L bytes
-of results alive at once (:func:`~escnet_engines.survey.live_bytes`):
+For each kind of graph (``esc0_sam`` and ``esc3_sam`` are one), with an ONNX file of W bytes and at
+most L bytes of results alive at once (:func:`~escnet_engines.survey.live_bytes`):
 
-- engine = W + ``code``: weights as they are, and code for the GPU
+- engine = W + ``code``: the weights, unchanged, and code for the GPU
 - scratch = ``scratch`` + ``scratch_per_live_byte`` · L
-- seconds = ``seconds`` + ``seconds_per_byte`` · W, of one core
-- host memory = ``host`` + ``host_per_byte`` · W, above what the process has at its start
+- seconds = ``seconds`` + ``seconds_per_byte`` · W, on one core
+- host memory = ``host`` + ``host_per_byte`` · W, in addition to the process's own at its start
 
 ``escnet-bench builds`` measures, ``python -m escnet_bench.cost_fit`` fits.
 """
@@ -22,13 +22,13 @@ from escnet_runtime.strict_json import parse_object, typed
 __all__ = ["COST_FILE", "OTHER", "CostModel", "GraphCost", "KindCost", "cost_model", "graph_kind"]
 
 COST_FILE: Final = "cost.json"
-#: Stands for kinds of graphs that were never measured.
+#: Key of the constants for kinds of graphs that were never measured.
 OTHER: Final = "other"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class KindCost:
-    """Constants of a kind of graph, see the module."""
+    """Constants for a kind of graph; see the module's docstring."""
 
     code: float
     scratch: float
@@ -53,12 +53,12 @@ class CostModel:
 
     Attributes:
         library: name and version of the compiler that was measured.
-        cpu: that it ran on.
-        files: names of the files of measurements.
+        cpu: the processor that it ran on.
+        files: names of the result files.
         builds: number of builds in them.
-        worst: by quantity, the largest factor between a build and the model, either way.
+        worst: quantity → the largest factor, in either direction, between a build and the model.
         process_bytes: memory of the process before it compiles anything.
-        kinds: by kind of graph; ``OTHER`` for all others.
+        kinds: kind of graph → constants; ``OTHER`` for all others.
     """
 
     library: str
@@ -72,7 +72,7 @@ class CostModel:
     kinds: dict[str, KindCost]
 
     def graph(self, name: str, *, onnx_bytes: int, live_bytes: int) -> GraphCost:
-        """Expect the cost of the graph called ``name``."""
+        """The expected cost of the graph called ``name``."""
         kind = self.kinds.get(graph_kind(name), self.kinds[OTHER])
         return GraphCost(
             engine_bytes=round(onnx_bytes + kind.code),
@@ -83,7 +83,7 @@ class CostModel:
 
 
 def graph_kind(name: str) -> str:
-    """A graph's name without the number of its block: blocks differ in weights alone."""
+    """A graph's name without its block's number: blocks differ only in their weights."""
     return re.sub(r"^esc\d+_", "esc_", name)
 
 

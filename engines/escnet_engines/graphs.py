@@ -1,4 +1,4 @@
-"""The graphs of a bundle, as they were written."""
+"""Access to a bundle's graphs, with a check that they are unchanged."""
 
 from pathlib import Path
 
@@ -9,17 +9,17 @@ __all__ = ["checked_graph"]
 
 
 def checked_graph(bundle: Bundle, name: str) -> Path:
-    """The file of a graph, after its digest was compared with the manifest.
+    """The file of a graph, whose sha256 is compared with the manifest first.
 
     Raises:
-        BundleIntegrityError: it is missing, or is not the one that was written.
+        BundleIntegrityError: it is missing or was changed.
         BundleFormatError: its path leads out of the bundle.
     """
     stage = bundle.manifest.stages[name]
     path = bundle.file(stage.file)
     if sha256_file(path) != stage.sha256:
         raise BundleIntegrityError(
-            f"{stage.file} of the bundle {bundle.root} is not as it was written: it has "
-            "another sha256. Copy or export the bundle again."
+            f"{stage.file} of the bundle {bundle.root} was changed or damaged: its sha256 is not "
+            "the manifest's. Copy or export the bundle again."
         )
     return path

@@ -16,8 +16,8 @@ COMPILERS: Final[tuple[Compiler, ...]] = ("tensorrt", "tensorrt-rtx")
 _DISTRIBUTION: Final = "escnet-engines"
 #: 10.3 is JetPack 6's.
 _OLDEST: Final[dict[Compiler, tuple[int, int]]] = {"tensorrt": (10, 3), "tensorrt-rtx": (1, 7)}
-#: Before this version strongly typed networks, which ours are, lack some operators.
-_WHOLE: Final = (10, 12)
+#: Older versions lack some operators in strongly typed networks, which ours are.
+_FULLY_TYPED: Final = (10, 12)
 _log = logging.getLogger(__name__)
 
 
@@ -33,15 +33,15 @@ def open_library(backend: Compiler) -> Library:
     if version < oldest:
         least = ".".join(map(str, oldest))
         raise BackendError(
-            f"backend {backend!r} is here in version {library.version}, needed is {least} or "
+            f"backend {backend!r} is installed in version {library.version}, expected {least} or "
             f"newer: update it, or install {_DISTRIBUTION}[{backend}]"
         )
-    if backend == "tensorrt" and version < _WHOLE:
+    if backend == "tensorrt" and version < _FULLY_TYPED:
         _log.warning(
-            "TensorRT %s types networks strongly, as these graphs are, by best effort: %s is the "
-            "first that does so throughout. escnet-verify tells whether its engines compute what "
-            "they should",
+            "TensorRT %s supports strongly typed networks, which these graphs need, by best "
+            "effort: %s is the first version that supports them fully. Run escnet-verify to see "
+            "whether its engines compute what they should",
             library.version,
-            ".".join(map(str, _WHOLE)),
+            ".".join(map(str, _FULLY_TYPED)),
         )
     return library

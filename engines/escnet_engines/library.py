@@ -1,14 +1,15 @@
-"""TensorRT 10, TensorRT 11 and TensorRT-RTX as one compiler: what differs stands here alone.
+"""TensorRT 10, TensorRT 11 and TensorRT-RTX behind one interface; only this file knows them apart.
 
-What all three have is used plainly. What differs:
+What differs:
 
-- TensorRT compiles for the GPU it runs on; TensorRT-RTX for any list of GPUs, also without one.
-- Networks are typed by their ONNX. TensorRT 10 has to be told; 11 and RTX accept to be told.
-- TensorRT has a timing cache; that of RTX does nothing, and its functions are deprecated.
-- RTX engines take memory from the caller only if they were built for it.
+- TensorRT compiles for the GPU it runs on; TensorRT-RTX for any list of GPUs, even without a GPU.
+- Networks take their types from the ONNX file. TensorRT 10 needs a flag for that, which 11 and RTX
+  accept.
+- TensorRT has a timing cache; RTX's does nothing, and its functions are deprecated.
+- RTX engines use memory from the caller only if they were built to.
 
-A library keeps the address of the first logger it is given as long as there is any builder or
-runtime in the process, whoever's that is: so no logger is ever freed.
+The library keeps a pointer to the first logger it is given while any builder or runtime exists in
+the process, whoever owns it. So no logger is ever freed.
 """
 
 import re
@@ -30,7 +31,7 @@ from .survey import live_bytes, set_sizes
 
 __all__ = ["Compiled", "Job", "Library"]
 
-#: GPUs that TensorRT-RTX names and no bundle builds for: 1.7.1 has no float32 product of matrices
+#: GPUs that TensorRT-RTX lists but cannot build any bundle for: 1.7.1 has no float32 matrix product
 #: for Turing ("FP32 GEMM is not supported"), and the graphs have some at every precision.
 _WITHOUT_FLOAT32: Final = frozenset(["sm_75"])
 _NO_MEMORY: Final = re.compile(
@@ -46,10 +47,10 @@ class Job:
 
     Attributes:
         onnx: the file.
-        inputs: with their named dynamic axes.
+        inputs: its inputs, with their named dynamic axes.
         profiles: sizes of these axes.
         targets: GPUs to compile for, such as "sm_86".
-        workspace: bytes that one layer's scratch may take at most; None for no limit.
+        workspace: largest scratch memory of one layer, in bytes; None for no limit.
     """
 
     onnx: Path
@@ -61,7 +62,7 @@ class Job:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Compiled:
-    """An engine: its bytes (the library's own buffer), and what its activations need in bytes."""
+    """An engine: its content (the library's own buffer), and the bytes its activations need."""
 
     plan: Any
     scratch_bytes: int | None
@@ -83,16 +84,16 @@ class Library:
 
     @property
     def version(self) -> str:
-        """All of it, such as "11.4.0.12"."""
+        """The full version, such as "11.4.0.12"."""
         return str(self._trt.__version__)
 
     @property
     def compiles_ahead(self) -> bool:
-        """Whether it compiles for GPUs that are not here."""
+        """Whether it can compile for GPUs that are not in this machine."""
         return self.backend == "tensorrt-rtx"
 
     def targets(self) -> tuple[str, ...]:
-        """The GPUs it compiles our graphs for ahead of time."""
+        """The GPUs that it can compile our graphs for without having them."""
         if not self.compiles_ahead:
             return ()
         names = [name.lower() for name in self._trt.ComputeCapability.__members__]
@@ -104,11 +105,11 @@ class Library:
 
         Args:
             job: the graph.
-            state: told how far it is, asked whether to stop.
+            state: receives the progress and says whether to stop.
 
         Raises:
-            BackendError: the library does not start here.
-            BuildError: the library refuses the graph; names the ONNX node, if the library does.
+            BackendError: the library cannot start on this machine.
+            BuildError: the library refuses the graph; names the ONNX node if the library does.
             BuildMemoryError: it does not fit the memory.
         """
         with self._log.recording() as messages:
@@ -126,10 +127,10 @@ class Library:
         return Compiled(plan=plan, scratch_bytes=max(sizes, default=None))
 
     def survey(self, job: Job) -> tuple[int, ...]:
-        """Most bytes of results that are alive at once in a graph, for each profile; a second.
+        """Most bytes of a graph's results alive at once, for each profile; takes about a second.
 
         Raises:
-            BackendError: the library does not start here.
+            BackendError: the library cannot start on this machine.
             BuildError: the library cannot read the graph; names the ONNX node.
         """
         with self._log.recording() as messages:
@@ -141,25 +142,25 @@ class Library:
         return tuple(found)
 
     def use_timing_cache(self, content: bytes) -> None:
-        """Start from the timings of earlier builds, where the library has such a cache.
+        """Start from the timings of earlier builds, if the library has such a cache.
 
-        A cache of another version or GPU is not used, and a new one begun.
+        A cache of another version or GPU is ignored, and a new one begun.
         """
         if self.backend == "tensorrt":
             self._timing = content
 
     def timing_cache(self) -> bytes | None:
-        """The timings so far; None where the library has no such cache."""
+        """The timings so far; None if the library has no such cache."""
         return self._timing
 
     def _builder(self, messages: "_Messages") -> Any:
         try:
             return self._trt.Builder(self._log)
-        except TypeError as error:  # a constructor of the bindings that got nothing
+        except TypeError as error:  # the bindings' constructor got a null pointer
             told = (messages.errors or messages.all)[:_MESSAGES_SHOWN]
             raise BackendError(
-                f"{self.backend} {self.version} cannot start, as where it is for a newer CUDA than "
-                f"the driver: {'; '.join(told) or 'it gives no reason'}"
+                f"{self.backend} {self.version} cannot start, often because the driver is too old "
+                f"for its CUDA. The library's reason: {'; '.join(told) or 'none given'}"
             ) from error
 
     def _parsed(self, builder: Any, onnx: Path) -> tuple[Any, Any]:
@@ -210,7 +211,7 @@ def _profile(builder: Any, inputs: Sequence[TensorSpec], profile: Profile) -> An
 
 
 def _parse_failure(parser: Any) -> str:
-    """What the parser has against the graph, with the nodes' names."""
+    """The parser's errors, with the names of the nodes."""
     found = []
     for index in range(min(parser.num_errors, _MESSAGES_SHOWN)):
         error = parser.get_error(index)
@@ -223,7 +224,7 @@ def _parse_failure(parser: Any) -> str:
 
 
 def _build_failure(errors: Sequence[str], layers: Sequence[str]) -> BuildError:
-    """The builder's own words, and the nodes that they name; layers are called as their nodes."""
+    """The builder's own messages and the nodes they name; layers are named after their nodes."""
     text = "; ".join(errors[:_MESSAGES_SHOWN]) or "the builder gives no reason"
     named = [
         layer
@@ -242,7 +243,7 @@ class _Messages:
 
 
 def _log(trt: Any) -> Any:
-    """A logger of the library's class that keeps what is said while it records."""
+    """An instance of the library's logger class that keeps messages while it is recording."""
     base: Any = trt.ILogger
     bad = (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR)
 
@@ -267,12 +268,12 @@ def _log(trt: Any) -> Any:
             yield self._messages
 
     log = Log()
-    never_freed(log)  # see the module
+    never_freed(log)  # see the module's docstring
     return log
 
 
 def _monitor(trt: Any, state: BuildState) -> Any:
-    """A progress monitor of the library's class that tells ``state``."""
+    """An instance of the library's progress monitor class that reports to ``state``."""
     base: Any = trt.IProgressMonitor
 
     class Monitor(base):  # type: ignore[misc]

@@ -15,12 +15,14 @@ _LOG: Final = logging.getLogger("escnet_engines")
 
 @contextmanager
 def only_build(root: Path) -> Iterator[None]:
-    """Hold the lock of the bundle at ``root``; while another process holds it, say so and wait."""
+    """Hold the lock of the bundle at ``root``; if another process has it, log that and wait."""
 
     def waiting() -> None:
         _LOG.warning("waiting: another process is building or measuring for %s", root)
 
     with exclusive(root, waiting=waiting) as held:
         if not held:
-            _LOG.warning("the file system of %s has no locks: do not build there twice", root)
+            _LOG.warning(
+                "the file system of %s has no locks: run only one build or measurement there", root
+            )
         yield

@@ -1,4 +1,4 @@
-"""How far a compiler is, and the wish that it stops: what two threads tell each other."""
+"""Progress of a compilation and the request to stop it, shared by two threads."""
 
 import threading
 from dataclasses import dataclass
@@ -16,8 +16,8 @@ class _Phase:
 class BuildState:
     """Phases of one compilation, as the builder's own progress monitor reports them.
 
-    The builder calls from any of its threads; whoever waits reads from another. Nothing here
-    raises, because the builder is C++ that no exception may pass through.
+    The builder calls from any of its threads, and the waiting thread reads. Nothing here raises:
+    the builder is C++, which no Python exception may pass through.
     """
 
     def __init__(self) -> None:
@@ -27,7 +27,7 @@ class BuildState:
         self._cancelled = False
 
     def cancel(self) -> None:
-        """Ask the builder to stop; it does at its next step."""
+        """Ask the builder to stop, which it does at its next step."""
         self._cancelled = True
 
     @property
@@ -36,7 +36,7 @@ class BuildState:
         return self._cancelled
 
     def start(self, phase: str, parent: str | None, steps: int) -> None:
-        """A phase of ``steps`` steps begins, inside ``parent`` or on its own."""
+        """A phase of ``steps`` steps begins, inside the phase ``parent`` if one is given."""
         with self._lock:
             self._phases[phase] = _Phase(parent=parent, steps=max(steps, 1))
 
@@ -53,7 +53,7 @@ class BuildState:
             self._phases.pop(phase, None)
 
     def read(self) -> tuple[float, str]:
-        """The fraction that is done, which never falls, and the name of the innermost phase."""
+        """The fraction done, which never decreases, and the name of the innermost phase."""
         with self._lock:
             inner = ""
             for name, phase in self._phases.items():

@@ -1,7 +1,7 @@
-"""What a build will take, told before it: memory on the device by chunk, memory here, and time.
+"""What a build will take, before it is started: memory on the device by chunk, memory here, time.
 
-Each graph is parsed, which takes a second or so, and nothing is compiled. What follows from that is
-in :mod:`escnet_engines.cost`.
+Each graph is parsed, which takes about a second, and nothing is compiled. The estimate from that is
+made by :mod:`escnet_engines.cost`.
 """
 
 import math
@@ -32,21 +32,22 @@ _ITEM_BYTES: Final = {
     "int8": 1,
     "uint8": 1,
 }
-#: Times the bundle's own chunk that are compared where no chunk is asked for.
+#: Multiples of the bundle's own chunk that are compared if no chunk is asked for.
 _COMPARED: Final = (1, 2, 4, 8)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GraphPlan:
-    """One graph, at the largest chunk that is asked for.
+    """What one graph takes at the largest chunk.
 
     Attributes:
         graph: its name.
         engine_bytes: weights and code.
-        scratch_bytes: that its activations need while it runs.
+        scratch_bytes: memory that its activations need while it runs.
         boundary_bytes: its inputs and outputs.
-        seconds: of compiling, on one core like that which was measured; None if it was not.
-        host_bytes: memory that compiling it takes here.
+        seconds: time to compile it on one core like the measured one; None if this compiler was
+            not measured.
+        host_bytes: memory that compiling it takes on this machine.
     """
 
     graph: str
@@ -63,9 +64,9 @@ class ChunkPlan:
 
     Attributes:
         chunk: categories at a time.
-        scratch_bytes: shared by all graphs: that of the one which needs most.
-        boundary_bytes: inputs and outputs of the graph that has most.
-        device_bytes: both, and all engines.
+        scratch_bytes: scratch memory, which all graphs share: that of the graph that needs most.
+        boundary_bytes: inputs and outputs of the graph for which they are largest.
+        device_bytes: both of these and all engines.
     """
 
     chunk: int
@@ -81,11 +82,11 @@ class BuildPlan:
     Attributes:
         targets: GPUs to compile for.
         graphs: in the order they are compiled.
-        chunks: those asked for; else the bundle's own and multiples of it.
-        engine_bytes: of all engines.
-        host_bytes: most memory of the process that compiles.
-        seconds: of compiling all; None if this compiler was not measured.
-        model: behind the numbers.
+        chunks: those asked for, or else the bundle's own and multiples of it.
+        engine_bytes: size of all engines.
+        host_bytes: peak memory of the compiling process.
+        seconds: time to compile all graphs; None if this compiler was not measured.
+        model: the cost model behind the numbers.
     """
 
     targets: tuple[str, ...]
@@ -105,14 +106,14 @@ def plan_build(
     chunks: Sequence[int] | None = None,
     step: Callable[[str], object] = lambda _: None,
 ) -> BuildPlan:
-    """Tell what :func:`~escnet_engines.build_engines` will take with the same arguments.
+    """Estimate what :func:`~escnet_engines.build_engines` takes with the same arguments.
 
     Args:
         bundle: opened.
         library: the compiler; it parses the graphs.
         target: as for the build.
         chunks: as for the build.
-        step: told of each graph as it is done.
+        step: called with the name of each graph when it is done.
 
     Raises:
         InputError: an option cannot be used, or the bundle is damaged.
@@ -176,7 +177,7 @@ def boundary_bytes(stage: Stage, profile: Profile | None) -> int:
 
 
 class _Surveys:
-    """Bytes alive at once in each graph, by chunk; blocks differ in weights alone: once a kind."""
+    """Bytes alive at once in each graph, by chunk; one graph of each kind is surveyed."""
 
     def __init__(
         self, bundle: Bundle, library: Library, targets: tuple[str, ...], chunks: tuple[int, ...]
@@ -191,7 +192,7 @@ class _Surveys:
         return found[0] if found else None
 
     def live_bytes(self, name: str) -> tuple[int, ...]:
-        """One number for each chunk."""
+        """The bytes for each chunk."""
         stage = self.bundle.manifest.stages[name]
         key = (graph_kind(name), stage.bytes, stage.inputs, stage.outputs)
         if key not in self._known:

@@ -13,16 +13,16 @@ from .errors import BuildError
 
 __all__ = ["chunk_buckets", "stage_profiles"]
 
-#: Tokens of a text that the text encoder is tuned for: a template and a name of a few words.
+#: Length of a text, in tokens, that the text encoder is tuned for: a template and a short name.
 _USUAL_TOKENS = 16
 
 
 def chunk_buckets(manifest: Manifest, chunks: Sequence[int] | None) -> tuple[int, ...]:
-    """Categories at a time that engines are tuned for: rising, in whole groups.
+    """Chunks that engines are tuned for: ascending, in whole groups.
 
     Args:
         manifest: of the bundle.
-        chunks: what was asked for; the bundle's own chunk by default.
+        chunks: the chunks asked for; by default the bundle's own.
 
     Raises:
         InputError: a chunk is out of range.
@@ -40,9 +40,9 @@ def chunk_buckets(manifest: Manifest, chunks: Sequence[int] | None) -> tuple[int
 def stage_profiles(
     name: str, stage: Stage, manifest: Manifest, chunks: Sequence[int]
 ) -> tuple[Profile, ...]:
-    """One profile for each chunk, each for that many categories and fewer; equal ones once.
+    """Profiles of a graph: for each chunk one, which covers up to that many categories.
 
-    A graph without dynamic axes has none.
+    Equal profiles are given once. A graph without dynamic axes has none.
 
     Raises:
         BuildError: an axis is not one of the bundle format.

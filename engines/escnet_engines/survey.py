@@ -1,4 +1,4 @@
-"""What a network needs while it runs, read off its parsed form: nothing is compiled."""
+"""Estimates the memory a network needs while it runs from its parsed form, without compiling it."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -13,7 +13,7 @@ __all__ = ["live_bytes", "set_sizes"]
 
 
 def set_sizes(network: Any, inputs: Sequence[TensorSpec], profile: Profile | None) -> None:
-    """Give the inputs of ``network`` the largest sizes of ``profile``; the library infers others.
+    """Set the inputs of ``network`` to the largest sizes of ``profile``; others are inferred.
 
     Args:
         network: parsed.
@@ -30,17 +30,17 @@ def set_sizes(network: Any, inputs: Sequence[TensorSpec], profile: Profile | Non
 
 
 def live_bytes(network: Any, constant: Any) -> int:
-    """Most bytes of results that are alive at once, layer by layer, as the graph is written.
+    """Most bytes of results alive at once if the layers run one by one as the graph has them.
 
-    A compiler merges layers and keeps less, and needs scratch within layers and keeps more: this
-    is what its need is in proportion to.
+    A compiler needs less, because it merges layers, and more, because layers need scratch memory:
+    its need is proportional to this number.
 
     Args:
-        network: with the sizes of :func:`set_sizes`.
+        network: with sizes set by :func:`set_sizes`.
         constant: the type of layers that hold weights.
 
     Raises:
-        BuildError: the sizes do not fit together; names the node.
+        BuildError: the sizes contradict each other; names the node.
     """
     born: list[list[str]] = []
     sizes: dict[str, float] = {}
@@ -55,7 +55,7 @@ def live_bytes(network: Any, constant: Any) -> int:
             born[-1].append(tensor.name)
             try:
                 sizes[tensor.name] = _size(tensor)
-            except RuntimeError as error:  # how the library says that sizes contradict each other
+            except RuntimeError as error:  # raised by the library if sizes contradict each other
                 raise BuildError(
                     f"node {layer.name!r}: at these sizes its result has no shape ({error})"
                 ) from error
@@ -81,7 +81,7 @@ def _tensors(count: int, get: Any) -> Iterator[Any]:
 
 
 def _size(tensor: Any) -> float:
-    """In bytes; a shape that only the data decides counts as nothing."""
+    """Size in bytes; 0 if the shape depends on data."""
     dimensions = list(tensor.shape)
     if any(size < 0 for size in dimensions):
         return 0.0

@@ -11,21 +11,21 @@ from .library import Library
 
 __all__ = ["choose_targets", "require_arithmetic"]
 
-#: The oldest GPUs that compute in a precision: what TensorRT-RTX 1.7.1 refuses on older ones, only
-#: after it has compiled the graphs before the first that has it.
+#: The oldest GPUs that compute in a precision. TensorRT-RTX 1.7.1 refuses older ones too, but late:
+#: when it comes to the first graph of that precision.
 _LEAST: Final = {Precision.BF16: 80, Precision.FP8: 89}
 
 
 def choose_targets(library: Library, wanted: str, here: tuple[str, ...]) -> tuple[str, ...]:
-    """Compute capabilities to compile for, each once, the oldest first.
+    """Compute capabilities to compile for, without repeats, the oldest first.
 
     Args:
         library: the compiler.
-        wanted: "auto" for the GPU that is here, or a list such as "sm_86,sm_89".
-        here: the compute capability of the GPU that is here; empty without one.
+        wanted: "auto" for the GPU in this machine, or a list such as "sm_86,sm_89".
+        here: the compute capability of the GPU in this machine; empty without one.
 
     Raises:
-        InputError: the list is malformed, or the library does not compile for one of them.
+        InputError: the list is malformed, or the library does not compile for one of its GPUs.
         BackendError: there is no GPU, and one is needed.
     """
     names = list(here) if wanted == "auto" else [name.strip() for name in wanted.split(",")]
@@ -37,7 +37,7 @@ def choose_targets(library: Library, wanted: str, here: tuple[str, ...]) -> tupl
         _require_here(library, names, here)
     elif not names:
         raise BackendError(
-            "no NVIDIA GPU is visible; name the GPUs to compile for, say --target sm_86,sm_89 "
+            "no NVIDIA GPU is visible; name the GPUs to compile for, such as --target sm_86,sm_89 "
             f"({library.backend} {library.version} compiles for {', '.join(known)})"
         )
     else:
@@ -45,8 +45,9 @@ def choose_targets(library: Library, wanted: str, here: tuple[str, ...]) -> tupl
         if strange:
             raise InputError(
                 f"{library.backend} {library.version} does not compile these graphs for "
-                f"{', '.join(strange)}; it does for {', '.join(known)}. For others, of a Jetson "
-                "or a data center, compile by --backend tensorrt, on the machine that has the GPU"
+                f"{', '.join(strange)}; it does for {', '.join(known)}. For other GPUs, such as "
+                "those of a Jetson or a data center, use --backend tensorrt on the machine that "
+                "has the GPU"
             )
     return tuple(sorted(set(names), key=_number))
 
@@ -55,7 +56,7 @@ def require_arithmetic(targets: Iterable[str], precisions: Iterable[Precision]) 
     """Refuse GPUs that do not compute in a bundle's precisions.
 
     Raises:
-        InputError: one does not; names the precision and what does.
+        InputError: a GPU does not; names the precision and the oldest GPU that does.
     """
     for precision in dict.fromkeys(precisions):
         least = _LEAST.get(precision, 0)
@@ -79,11 +80,11 @@ def _require_here(library: Library, names: list[str], here: tuple[str, ...]) -> 
     )
     if not here:
         raise BackendError(
-            f"{library.backend} compiles on the GPU that it compiles for, and no NVIDIA GPU is "
+            f"{library.backend} compiles only for the GPU it runs on, and no NVIDIA GPU is "
             f"visible; {advice}"
         )
     if set(names) != set(here):
         raise InputError(
-            f"{library.backend} compiles for the GPU that is here, {', '.join(here)}, and not for "
-            f"{', '.join(names)}; {advice}"
+            f"{library.backend} compiles only for the GPU in this machine, {', '.join(here)}, not "
+            f"for {', '.join(names)}; {advice}"
         )

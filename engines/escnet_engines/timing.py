@@ -1,4 +1,4 @@
-"""The timing cache on disk: measurements of kernels that later builds need not repeat."""
+"""The timing cache on disk: timings of kernels that later builds need not measure again."""
 
 import logging
 from pathlib import Path
@@ -17,7 +17,7 @@ _LOG = logging.getLogger("escnet_engines")
 
 
 def load_timings(library: Library, here: Fingerprint) -> None:
-    """Give the library the timings of earlier builds for this GPU; none is fine too."""
+    """Give the library the timings of earlier builds for this GPU, if there are any."""
     try:
         content = _path(here).read_bytes()
     except OSError:
@@ -26,7 +26,7 @@ def load_timings(library: Library, here: Fingerprint) -> None:
 
 
 def save_timings(library: Library, here: Fingerprint) -> None:
-    """Keep the timings for later builds; a cache that cannot be written is only said."""
+    """Keep the timings for later builds; if the cache cannot be written, only log that."""
     content = library.timing_cache()
     if not content:
         return

@@ -210,7 +210,7 @@ def test_a_restless_machine_is_told(bundle: Bundle, caplog: pytest.LogCaptureFix
         yield lambda _: dict.fromkeys(KINDS, float(next(seconds)))
 
     measure_chunks(bundle, "onnxruntime", SIZES, runs=restless)
-    assert "measure again when this machine has nothing else to do" in caplog.text
+    assert "measure again when this machine is idle" in caplog.text
     caplog.clear()
     measure_chunks(bundle, "onnxruntime", SIZES, runs=made_up({}))
     assert caplog.text == ""

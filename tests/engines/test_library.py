@@ -44,7 +44,7 @@ def test_rtx_knows_its_gpus(rtx: Library) -> None:
     [
         ("auto", (), BackendError, "no NVIDIA GPU is visible; name the GPUs .*--target sm_86"),
         ("auto", ("sm_90",), InputError, "for sm_90; it does for sm_80"),
-        ("sm_87", (), InputError, "sm_87; .* of a Jetson .* by --backend tensorrt, on the mach"),
+        ("sm_87", (), InputError, "sm_87; .* of a Jetson .* use --backend tensorrt on the mach"),
         ("auto", ("sm_75",), InputError, "does not compile these graphs for sm_75; it does for"),
         ("sm_75,sm_86", (), InputError, "does not compile these graphs for sm_75; it does for"),
         ("sm_86,sm_99", (), InputError, "does not compile these graphs for sm_99"),
@@ -113,7 +113,7 @@ def test_an_old_library_is_refused_and_jetpacks_is_warned_of(
         monkeypatch.setitem(sys.modules, "tensorrt", library)
         return open_library("tensorrt").version
 
-    with pytest.raises(BackendError, match=r"in version 10\.2\.0, needed is 10\.3 or newer"):
+    with pytest.raises(BackendError, match=r"in version 10\.2\.0, expected 10\.3 or newer"):
         opened("10.2.0")
     for version, warned in (("10.12.0.36", False), ("11.0.0", False), ("10.3.0.30", True)):
         assert opened(version) == version
