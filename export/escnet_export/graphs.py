@@ -140,8 +140,8 @@ def _require_contract(config: EscNetConfig) -> None:
         if not good:
             raise InputError(
                 f"configuration {config.name!r}: {field} is {got}, expected {expected}: this "
-                "variant is for comparison in PyTorch only, and the bundle format has no graphs "
-                "for it"
+                "variant is for comparison and runs in PyTorch alone: the bundle format has no "
+                "graphs for it"
             )
 
 
