@@ -1,8 +1,8 @@
 """What compiling a bundle's graphs takes: size, scratch, processor time and memory of each build.
 
-Every build is a process of its own, because the peak of a process has one beginning. Blocks differ
-in weights alone: the first one stands for all. ``escnet_bench.cost_fit`` fits to these rows what
-``escnet-build --plan`` tells.
+Every build runs in a process of its own, because peak memory is counted from a process's start. The
+first block stands for all, which differ only in their weights. ``escnet_bench.cost_fit`` fits the
+cost model of ``escnet-build --plan`` to these rows.
 """
 
 import json
@@ -48,11 +48,11 @@ class BuildRow:
         chunk: categories at a time.
         targets: GPUs compiled for.
         onnx_bytes: size of the graph.
-        live_bytes: most bytes of results alive at once in it as it is written.
+        live_bytes: most bytes of results alive at once if its layers run one by one.
         engine_bytes: size of the engine.
-        scratch_bytes: that its activations need; None if the compiler did not say.
-        seconds: of processor time.
-        host_bytes: memory that compiling took above ``process_bytes``.
+        scratch_bytes: memory that its activations need; None if the compiler did not say.
+        seconds: processor time.
+        host_bytes: peak memory of compiling, without that of the process before it.
     """
 
     model: str
@@ -85,11 +85,11 @@ def measure_builds(
         chunks: categories at a time, each a build of its own.
         backend: the compiler.
         target: as ``escnet-build`` takes it.
-        step: told of each build as it ends.
+        step: called when a build has ended.
 
     Raises:
         InputError: a chunk or a target cannot be used.
-        BackendError: the compiler is not there.
+        BackendError: the compiler is not installed.
         EscNetError: a build failed.
     """
     library = open_library(backend)
@@ -143,7 +143,7 @@ def _in_a_process(backend: Compiler, job: Job) -> dict[str, Any]:
 
 
 def run_child() -> None:
-    """The measured process: a job comes on standard input, numbers leave on standard output."""
+    """The measured process: reads a job from standard input, writes figures to standard output."""
     order = json.load(sys.stdin)
     given = order["job"]
     job = Job(

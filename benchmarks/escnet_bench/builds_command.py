@@ -1,4 +1,4 @@
-"""``escnet-bench builds``: what compiling a bundle's graphs takes, and what comes of it."""
+"""``escnet-bench builds``: what compiling a bundle's graphs takes, and the size of the engines."""
 
 import argparse
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ def add_builds_options(parser: argparse.ArgumentParser) -> None:
         "--backend",
         choices=COMPILERS,
         default="tensorrt-rtx",
-        help="what compiles (default: tensorrt-rtx)",
+        help="the compiler (default: tensorrt-rtx)",
     )
     parser.add_argument(
         "--target",
@@ -41,12 +41,12 @@ def add_builds_options(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=[16, 32, 64, 128],
         metavar="N",
-        help="categories at a time, each a build (default: 16 32 64 128)",
+        help="categories at a time; each graph is built once for each (default: 16 32 64 128)",
     )
 
 
 def builds(arguments: argparse.Namespace, console: Console) -> Document:
-    """Compile, show a table, and give the document.
+    """Compile and show a table; returns the document.
 
     Raises:
         BundleError: the bundle cannot be used.

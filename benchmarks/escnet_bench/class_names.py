@@ -1,9 +1,9 @@
-"""Names of a user's file beside those that a data set gives its classes itself.
+"""Matches the names in a user's file with a data set's own names of its classes.
 
-A file may name the classes better than the data set does; then its order has to be the data set's.
-It may also list the data set's own names in an order of its own (PASCAL-Context-59 goes around
-alphabetically, the data set's list does not). Names tell the two apart: they are compared without
-case, blanks, hyphens and underscores, and synonyms, which ", " separates, one by one.
+A file may give the classes better names than the data set does; then its order has to be the data
+set's. Or it may list the data set's own names in another order (lists of PASCAL-Context-59 are
+often alphabetical, the data set's is not). The names tell which it is: they are compared without
+case, blanks, hyphens and underscores, and synonyms, separated by ", ", one by one.
 """
 
 import re
@@ -22,7 +22,7 @@ _SYNONYMS: Final = re.compile(r",(?:\s+|$)")  # as a vocabulary separates them
 
 
 def squeezed(name: str) -> str:
-    """A name without what lists differ in: case, blanks, hyphens, underscores."""
+    """A name in lower case without blanks, hyphens and underscores, in which lists differ."""
     return _DROPPED.sub("", name).casefold()
 
 
@@ -35,10 +35,10 @@ def terms(name: str) -> tuple[str, ...]:
 def match_names(
     given: Sequence[str], own: Sequence[str], aliases: Mapping[str, str] | None = None
 ) -> list[int | None]:
-    """For each name given the index of the own name that it means; None where that is not clear.
+    """For each given name the index of the own name that it means; None if that is not clear.
 
-    The whole name counts most, then the main one, then any synonym; what fits several own names at
-    one of these, or an own name that another given one fits as well, is not clear.
+    Whole names are compared first, then main names, then all synonyms. It is not clear if at one of
+    these steps a given name fits several own names, or two given names fit the same own name.
 
     Args:
         given: names of a file.
@@ -62,11 +62,11 @@ def match_names(
 
 
 def match_synonyms(given: Sequence[str], found: Iterable[str]) -> dict[str, int]:
-    """Which of the names ``found`` in a data set means which of those given, by its index.
+    """For names ``found`` in a data set the index of the given name that each of them means.
 
-    A name is first sought with all of its synonyms. Of the names that are left on both sides, one
-    that has some of the synonyms of the other ("building", "building, edifice") means it, if there
-    is but one such, or one alone with the same main word.
+    A name is first looked up with all of its synonyms. Of those left over on both sides, two belong
+    together if they share a synonym ("building", "building, edifice") and no other name does, or no
+    other with the same main word.
     """
     exact = {frozenset(terms(name)): index for index, name in enumerate(given)}
     names = {name: frozenset(terms(name)) for name in found}
@@ -100,10 +100,10 @@ def match_synonyms(given: Sequence[str], found: Iterable[str]) -> dict[str, int]
 def positions(
     given: Sequence[str], own: Sequence[str], file: Path | str, own_file: str
 ) -> tuple[int, ...]:
-    """For each name given the index of the data set's class that it stands for.
+    """For each given name the index of the data set's class that it stands for.
 
-    They are 0, 1, 2, … where the names are other words in the data set's order, or its own; they
-    are others where the names are the data set's in another order.
+    If the names follow the data set's order, its own names or others, the result is 0, 1, 2, …. If
+    they are the data set's own names in another order, it says where each belongs.
 
     Args:
         given: names of ``file``.
@@ -112,11 +112,11 @@ def positions(
         own_file: for messages.
 
     Raises:
-        InputError: some names are those of classes at other places, and others cannot be matched.
+        InputError: some names belong to classes at other places, and others match no class.
     """
     _, mains, anyhow = _places(own)
     here = [
-        # By its main word, or by one that no other class has.
+        # Matched by its main word, or by a word that no other class has.
         place in mains.get((*terms(name), "")[0], ())
         or any(anyhow.get(part) == {place} for part in terms(name))
         for place, name in enumerate(given)
@@ -133,8 +133,8 @@ def positions(
         raise InputError(
             f"{file} is not in the order of {own_file}: {listed(elsewhere)}; and it cannot be put "
             f"in order by its names, as these are not clearly one of {own_file}: {listed(lost)}. "
-            f"Write the names in the order of {own_file}, or use its names; where the better word "
-            "of a class is the name of another, put its own behind it: 'monitor, crt screen'"
+            f"Write the names in the order of {own_file}, or use its names; if a better word for a "
+            "class is the name of another class, add its own name after it: 'monitor, crt screen'"
         )
     return tuple(range(len(given)))
 
@@ -145,7 +145,7 @@ def _elsewhere(
     here: Sequence[bool],
     mains: Mapping[str, Collection[int]],
 ) -> list[str]:
-    """Names that are, by their main word, those of another class than the one at their place."""
+    """Names whose main word belongs to another class than the one at their place."""
     found = []
     for place, name in enumerate(given):
         main = (*terms(name), "")[0]
@@ -158,7 +158,7 @@ def _elsewhere(
 def _places(
     own: Sequence[str],
 ) -> tuple[dict[frozenset[str], set[int]], dict[str, set[int]], dict[str, set[int]]]:
-    """Where an own name is found by all of its words, by its main one, by any of them."""
+    """Indices of own names: by all of their words, by their main word, and by any word."""
     wholes: dict[frozenset[str], set[int]] = {}
     mains: dict[str, set[int]] = {}
     anyhow: dict[str, set[int]] = {}

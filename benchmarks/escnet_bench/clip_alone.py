@@ -1,4 +1,4 @@
-"""What a model's CLIP sees alone: the argmax of its correlation, without any ESC block."""
+"""The baseline of a model's CLIP alone: the argmax of its correlation, without any ESC block."""
 
 import numpy as np
 
@@ -17,13 +17,13 @@ __all__ = ["correlation_labels"]
 def correlation_labels(
     segmenter: Segmenter, image: ImageArray, vocabulary: Vocabulary, *, window: Window = "none"
 ) -> Labels:
-    """Labels of an image by cosine alone, on the same way as the model's logits become labels.
+    """Labels of an image by cosine similarity alone, made in the same way as from the logits.
 
-    The maps, of the encoder's grid, are enlarged bilinearly; with sliding windows they are joined
-    first as logits are, on a grid of the encoder's cells.
+    The maps have the size of the encoder's grid and are enlarged bilinearly. With sliding windows
+    they are first merged as logits are, on a grid of the encoder's cells.
 
     Args:
-        segmenter: of the model whose encoder is used; nobody else calls it meanwhile.
+        segmenter: of the model whose encoder is used; nothing else may call it meanwhile.
         image: uint8 [H, W, 3].
         vocabulary: of that segmenter.
         window: as for a Segmenter.

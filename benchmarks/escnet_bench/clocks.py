@@ -13,7 +13,7 @@ _KHZ: Final = 1000
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GpuClocks:
-    """One NVIDIA GPU now; ``throttle_reasons`` are NVML's that hold it below its clocks."""
+    """One NVIDIA GPU at one moment; ``throttle_reasons`` are NVML's reasons for lower clocks."""
 
     name: str
     sm_mhz: int | None
@@ -29,11 +29,11 @@ class Clocks:
     """The machine's clocks at one moment; None or empty where they cannot be read.
 
     Attributes:
-        cpu_mhz: lowest and highest of the cores.
-        cpu_max_mhz: what the cores may reach.
-        governor: of the cores' clocks; several, separated by commas, where cores differ.
-        cpu_throttled: how often the processor was throttled for its heat since it started.
-        gpus: needs the extra ``energy``.
+        cpu_mhz: lowest and highest clock of the cores.
+        cpu_max_mhz: highest clock that the cores may reach.
+        governor: frequency governor of the cores; several, separated by commas, if cores differ.
+        cpu_throttled: how often heat has throttled the processor since boot.
+        gpus: empty without the extra ``energy``.
     """
 
     cpu_mhz: tuple[float, float] | None
@@ -44,7 +44,7 @@ class Clocks:
 
 
 def read_clocks(root: Path = Path("/")) -> Clocks:
-    """Read them; ``root`` is where ``proc`` and ``sys`` lie."""
+    """Read the clocks; ``root`` is the folder of ``proc`` and ``sys``."""
     cores = sorted((root / "sys/devices/system/cpu").glob("cpu[0-9]*"))
     now = [mhz / _KHZ for mhz in _numbers(core / "cpufreq/scaling_cur_freq" for core in cores)]
     now = now or _cpuinfo_mhz(root / "proc/cpuinfo")
@@ -60,7 +60,7 @@ def read_clocks(root: Path = Path("/")) -> Clocks:
 
 
 def _throttled(cores: Iterable[Path]) -> int | None:
-    """Events of each core; those of a package are told by each of its cores."""
+    """Thermal events of all cores; a package's events, which each core repeats, are not counted."""
     counts = _numbers(core / "thermal_throttle/core_throttle_count" for core in cores)
     return int(sum(counts)) if counts else None
 
@@ -76,7 +76,7 @@ def _cpuinfo_mhz(path: Path) -> list[float]:
 
 
 def _numbers(paths: Iterable[Path]) -> list[float]:
-    """What files hold; those that are not there or not numbers are left out."""
+    """The numbers in files; files that are missing or hold no number are left out."""
     found = []
     for path in paths:
         text = _text(path)

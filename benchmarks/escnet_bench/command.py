@@ -1,6 +1,6 @@
-"""``escnet-bench``: what was measured or drawn, with the conditions it was made under.
+"""``escnet-bench``: puts the benchmarks together as subcommands.
 
-Each benchmark has a module of its own, with its options and what it runs; they meet here.
+Each benchmark has a module of its own with its options and its work.
 """
 
 import argparse
@@ -32,11 +32,11 @@ class _Benchmark:
     """A subcommand.
 
     Attributes:
-        about: what it does, in a line without a capital.
-        add_options: adds the options that it has beside the common ones.
-        run: measures, shows tables, and gives the object that ``--json`` prints.
-        writes_result: whether ``--output`` names a file that this object is written to; what
-            writes something else has an ``--output`` of its own.
+        about: what it does, in one line that begins with a small letter.
+        add_options: adds its options besides the common ones.
+        run: measures, shows tables, and returns the object that ``--json`` prints.
+        writes_result: whether it has the common ``--output``, a file for this object; a benchmark
+            that writes something else has an ``--output`` of its own.
     """
 
     about: str
@@ -109,7 +109,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = command_parser(
         "escnet-bench",
-        "Measure ESC-Net, and draw what it does, with the conditions that belong to it.",
+        "Measure ESC-Net, or draw what it does; the conditions are recorded with every result.",
         common=False,
     )
     subparsers = parser.add_subparsers(dest="benchmark", required=True, metavar="BENCHMARK")

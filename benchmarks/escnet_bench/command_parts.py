@@ -1,4 +1,4 @@
-"""What several benchmarks' commands share: the option ``--categories``, and tables for people."""
+"""Shared by the commands of several benchmarks: the option ``--categories``, and tables."""
 
 import argparse
 from collections.abc import Collection, Sequence
@@ -12,7 +12,7 @@ __all__ = ["add_categories_option", "megabytes", "require_categories", "titled_t
 
 
 def add_categories_option(parser: argparse.ArgumentParser, default: Sequence[int]) -> None:
-    """Add ``--categories``; :func:`require_categories` checks what it is given."""
+    """Add ``--categories``; :func:`require_categories` checks its numbers."""
     parser.add_argument(
         "--categories",
         type=int,

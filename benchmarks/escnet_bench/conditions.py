@@ -1,6 +1,6 @@
-"""Under which conditions something was measured: a number without them means nothing.
+"""The conditions of a measurement, without which its numbers mean nothing.
 
-Neither host nor user names nor folders are recorded: results are published.
+Host names, user names and folders are not recorded, because results are published.
 """
 
 import dataclasses
@@ -57,14 +57,14 @@ _VARIABLES: Final = (
     "OPENBLAS_NUM_THREADS",
     "PYTHONMALLOC",
 )
-#: What an image is computed on.
+#: The kind of device that computes.
 Device: TypeAlias = Literal["cpu", "gpu"]
-_SECONDS: Final = 20.0  # a tool that takes longer to answer is not asked
+_SECONDS: Final = 20.0  # time limit for a tool's answer
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BundleConditions:
-    """The bundle that was measured; ``sha256`` is that of its bundle.json, which has all others."""
+    """The measured bundle; ``sha256`` is of its bundle.json, which has those of all other files."""
 
     name: str
     model: str
@@ -75,7 +75,7 @@ class BundleConditions:
 
     @classmethod
     def of(cls, bundle: Bundle) -> "Self":
-        """What identifies an opened bundle."""
+        """The identity of an opened bundle."""
         manifest = bundle.manifest
         return cls(
             name=bundle.root.name,
@@ -89,22 +89,22 @@ class BundleConditions:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Conditions:
-    """The machine, its software and its load; None or empty where something cannot be known.
+    """The machine, its software and its load; None or empty where something is not known.
 
     Attributes:
         date: UTC, ISO 8601.
         method: how it was measured, in a sentence.
-        cpu: the processor's model, behind that of the board where the system names one.
-        cores: logical cores of the machine; ``usable_cores`` are those this process may use, or
-            whose time its container is given.
-        memory_bytes: of the machine; a container may be allowed less.
-        gpus: name, memory and driver as nvidia-smi gives them; empty where it is not.
-        packages: versions of those installed.
+        cpu: the processor's model, preceded by that of the board if the system names one.
+        cores: logical cores of the machine; ``usable_cores`` are those that this process may use,
+            by affinity and by the CPU quota of its container.
+        memory_bytes: memory of the machine; a container may be allowed less.
+        gpus: name, memory and driver as nvidia-smi gives them; empty without nvidia-smi.
+        packages: versions of the installed ones.
         variables: environment variables that change allocation, threads, or what runs in C.
         load_before, load_after: load average of the last 1, 5 and 15 minutes.
-        clocks_before, clocks_after: clocks and throttling; None in files older than their reading.
+        clocks_before, clocks_after: clocks and throttling; None in files of older versions.
         commit: of the source tree this runs from; ``changed`` if tracked files differ from it.
-        device: what computed; None in older files, and where nothing was computed for.
+        device: what computed the images; None in older files, and if no image was computed.
     """
 
     date: str
@@ -154,26 +154,26 @@ class Conditions:
         )
 
     def of(self, bundle: Bundle) -> "Conditions":
-        """The same of a bundle that was opened since."""
+        """A copy that names a bundle, which was opened since."""
         return dataclasses.replace(self, bundle=BundleConditions.of(bundle))
 
     def finished(self) -> "Conditions":
-        """The same with load and clocks at the end."""
+        """A copy with load and clocks at the end of the measurement."""
         return dataclasses.replace(self, load_after=load_averages(), clocks_after=read_clocks())
 
 
 def device_of(segmenter: Segmenter) -> Device:
-    """What a segmenter computes on."""
+    """The kind of device that a segmenter computes on."""
     return "cpu" if segmenter.device_pipeline is None else "gpu"
 
 
 def board_model(root: Path = Path("/")) -> str | None:
-    """What a device tree calls the board, such as "Raspberry Pi 5 Model B Rev 1.0".
+    """The board's name in the device tree, such as "Raspberry Pi 5 Model B Rev 1.0".
 
-    None where there is no device tree, as on most machines with a processor of Intel or AMD.
+    None without a device tree, as on most machines with an Intel or AMD processor.
 
     Args:
-        root: where ``proc`` lies.
+        root: the folder of ``proc``.
     """
     try:
         text = (root / "proc/device-tree/model").read_bytes()
@@ -183,10 +183,10 @@ def board_model(root: Path = Path("/")) -> str | None:
 
 
 def cpu_model(root: Path = Path("/")) -> str:
-    """The processor's model, behind that of the board: boards with equal cores are not the same.
+    """The processor's model, preceded by the board's, since boards with equal cores may differ.
 
     Args:
-        root: where ``proc`` lies.
+        root: the folder of ``proc``.
     """
     board, processor = board_model(root), processor_model(root / "proc/cpuinfo")
     return processor if board is None else f"{board}, {processor}"
@@ -195,7 +195,7 @@ def cpu_model(root: Path = Path("/")) -> str:
 def _memory() -> int | None:
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, OSError, ValueError):  # Windows, or a system without these names
+    except (AttributeError, OSError, ValueError):  # Windows, or sysconf lacks these names
         return None
 
 
@@ -222,7 +222,7 @@ def _variables() -> dict[str, str]:
         if name in _VARIABLES or name.startswith(("MALLOC_", "ORT_"))
     }
     preloaded = os.environ.get("LD_PRELOAD", "").replace(":", " ").split()
-    if preloaded:  # such as another allocator; its folder is nobody's business
+    if preloaded:  # such as another allocator; its folder stays private
         found["LD_PRELOAD"] = " ".join(Path(name).name for name in preloaded)
     return found
 
@@ -239,7 +239,7 @@ def _commit() -> tuple[str | None, bool | None]:
 
 
 def _output(command: Sequence[str]) -> str | None:
-    """What a tool prints; None if it is not here, fails or hangs."""
+    """The output of a tool; None if it is not installed, fails or hangs."""
     if shutil.which(command[0]) is None:
         return None
     try:

@@ -1,8 +1,8 @@
-"""Fits the model behind ``escnet-build --plan`` to measured builds.
+"""Fits the cost model of ``escnet-build --plan`` to measured builds.
 
-``python -m escnet_bench.cost_fit RESULT.json ...`` prints the model as JSON; the one that comes
-with ``escnet_engines`` is in its ``cost.json``. Errors are relative: a small graph counts like a
-large one.
+``python -m escnet_bench.cost_fit RESULT.json ...`` prints the model as JSON; ``cost.json`` of
+``escnet_engines`` is one. Relative errors are minimised, so that small graphs count as much as
+large ones.
 """
 
 import argparse
@@ -24,7 +24,7 @@ __all__ = ["fit"]
 
 _Array = npt.NDArray[np.float64]
 _Rows = Sequence[Mapping[str, Any]]
-#: Digits kept: the fit is not better than that.
+#: Significant digits kept: the fit is no more exact than that.
 _DIGITS: Final = 4
 
 
@@ -32,7 +32,7 @@ def fit(documents: Mapping[str, Mapping[str, Any]]) -> CostModel:
     """Fit the model to result files of ``escnet-bench builds``.
 
     Args:
-        documents: by file name; of one library.
+        documents: result files by name, all of one library.
 
     Raises:
         InputError: there is no build, or they are of several libraries.
@@ -76,7 +76,7 @@ def fit(documents: Mapping[str, Mapping[str, Any]]) -> CostModel:
 
 
 def _shared_slope(by_kind: Mapping[str, _Rows], quantity: str) -> tuple[dict[str, float], float]:
-    """A constant for each kind and one slope by the ONNX's size, none below zero."""
+    """Fit a constant for each kind and one slope by ONNX size for all, none below zero."""
     kinds = list(by_kind)
     design, values = [], []
     for index, kind in enumerate(kinds):
@@ -91,13 +91,14 @@ def _shared_slope(by_kind: Mapping[str, _Rows], quantity: str) -> tuple[dict[str
 
 
 def _line(rows: _Rows) -> tuple[float, float]:
-    """Scratch as a constant and a slope by the bytes alive at once, neither below zero.
+    """Fit scratch as a constant and a slope by the bytes alive at once, neither below zero.
 
-    Of all such lines the one whose largest factor from a build, either way, is smallest: what a
-    plan promises is its worst case. That line is farthest from three builds, two of them on one
-    side: it is the line through those two, scaled until both sides are equally far.
+    The line minimises the largest factor, in either direction, between a build and the line, since
+    a plan should hold in its worst case. At the optimum three builds are farthest from the line,
+    two of them on one side: it is the line through those two, scaled until both sides are equally
+    far.
     """
-    known = [row for row in rows if row["scratch_bytes"]]  # 0: a graph of no weight
+    known = [row for row in rows if row["scratch_bytes"]]  # 0 has no factor
     if not known:
         return 0.0, 0.0
     live, scratch = _column(known, "live_bytes"), _column(known, "scratch_bytes")
@@ -114,7 +115,7 @@ def _line(rows: _Rows) -> tuple[float, float]:
 
 
 def _lines(x: _Array, y: _Array) -> Iterator[tuple[float, float]]:
-    """Constant and slope of a level line, one through zero, and each through two points."""
+    """Candidates (constant, slope): a level line, one through zero, each one through two points."""
     yield 1.0, 0.0
     yield 0.0, 1.0
     for first, second in itertools.combinations(range(len(x)), 2):
@@ -127,7 +128,7 @@ def _lines(x: _Array, y: _Array) -> Iterator[tuple[float, float]]:
 
 
 def _solve(design: _Array, values: _Array) -> _Array:
-    """Least squares of relative errors; what would be negative is held at zero."""
+    """Least squares of relative errors, with coefficients that would be negative set to zero."""
     free = np.ones(design.shape[1], bool)
     while True:
         scale = np.abs(design[:, free]).max(axis=0)
@@ -164,10 +165,15 @@ def main(words: Sequence[str]) -> None:
     """Print the model that fits the files."""
     parser = argparse.ArgumentParser(
         prog="python -m escnet_bench.cost_fit",
-        description="Fits the model behind escnet-build --plan, and prints it as JSON.",
+        description="Fit the cost model of escnet-build --plan to measured builds and print it as "
+        "JSON.",
     )
     parser.add_argument(
-        "files", type=Path, nargs="+", metavar="RESULT", help="of escnet-bench builds, one library"
+        "files",
+        type=Path,
+        nargs="+",
+        metavar="RESULT",
+        help="result files of escnet-bench builds, all of one library",
     )
     files: Sequence[Path] = parser.parse_args(words).files
     try:

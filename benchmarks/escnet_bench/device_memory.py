@@ -1,4 +1,4 @@
-"""What a piece of work takes of the GPU's memory."""
+"""Measures how much GPU memory a piece of work takes."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,9 +10,9 @@ __all__ = ["watched_memory"]
 
 @contextmanager
 def watched_memory() -> Iterator[Callable[[], int]]:
-    """Give a function: bytes of the device that are taken since the block began.
+    """Give a function that returns by how many bytes used device memory has grown since the start.
 
-    The driver's own context is not among them; other processes on the GPU are.
+    The driver's context is not counted; other processes on the GPU are.
     """
     with open_device() as device:
         free = device.memory()[0]

@@ -1,4 +1,4 @@
-"""Names that make a vocabulary large and are in no picture: what a shortlist has to leave out."""
+"""Distractors: names that are in no picture and enlarge a vocabulary, to test shortlists."""
 
 import hashlib
 from collections.abc import Sequence
@@ -19,22 +19,22 @@ from escnet_runtime.world.words import (
 
 __all__ = ["WORLD", "distractor_names", "enlarged", "world_distractors"]
 
-#: ``--distractors``: those that the words of the small world make.
+#: Value of ``--distractors`` for names made from the words of the small world.
 WORLD: Final = "world"
 
 
 @cache
 def world_distractors() -> tuple[str, ...]:
-    """Names of the small world's words that no pixel of a held-out scene has; thousands.
+    """Thousands of names made from the small world's words that no held-out scene shows.
 
-    First the 536 compositions of training that the held-out vocabulary leaves out: real names that
-    differ from right ones in a word or two. Then, in the order of their hashes, what the grammar of
-    the world does not have: two textures ("red striped dotted ring") and two colours ("red blue
-    striped ring"). All are words of training, so none has an embedding that was never learned.
+    First come the 536 training compositions that the held-out vocabulary leaves out: real names
+    that differ from right ones in a word or two. Then, ordered by hash, names that the world's
+    grammar does not have: with two textures ("red striped dotted ring") or two colours ("red blue
+    striped ring"). All words occur in training, so the embedding of none is untrained.
     """
     known = set(evaluation_vocabulary())
     real = [one.name for one in COMPOSITIONS if one.name not in known]
-    spoken = TEXTURES[1:]  # without the one that is not said
+    spoken = TEXTURES[1:]  # without the plain one, which names do not mention
     textures = [
         f"{colour} {one} {other} {shape}"
         for colour, (one, other), shape in product(COLOURS, permutations(spoken, 2), SHAPES)
@@ -58,12 +58,12 @@ def distractor_names(source: str) -> tuple[str, ...]:
 
 
 def enlarged(names: Sequence[str], distractors: Sequence[str], count: int) -> tuple[str, ...]:
-    """``names`` and as many distractors behind them as make ``count`` categories.
+    """``names`` followed by as many distractors as it takes to make ``count`` categories.
 
-    A distractor is left out if one of its synonyms is one of a name or of an earlier distractor.
+    A distractor that shares a synonym with a name or an earlier distractor is left out.
 
     Raises:
-        InputError: there are more names than that, or too few distractors.
+        InputError: there are more names than ``count``, or too few distractors.
     """
     if count < len(names):
         raise InputError(

@@ -1,7 +1,7 @@
-"""Energy that this machine has taken, from whichever counter it has.
+"""Energy counters of this machine.
 
-On a CPU RAPL's counters of the processor packages, on a GPU NVML's of the one that computes, on a
-Jetson the power of the whole module as tegrastats tells it, integrated over time.
+On a CPU RAPL's counters of the processor packages, on a GPU NVML's counter of the one that
+computes, on a Jetson the power of the whole module as tegrastats prints it, integrated over time.
 """
 
 import math
@@ -22,12 +22,12 @@ _TEGRASTATS: Final = "tegrastats"
 _INTERVAL_MS: Final = 100
 #: "VDD_IN 5123mW/5000mW", without units in JetPack 4: the first is now, the second an average.
 _RAIL: Final = re.compile(r"\b([A-Z][A-Z0-9_]*) (\d+)(?:mW)?/\d+(?:mW)?(?= |$)", re.MULTILINE)
-#: Rails that are all of it, the first of them that there is: of the module on an Orin Nano, an Orin
-#: NX and a Xavier NX, of the board on an AGX Thor (jetson_stats, pull request 900) and on a Nano
-#: (its issue 51).
+#: Rails that carry all of the power; the first one that exists is used. It is the module's on an
+#: Orin Nano, an Orin NX and a Xavier NX, and the board's on an AGX Thor (jetson_stats, pull request
+#: 900) and on a Nano (its issue 51).
 _WHOLE: Final = ("VDD_IN", "VIN", "POM_5V_IN")
-#: Rails that add up to a module without such a one: an AGX Orin's, whose VDDQ_VDD2_1V8AO is in
-#: VIN_SYS_5V0, and an AGX Xavier's.
+#: Rails that add up to the module's power where there is no such rail: an AGX Orin's (whose
+#: VDDQ_VDD2_1V8AO is part of VIN_SYS_5V0) and an AGX Xavier's.
 _PARTS: Final = (
     ("VDD_GPU_SOC", "VDD_CPU_CV", "VIN_SYS_5V0"),
     ("GPU", "CPU", "SOC", "CV", "VDDRQ", "SYS5V"),
@@ -35,19 +35,19 @@ _PARTS: Final = (
 
 
 class EnergyCounter(Protocol):
-    """Counts joules; ``source`` says which counter, and of what."""
+    """Counts joules; ``source`` names the counter and what it measures."""
 
     source: str
 
     def joules(self) -> float:
-        """So far, from any beginning; NaN where the counter is lost."""
+        """Energy so far, from an arbitrary start; NaN if the counter is lost."""
 
     def close(self) -> None:
         """Stop counting."""
 
 
 def open_counter(*, gpu: Gpu | None, root: Path = Path("/")) -> EnergyCounter | None:
-    """The counter of what computes here, a GPU or the processor; None where none can be read."""
+    """The counter of the GPU or of the processor that computes; None if none can be read."""
     if shutil.which(_TEGRASTATS):
         return Tegrastats()
     if gpu is not None:
@@ -60,7 +60,7 @@ class Rapl:
     """Counters of processor packages, which wrap around.
 
     Args:
-        zones: folders of powercap that can be read.
+        zones: powercap folders that can be read.
     """
 
     source = "RAPL: processor packages"
@@ -72,7 +72,7 @@ class Rapl:
         self._total = 0
 
     def joules(self) -> float:
-        """Since it was made. Read it more often than a counter wraps around, once a minute."""
+        """Energy since this object was made. Call it before a counter wraps: once a minute."""
         for index, zone in enumerate(self._zones):
             now = _integer(zone / "energy_uj") or self._last[index]
             passed = now - self._last[index]
@@ -85,10 +85,10 @@ class Rapl:
 
 
 class Tegrastats:
-    """Integrates what ``tegrastats`` prints.
+    """Integrates the power that ``tegrastats`` prints.
 
     Args:
-        stream: its lines; the tool itself, started, by default.
+        stream: lines of its output; by default the tool is started.
     """
 
     source = "tegrastats: the whole module (an AGX Thor, a Nano: the board)"
@@ -107,9 +107,9 @@ class Tegrastats:
         self._thread.start()
 
     def joules(self) -> float:
-        """Since it was made; power is taken as constant from one line to the next.
+        """Energy since this object was made; power is taken as constant between two lines.
 
-        NaN if the tool has ended by itself: what it said last would go on for ever.
+        NaN if the tool has ended by itself: its last power would otherwise count for ever.
         """
         if self._process is not None and not self._closed and self._process.poll() is not None:
             return math.nan
@@ -138,9 +138,9 @@ class Tegrastats:
 
 
 def module_watts(line: str) -> float | None:
-    """Power of the whole module in a line of tegrastats; None if it does not tell.
+    """Power of the whole module in a line of tegrastats; None if it does not say.
 
-    None also for rails that are not known here: what they add up to is not known either.
+    It is None for unknown rails too, because it is not known what they add up to.
     """
     rails = {name: int(milliwatts) for name, milliwatts in _RAIL.findall(line)}
     for names in (*((whole,) for whole in _WHOLE), *_PARTS):
@@ -159,7 +159,7 @@ class _Nvml:
         from .nvml import gpu_joules
 
         found = gpu_joules(self._uuid)
-        return math.nan if found is None else found  # a lost GPU: 0 would make the next one all
+        return math.nan if found is None else found  # 0 would make differences wrong
 
     def close(self) -> None:
         """Nothing is open."""
@@ -174,9 +174,9 @@ def _nvml(uuid: str | None) -> EnergyCounter | None:
 
 
 def _packages(folder: Path) -> list[Path]:
-    """Top-level zones, which hold the others, that this user may read.
+    """Top-level powercap zones, which include their subzones, that this user may read.
 
-    Without "psys", the whole platform: the packages are in it as well.
+    "psys", the whole platform, is left out: it includes the packages.
     """
     zones = sorted(folder.glob("intel-rapl:*"))
     return [
@@ -194,7 +194,7 @@ def _integer(path: Path) -> int | None:
 
 
 def _text(path: Path) -> str:
-    """What stands in a small file; empty where it cannot be read."""
+    """The content of a small file; empty if it cannot be read."""
     try:
         return path.read_text(encoding="ascii").strip()
     except OSError:

@@ -38,18 +38,18 @@ shapes:heldout       300 scenes with compositions that the default model has nev
 shapes:heldout:SEED  the same with other scenes (SEED 0 is shapes:heldout)
 shapes:train         scenes as in training
 
-Their figures are also given for groups of classes: held_out (compositions never seen, what the
-world is for), seen (compositions of training), surfaces.
+Figures of these sets are also given for groups of classes: held_out (compositions never seen, the
+purpose of this world), seen (compositions of training), surfaces.
 
---classes-file may have more categories than the dataset has classes, as many as wanted: first one
-for each class, in the dataset's order, then the others, which no pixel is labelled as. A pixel
-taken for one of these is wrong; they have no IoU and are not in the mean. With --merge-extra they
-are the last class.
+--classes-file may have any number of categories beyond the dataset's classes: first one for each
+class, in the dataset's order, then the others, which no pixel is labelled as. A pixel that is given
+one of these is wrong; they have no IoU and are not in the mean. With --merge-extra they count as
+the last class.
 
 {DEFINITION}.
 Pixels that are not labelled do not count. A class that is not in the ground truth has no IoU (null)
-and is not in the mean. An image that cannot be read is an error: figures over fewer images are
-other figures.
+and is not in the mean. An image that cannot be read is an error, because figures over fewer images
+cannot be compared.
 """
 
 
@@ -61,8 +61,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = command_parser(
         "escnet-eval",
-        "Measure mIoU and pixel accuracy of a bundle (no PyTorch needed) or of a checkpoint "
-        "(escnet-bench[torch]), through the same pipeline.",
+        "Measure mIoU and pixel accuracy of a bundle (without PyTorch) or of a checkpoint (needs "
+        "escnet-bench[torch]); both run through the same pipeline.",
         epilog=_EPILOG,
     )
     add = parser.add_argument
@@ -73,53 +73,55 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--merge-extra",
         action="store_true",
-        help="categories beyond the dataset's classes count as its last one (PASCAL VOC-20b; "
-        "default: as wrong)",
+        help="categories beyond the dataset's classes count as its last class, as in PASCAL "
+        "VOC-20b (default: they are wrong)",
     )
     add(
         "--window",
         choices=("none", "sliding"),
         default="none",
-        help="sliding: the paper's protocol, five times the work (none)",
+        help="sliding: the paper's protocol, five times the work (default: none)",
     )
     add(
         "--image-size",
         metavar="PX",
         type=int,
-        help="side of the image that a checkpoint's model sees (the checkpoint's own)",
+        help="side of the image that a checkpoint's model sees (default: the checkpoint's own)",
     )
     add(
         "--shortlist",
         metavar="K|auto",
         type=parse_shortlist,
         help="give the model only the K categories that come nearest to winning a pixel by their "
-        "correlation, or, with auto, all that come near (all there are)",
+        "correlation, or, with auto, all that come near (default: no shortlist)",
     )
     add(
         "--correlation",
         action="store_true",
-        help="measure the correlation of the model's CLIP alone (argmax, no ESC blocks): the "
+        help="measure only the correlation of the model's CLIP (its argmax, no ESC blocks): the "
         "baseline that the model has to beat",
     )
     add(
         "--limit",
         metavar="N",
         type=int,
-        help="the first N images alone, in order of their names; of shapes:..., N scenes (300)",
+        help="use only the first N images, in order of their names; of shapes:..., N scenes "
+        "(default: all images, or 300 scenes)",
     )
     add(
         "--objects",
         metavar=("MIN", "MAX"),
         type=int,
         nargs=2,
-        help="objects of a scene of shapes:... (2 6); more of them hide more of each other",
+        help="least and most objects in a scene of shapes:... (default: 2 6); more objects hide "
+        "more of each other",
     )
     add("--output", metavar="FILE", type=Path, help="also write the JSON object to this file")
     add(
         "--work",
         metavar="FILE",
         type=Path,
-        help="keep the counts there; the same command goes on where it was interrupted",
+        help="keep the counts in this file; the same command then resumes where it was interrupted",
     )
     return parser
 
@@ -128,10 +130,12 @@ def _eval(arguments: argparse.Namespace, console: Console) -> tuple[int, Mapping
     if arguments.limit is not None and arguments.limit < 1:
         raise InputError(f"--limit is {arguments.limit}, expected at least 1")
     if arguments.merge_extra and arguments.classes_file is None:
-        raise InputError("--merge-extra goes with --classes-file, which has the further categories")
+        raise InputError(
+            "--merge-extra goes with --classes-file, which lists the categories beyond the classes"
+        )
     if arguments.work is not None and _same_file(arguments.work, arguments.output):
         raise InputError(
-            f"--work and --output are both {arguments.work}: the result would replace the counts, "
+            f"--work and --output are both {arguments.work}: the result would replace the counts; "
             "name another file for one of them"
         )
     objects = None if arguments.objects is None else (arguments.objects[0], arguments.objects[1])
@@ -194,7 +198,7 @@ def _work(
 
 
 def _same_file(one: Path, other: Path | None) -> bool:
-    """Whether both are one file, or are to become it."""
+    """Whether two paths are the same file, which may not exist yet."""
     return other is not None and os.path.realpath(one) == os.path.realpath(other)
 
 
@@ -260,7 +264,7 @@ def _group(scores: Scores) -> dict[str, Any]:
 
 
 def _source(dataset: LabelledImages, where: str) -> dict[str, Any]:
-    """What the images are: all that it takes to draw the same scenes again."""
+    """Which images these are: for scenes, everything needed to draw the same ones again."""
     world = None
     if isinstance(dataset, ShapesImages):
         scenes = dataset.scenes
@@ -269,7 +273,7 @@ def _source(dataset: LabelledImages, where: str) -> dict[str, Any]:
 
 
 def _report(document: Mapping[str, Any], found: Evaluation) -> list[Table | str]:
-    """For people: the figures, and the classes with most IoU down to those with least."""
+    """The figures for people, with the classes in descending order of IoU."""
     table = Table(title="IoU by class", title_justify="left")
     table.add_column("class")
     table.add_column("IoU", justify="right")

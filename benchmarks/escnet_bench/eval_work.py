@@ -1,4 +1,4 @@
-"""What an evaluation has counted so far, in a file: one that is killed goes on from there."""
+"""The counts of an evaluation so far, in a file, from which a killed evaluation resumes."""
 
 import contextlib
 import hashlib
@@ -23,21 +23,21 @@ from escnet_runtime.world import WORLD_VERSION
 __all__ = ["Counting", "Totals", "WorkFile", "counting", "identity_of"]
 
 _VERSION: Final = 2
-_EVERY: Final = 20.0  # seconds between two times that counts are written
+_EVERY: Final = 20.0  # seconds between two writes of the counts
 _TOTALS: Final = "totals"
 _OF: Final = "of"
 
 
 @dataclass(slots=True)
 class Totals:
-    """Beside the confusion of pixels.
+    """Totals besides the confusion of pixels.
 
     Attributes:
-        images: counted, the first ones of the dataset.
-        kept_sum: distinct categories that the model was given, over the images.
-        kept_max: the most of an image.
-        seconds: of all runs.
-        runs: processes that have counted.
+        images: number of images counted, the first ones of the dataset.
+        kept_sum: distinct categories that the model was given, summed over images.
+        kept_max: the largest such number of one image.
+        seconds: duration of all runs together.
+        runs: number of processes that have counted.
     """
 
     images: int = 0
@@ -49,25 +49,25 @@ class Totals:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class WorkFile:
-    """Where counts are kept, and what they are of: other counts there are refused.
+    """A file of counts with the identity of their evaluation; counts of another are refused.
 
     Args:
-        path: of the file; it is made with the first counts.
-        identity: all that a count depends on; see :func:`identity_of`.
+        path: of the file, which is created with the first counts.
+        identity: everything that counts depend on; see :func:`identity_of`.
     """
 
     path: Path
     identity: Mapping[str, Any]
 
     def read(self, counter: ConfusionCounter) -> Totals:
-        """Put what was counted before into ``counter``; nothing where there is no file.
+        """Put earlier counts into ``counter``, if there is a file, and return their totals.
 
         Raises:
-            InputError: the file is of another evaluation, or is something else.
+            InputError: the file belongs to another evaluation, or holds no counts.
         """
         if not self.path.exists():
             return Totals()
-        again = "name another file, or remove this one to begin anew"
+        again = "name another file, or remove this one to start afresh"
         try:
             with self.path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
                 content = dict(stored)
@@ -88,7 +88,7 @@ class WorkFile:
         return totals
 
     def write(self, counts: Mapping[str, Any], totals: Totals) -> None:
-        """Keep what a counter's ``counts`` gave, in place of what was kept before.
+        """Replace the file's content by a counter's ``counts()`` and the totals.
 
         Raises:
             InputError: the file cannot be written.
@@ -115,7 +115,7 @@ class Counting:
         self._whole: tuple[Mapping[str, Any], Totals] | None = None
 
     def add(self, labels: Labels, truth: Labels, kept: int) -> None:
-        """Count an image that the model was given ``kept`` categories for; see the counter."""
+        """Count an image for which the model was given ``kept`` categories; see the counter."""
         self._counter.add(labels, truth)
         totals, now = self.totals, time.perf_counter()
         totals.runs += not self._begun
@@ -125,13 +125,13 @@ class Counting:
         totals.kept_max = max(totals.kept_max, kept)
         totals.seconds = self._before + now - self._start
         if self._work is not None:
-            # In one step: a signal that comes while an image is counted leaves the one before.
+            # One assignment: a signal in the middle of an image leaves the state before it.
             self._whole = self._counter.counts(), replace(totals)
         if now - self._written > _EVERY:
             self.write()
 
     def write(self) -> None:
-        """Keep the images that are counted as a whole, if they are kept and some are new."""
+        """Write the counts of completed images, if there is a file and any are new."""
         if self._work is not None and self._whole is not None:
             self._work.write(*self._whole)
             self._written = time.perf_counter()
@@ -139,21 +139,22 @@ class Counting:
 
 @contextlib.contextmanager
 def counting(counter: ConfusionCounter, total: int, work: WorkFile | None) -> Iterator[Counting]:
-    """What counts into ``counter`` from where ``work`` ends; it is kept there however this ends.
+    """Continue the counts of ``work`` in ``counter``; they are written back however the block ends.
 
     Args:
         counter: empty.
-        total: images that are to be counted in all.
-        work: None: nothing is kept.
+        total: number of images to be counted in all.
+        work: the file of counts; None to keep none.
 
     Raises:
-        InputError: ``work`` is of another evaluation, or has more images than that.
+        InputError: ``work`` belongs to another evaluation, or has counted more images than
+            ``total``.
     """
     totals = Totals() if work is None else work.read(counter)
     if work is not None and totals.images > total:
         raise InputError(
-            f"{work.path} has counts of {totals.images} images, which cannot be taken apart, and "
-            f"{total} are asked for: name another file"
+            f"{work.path} has counts of {totals.images} images, which cannot be reduced to the "
+            f"{total} that are asked for: name another file"
         )
     found = Counting(counter, totals, work)
     try:
@@ -165,13 +166,14 @@ def counting(counter: ConfusionCounter, total: int, work: WorkFile | None) -> It
 def identity_of(
     model: Path, dataset: LabelledImages, categories: Sequence[str], **settings: Any
 ) -> dict[str, Any]:
-    """What the counts of an evaluation depend on.
+    """Everything that the counts of an evaluation depend on.
 
     Args:
-        model: a bundle's folder or a checkpoint's file; its content counts.
-        dataset: by the names and sizes of its files, or what its scenes are drawn from.
+        model: a bundle's folder or a checkpoint's file; identified by its content.
+        dataset: identified by the names and sizes of its files, or by what its scenes are drawn
+            from.
         categories: what the model is asked for.
-        settings: of the evaluation, as JSON has them.
+        settings: of the evaluation, as JSON values.
     """
     return {
         "model": sha256_file(model / "bundle.json" if model.is_dir() else model),

@@ -26,15 +26,15 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Evaluation:
-    """What came out; ``names`` are the dataset's classes, which ``scores.iou`` is in the order of.
+    """The result of an evaluation.
 
-    ``groups`` are the figures of the dataset's groups of classes, by their names.
-    ``confusions`` are the commonest mistakes, None for very many classes; ``seconds`` is the wall
-    clock of reading, segmenting and counting all images, without encoding the categories, in so
-    many ``runs``.
-    ``kept_mean`` and ``kept_max`` are how many distinct categories the model was given an image.
-    ``extra`` are the categories beyond the classes that count as wrong; in ``confusions`` their
-    indices follow those of the classes.
+    ``names`` are the dataset's classes, in the order of ``scores.iou``; ``groups`` has the figures
+    of the dataset's groups of classes by their names. ``confusions`` are the commonest mistakes,
+    None if there are very many classes. ``seconds`` is the wall-clock time, over all ``runs``, of
+    reading, segmenting and counting the images, without encoding the categories. ``kept_mean`` and
+    ``kept_max`` say how many distinct categories the model was given for an image. ``extra`` are
+    categories beyond the classes, which count as wrong; in ``confusions`` their indices follow
+    those of the classes.
     """
 
     scores: Scores
@@ -63,26 +63,27 @@ def evaluate(
     work: WorkFile | None = None,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Evaluation:
-    """Segment the images of ``dataset`` and count. One that cannot be read is an error.
+    """Segment the images of ``dataset`` and compare them with their labels.
 
-    A figure over fewer images would be another figure, so none is left out.
+    An image that cannot be read is an error and is not left out: figures over fewer images could
+    not be compared.
 
     Args:
         segmenter: of a bundle or of a checkpoint.
         dataset: images with labels.
-        categories: what the model is asked for, in the order of the dataset's classes, which it is
-            by default. There may be more: a pixel taken for one beyond is wrong, and missed by its
-            class; they have no IoU and are not in the mean.
-        merge_extra: those beyond count as the last class instead (PASCAL VOC-20b: the background,
-            described by the things that are in it).
+        categories: what the model is asked for, in the order of the dataset's classes; by default
+            these. There may be further ones behind them: a pixel that is given one is wrong and
+            counts as missed for its class; they have no IoU and are not in the mean.
+        merge_extra: further categories count as the last class instead (PASCAL VOC-20b: the
+            background, described by the things in it).
         window: "sliding" is the protocol of the paper.
         shortlist: give the model only the categories that may win; see docs/shortlist.md.
-        correlation: measure the correlation of the model's CLIP in place of the model: what its ESC
-            blocks have to be better than.
-        limit: the first so many images, in the dataset's order.
-        work: where counts are kept, every few seconds and however this ends; what was counted there
-            before counts, and is not segmented again.
-        progress: called after each image with the name of it, also of those counted before.
+        correlation: measure the correlation of the model's CLIP instead of the model: the baseline
+            for its ESC blocks.
+        limit: use only the first so many images, in the dataset's order.
+        work: file of counts, written every few seconds and however this ends; images that it has
+            counted before are not segmented again.
+        progress: called with the name of each image after it, also for those counted before.
 
     Raises:
         InputError: the categories do not fit the classes, a shortlist is asked of the correlation,
@@ -93,8 +94,8 @@ def evaluate(
     check_categories(names, asked, limit, more=True)
     if correlation and shortlist is not None:
         raise InputError(
-            "a shortlist chooses by the correlation what the model is given; the correlation alone "
-            "has no model behind it: leave out one of the two"
+            "a shortlist chooses the categories that the model is given; the correlation alone "
+            "runs no model: leave out one of the two"
         )
     extra = () if merge_extra else asked[len(names) :]
     vocabulary = segmenter.vocabulary(asked)
@@ -144,7 +145,7 @@ def _predictor(
     shortlist: Keep | Shortlist | None,
     correlation: bool,
 ) -> Callable[[ImageArray], tuple[Labels, int]]:
-    """What labels an image, and says how many distinct categories the model was given (0: none)."""
+    """Image → labels, and the number of distinct categories given to the model (0: no model)."""
     if correlation:
         return lambda image: (correlation_labels(segmenter, image, vocabulary, window=window), 0)
 
@@ -157,7 +158,7 @@ def _predictor(
 
 
 def class_keys(names: Sequence[str]) -> list[str]:
-    """A key of its own for each class: its name, with its index behind where that comes again."""
+    """A unique key for each class: its name, with its index appended if the name is not unique."""
     keys: dict[str, None] = {}
     every = set(names)
     for index, name in enumerate(names):
@@ -171,17 +172,17 @@ def class_keys(names: Sequence[str]) -> list[str]:
 def check_categories(
     names: Sequence[str], asked: Sequence[str], limit: int | None, *, more: bool = False
 ) -> None:
-    """Refuse a limit below 1, and categories that are not one for each class of a dataset in order.
+    """Refuse a limit below 1, and categories that do not match a dataset's classes in order.
 
     Args:
         names: the dataset's classes.
-        asked: categories; other words may stand for the classes.
-        limit: of images.
-        more: there may be further categories behind those of the classes.
+        asked: categories; they may be other words for the classes.
+        limit: on the number of images.
+        more: whether further categories may follow those of the classes.
 
     Raises:
-        InputError: there are too few or too many, two classes have one name, or the names are those
-            of the dataset at other places.
+        InputError: there are too few or too many, two classes have the same name, or the names are
+            the dataset's in another order.
     """
     if limit is not None and limit < 1:
         raise InputError(f"the limit is {limit} images; expected at least 1")

@@ -1,4 +1,4 @@
-"""``escnet-bench footprint``: what a bundle takes on this device, from a process's start on."""
+"""``escnet-bench footprint``: memory and time of a bundle on this device, in fresh processes."""
 
 import argparse
 from collections.abc import Sequence
@@ -30,13 +30,13 @@ def add_footprint_options(parser: argparse.ArgumentParser) -> None:
         "--image",
         type=Path,
         metavar="FILE",
-        help="to segment (default: a made-up one of 640×480)",
+        help="image to segment (default: a made-up one of 640×480)",
     )
     parser.add_argument(
         "--classes-file",
         type=Path,
         metavar="FILE",
-        help="category names, of which the first are taken (default: generated names)",
+        help="file of category names, of which the first ones are used (default: generated names)",
     )
     parser.add_argument(
         "--repeats", type=int, default=3, metavar="N", help="images to time (default: 3)"
@@ -46,7 +46,7 @@ def add_footprint_options(parser: argparse.ArgumentParser) -> None:
 
 
 def footprint(arguments: argparse.Namespace, console: Console) -> Document:
-    """Measure, show tables, and give the document.
+    """Measure and show tables; returns the document.
 
     Raises:
         InputError: a number is out of range, or a file cannot be used.
@@ -56,7 +56,7 @@ def footprint(arguments: argparse.Namespace, console: Console) -> Document:
     path = arguments.classes_file
     names = None if path is None else read_classes_file(path)
     bundle = Bundle.open(arguments.bundle)
-    require_contract(bundle.manifest)  # said here, not by each process that measures
+    require_contract(bundle.manifest)  # an error here, not in each process that measures
     conditions = Conditions.now(METHOD, bundle, device="cpu")
     with console.progress("measure", 2 * len(arguments.categories)) as advance:
         rows = measure_footprint(
@@ -110,7 +110,7 @@ def _startup_table(rows: Sequence[FootprintRow]) -> Table:
 
 
 def _stage_table(rows: Sequence[FootprintRow]) -> Table:
-    """Stages downwards: there are more of them than numbers of categories."""
+    """A row for each stage, since there are more stages than numbers of categories."""
     columns = [f"N = {row.categories}" for row in rows]
     table = titled_table("Seconds of each stage, an image", "stage", *columns, text=("stage",))
     for stage in rows[0].stages:

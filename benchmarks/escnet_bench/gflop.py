@@ -5,11 +5,11 @@ product or convolution; sums, norms, softmax and activations are not counted. Th
 inputs lie on the meta device, so that 847 categories cost neither memory nor time.
 
 Three things are left out of both forms: the text encoder (it runs once a vocabulary, not once an
-image), the prompt generator (integer arithmetic), and whatever depends on weights alone (SAM's
-positional encoding, the decoder's composed kernels), because it is a constant of an exported graph.
+image), the prompt generator (integer arithmetic), and whatever depends only on weights (SAM's
+positional encoding, the decoder's composed kernels), because in an exported graph it is a constant.
 
-The shipped form runs chunk by chunk of categories, and what all categories share is computed once a
-chunk; the counts include that.
+The shipped form runs in chunks of categories and computes what all categories share once for each
+chunk; it is counted as often.
 """
 
 from collections import Counter
@@ -135,7 +135,7 @@ class _InputFlops(TorchDispatchMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        """Run one operation, and count it if one of its operands depends on the inputs."""
+        """Run an operation and count it if an operand depends on the inputs."""
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
         operands = _tensors([*args, *kwargs.values()])

@@ -34,12 +34,12 @@ def add_gflop_options(parser: argparse.ArgumentParser) -> None:
         default=GFLOP_CHUNK,
         metavar="N",
         help="categories at a time in the shipped form, rounded up to whole groups; what they "
-        f"share is computed once a chunk (default: {GFLOP_CHUNK}, as in a bundle)",
+        f"share is computed once for each chunk (default: {GFLOP_CHUNK}, as in a bundle)",
     )
 
 
 def gflop(arguments: argparse.Namespace, console: Console) -> Document:
-    """Count, show a table, and give the document.
+    """Count and show a table; returns the document.
 
     Raises:
         InputError: there is no such preset, or a number is out of range.

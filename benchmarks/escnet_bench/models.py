@@ -20,14 +20,15 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         "--classes-file",
         metavar="FILE",
         type=Path,
-        help="what to ask the model for, in the order of the dataset's classes (its own names)",
+        help="names to ask the model for, in the order of the dataset's classes (default: the "
+        "dataset's own names)",
     )
     add_backend_option(parser, torch=True)
     add_chunk_option(parser)
 
 
 def require_checkpoint(path: Path) -> None:
-    """What torch is to load is there; said before torch is imported.
+    """Refuse a path that is no checkpoint, before torch is imported, which takes seconds.
 
     Raises:
         InputError: there is no such file.
@@ -57,8 +58,8 @@ def open_model(
             raise InputError(f"{path} is a bundle: torch runs checkpoints ({CHECKPOINT_SUFFIX})")
         if image_size is not None:
             raise InputError(
-                f"{path} is a bundle, whose image size is fixed: export another one with "
-                f"escnet-export --image-size {image_size}, or evaluate the checkpoint"
+                f"{path} is a bundle, and the image size of a bundle is fixed: export another one "
+                f"with escnet-export --image-size {image_size}, or evaluate the checkpoint"
             )
         return Segmenter(path, backend, chunk=chunk)
     if path.suffix != CHECKPOINT_SUFFIX or not path.is_file():

@@ -12,7 +12,7 @@ from .clocks import GpuClocks
 __all__ = ["gpu_clocks", "gpu_joules"]
 
 _T = TypeVar("_T")
-#: Bits of nvmlClocksEventReasons that mean: slower than it could be. Idle and settings do not.
+#: Bits of nvmlClocksEventReasons that mean throttling, unlike those for idling and for settings.
 _REASONS: Final = {
     0x04: "power cap",
     0x08: "hardware slowdown",
@@ -23,17 +23,17 @@ _REASONS: Final = {
 
 
 def gpu_clocks(nvml: Any = pynvml) -> tuple[GpuClocks, ...]:
-    """Of all GPUs that the driver shows; empty without a driver."""
+    """Clocks of all GPUs that the driver shows; empty without a driver."""
     with _opened(nvml) as handles:
         return tuple(_clocks(nvml, handle) for handle in handles if handle is not None)
 
 
 def gpu_joules(uuid: str | None = None, nvml: Any = pynvml) -> float | None:
-    """What the GPU that computes has taken since the driver was loaded; None if it does not tell.
+    """Energy of the computing GPU since the driver was loaded; None if the GPU has no counter.
 
     Args:
-        uuid: of that GPU. Without it, it is the first that CUDA_VISIBLE_DEVICES names, by index or
-            UUID, else the first of all, whose order is not always CUDA's.
+        uuid: of that GPU. By default it is the first one in CUDA_VISIBLE_DEVICES, by index or UUID,
+            or else NVML's first, whose order is not always CUDA's.
         nvml: the library.
     """
     wanted = uuid or os.environ.get("CUDA_VISIBLE_DEVICES", "").partition(",")[0].strip()
@@ -67,7 +67,7 @@ def _clocks(nvml: Any, handle: Any) -> GpuClocks:
 
 @contextmanager
 def _opened(nvml: Any) -> Iterator[list[Any]]:
-    """Handles of the GPUs; none where there is no driver, None for one that cannot be asked."""
+    """Handles of the GPUs, None for one that cannot be queried; empty without a driver."""
     try:
         nvml.nvmlInit()
     except nvml.NVMLError:
@@ -81,7 +81,7 @@ def _opened(nvml: Any) -> Iterator[list[Any]]:
 
 
 def _asked(nvml: Any, question: Callable[..., _T], *arguments: Any) -> _T | None:
-    """The answer; None where this GPU has none (a Jetson, a virtual one)."""
+    """The answer to a query; None if this GPU does not support it (a Jetson, a virtual GPU)."""
     try:
         return question(*arguments)
     except nvml.NVMLError:

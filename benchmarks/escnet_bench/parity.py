@@ -1,8 +1,8 @@
 """How far a bundle is from float32 PyTorch and from the truth, on the backend that is timed.
 
-Everything goes through the very Segmenter that a latency is measured of. Without PyTorch, what is
-left is the truth, and the golden run that each bundle brings along: one image through float32
-PyTorch, of which the bundle holds prompts, labels and a fingerprint of each stage.
+Everything runs through the same Segmenter whose latency is measured. Without PyTorch the bundle is
+compared with the true labels and with its own golden run: one image through float32 PyTorch, of
+which the bundle holds prompts, labels and a fingerprint of each stage.
 """
 
 from collections.abc import Mapping, Sequence
@@ -44,7 +44,7 @@ METHOD: Final = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageFigure:
-    """The worst of a stage's outputs: ‖got - want‖₂ / ‖want‖₂, infinite if not finite; cosine."""
+    """Worst relative L2 (‖got - want‖₂ / ‖want‖₂; infinite if not finite) and cosine of a stage."""
 
     relative_l2: float
     cosine: float
@@ -52,10 +52,10 @@ class StageFigure:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GoldenFigures:
-    """The golden run repeated: one image, which float32 PyTorch once segmented.
+    """The repeated golden run: one image, compared with float32 PyTorch's run in the bundle.
 
-    ``prompt_flips`` of ``prompts`` are those that the bundle alone would have chosen otherwise.
-    ``stages`` are estimates of the relative L2, errors of the stages before included. ``failure``
+    ``prompt_flips`` of ``prompts`` are those that the bundle by itself would choose differently.
+    ``stages`` are estimates of the relative L2, which include errors of earlier stages. ``failure``
     says why the run ended early; ``pixel_agreement`` is None then.
     """
 
@@ -68,21 +68,22 @@ class GoldenFigures:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ParityRow:
-    """A bundle on a backend.
+    """Figures of a bundle on a backend.
 
     Attributes:
         model, precision: of the bundle.
-        implementation: the backend's name, as in the rows of a latency.
+        implementation: the backend's name, as in rows of ``escnet-bench latency``.
         backend: the same for people: library, version, device.
-        dataset, images, categories: what the figures are of.
-        reference: "torch", or None where there was none; all that is against it is None then.
+        dataset, images, categories: what the figures were measured on.
+        reference: "torch", or None without PyTorch; all figures against it are None then.
         miou, reference_miou, miou_difference: of the bundle, of PyTorch, the first minus the
             second; None if no pixel is labelled.
         pixel_accuracy, reference_pixel_accuracy: share of labelled pixels that are right.
         pixel_agreement: share of all pixels with the label that PyTorch gives.
-        prompt_flips, prompts: by block, prompts that PyTorch chooses otherwise, and all.
-        stages: by graph; of the first ``stage_images`` images.
-        golden: the bundle's golden run repeated.
+        prompt_flips, prompts: by block, the number of prompts that PyTorch chooses differently, and
+            of all prompts.
+        stages: by graph, on the first ``stage_images`` images.
+        golden: the repeated golden run of the bundle.
     """
 
     model: str
@@ -107,17 +108,17 @@ class ParityRow:
 
 
 class Reference(Protocol):
-    """Float32 PyTorch of the bundle's weights."""
+    """Float32 PyTorch with the bundle's weights."""
 
     @property
     def segmenter(self) -> Segmenter:
         """PyTorch behind the runtime's pipeline."""
 
     def comparing(self, wanted: bool) -> AbstractContextManager[None]:
-        """Meanwhile, each graph that PyTorch runs is run by the bundle too, if it is wanted."""
+        """If ``wanted``, the bundle also runs each graph that PyTorch runs inside the block."""
 
     def stages(self) -> Mapping[str, StageFigure]:
-        """The worst so far, by graph."""
+        """The worst figures so far, by graph."""
 
 
 def measure_parity(
@@ -136,13 +137,14 @@ def measure_parity(
     Args:
         segmenter: of the bundle, on a backend.
         dataset: images with labels.
-        name: what the dataset is called in what is published.
-        reference: of the same weights.
-        categories: what the model is asked for, in the order of the dataset's classes, which it is
-            by default.
-        limit: the first so many images; all by default.
-        stage_images: how many of them the stages are compared on: each costs a further image.
-        step: told of each image.
+        name: name of the dataset in published results.
+        reference: PyTorch with the same weights, if it is here.
+        categories: what the model is asked for, in the order of the dataset's classes; by default
+            these.
+        limit: use only the first so many images; all by default.
+        stage_images: number of images on which stages are compared, each at the cost of another
+            image.
+        step: called for each image.
 
     Raises:
         InputError: the categories do not fit the classes, or a file cannot be used.

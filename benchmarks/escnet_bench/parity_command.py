@@ -25,7 +25,7 @@ from .results import Document, result_document
 __all__ = ["add_parity_options", "parity"]
 
 _DATASET: Final = "shapes:heldout"
-_SCENES: Final = 60  # of a built-in set, which has no end
+_SCENES: Final = 60  # default for built-in sets, which have no end
 _STAGE_IMAGES: Final = 4
 _LOG: Final = logging.getLogger("escnet_bench")
 
@@ -33,7 +33,7 @@ _LOG: Final = logging.getLogger("escnet_bench")
 def add_parity_options(parser: argparse.ArgumentParser) -> None:
     """Add what ``escnet-bench parity`` takes, besides the common options and ``--output``."""
     add = parser.add_argument
-    add("--bundle", type=Path, required=True, metavar="BUNDLE", help="the one that is timed")
+    add("--bundle", type=Path, required=True, metavar="BUNDLE", help="the bundle to compare")
     add(
         "--dataset",
         default=_DATASET,
@@ -45,21 +45,24 @@ def add_parity_options(parser: argparse.ArgumentParser) -> None:
         "--checkpoint",
         type=Path,
         metavar="FILE",
-        help="what the bundle was made from, for PyTorch (default: what ships, if it was that)",
+        help="the checkpoint that the bundle was exported from, for PyTorch (default: the weights "
+        "that ship, if the bundle was made from them)",
     )
-    weights.add_argument("--preset", metavar="NAME", help="the same for a bundle of a preset")
+    weights.add_argument(
+        "--preset", metavar="NAME", help="the preset, if the bundle was exported from one"
+    )
     add(
         "--limit",
         type=int,
         metavar="N",
-        help=f"the first N images alone (default: all; {_SCENES} scenes of {SHAPES}...)",
+        help=f"use only the first N images (default: all; {_SCENES} scenes of {SHAPES}...)",
     )
     add(
         "--stage-images",
         type=int,
         default=_STAGE_IMAGES,
         metavar="N",
-        help="images that stages are compared on, which takes as long as another image "
+        help="images on which stages are compared too; each takes as long as another image "
         f"(default: {_STAGE_IMAGES})",
     )
     add_backend_option(parser)
@@ -68,7 +71,8 @@ def add_parity_options(parser: argparse.ArgumentParser) -> None:
         "--classes-file",
         type=Path,
         metavar="FILE",
-        help="what to ask the model for, in the order of the dataset's classes (its own names)",
+        help="names to ask the model for, in the order of the dataset's classes (default: the "
+        "dataset's own names)",
     )
 
 
@@ -118,7 +122,7 @@ def parity(arguments: argparse.Namespace, console: Console) -> Document:
 def _reference(
     arguments: argparse.Namespace, segmenter: Segmenter
 ) -> Iterator[tuple[Reference | None, str | None]]:
-    """PyTorch with the bundle's weights; or None, and why."""
+    """PyTorch with the bundle's weights, or None and the reason why there is none."""
     asked = arguments.checkpoint or arguments.preset
     try:
         from .parity_torch import TorchReference, Weights, shipped_weights
@@ -153,7 +157,7 @@ def _reference(
 
 
 def _said(why: str) -> str:
-    """Why the figures are fewer; said in the log too, since it is easily overlooked."""
+    """A note on why figures are missing, which is also logged because it is easily overlooked."""
     note = f"{why}: compared with the true labels and with the bundle's golden run alone"
     _LOG.warning("%s", note)
     return note

@@ -1,4 +1,4 @@
-"""Float32 PyTorch as what a bundle is compared with. Imported only where it is asked for."""
+"""Float32 PyTorch as the reference that a bundle is compared with. Imported only when needed."""
 
 import hashlib
 from collections.abc import Iterator, Mapping
@@ -35,13 +35,14 @@ if TYPE_CHECKING:
 
 __all__ = ["TorchReference", "Weights", "shipped_weights"]
 
-#: Float32 against float32, on whatever machine; other weights are off by 0.1 and more.
+#: Largest relative L2 between float32 runs of the same weights on any two machines; with other
+#: weights it is 0.1 and more.
 _SAME_WEIGHTS: Final = 1e-3
 
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """A model in float32, and what tells it apart; ``name`` is for messages."""
+    """A model in float32 with what identifies it; ``name`` is for messages."""
 
     name: str
     loaded: LoadedCheckpoint
@@ -49,15 +50,15 @@ class Weights:
 
     @classmethod
     def of_checkpoint(cls, path: Path) -> "Self":
-        """Those of a file.
+        """The weights of a checkpoint.
 
         Raises:
-            WeightsError: it is no checkpoint of this project.
+            WeightsError: the file is no checkpoint of this project.
         """
         return cls(f"checkpoint {path.name}", load_checkpoint(path), checkpoint_reference(path))
 
     def like(self, manifest: Manifest) -> "Self":
-        """For a bundle's image size, if the model takes it: ``escnet-export --image-size``."""
+        """These weights at a bundle's image size, as ``escnet-export --image-size`` gives it."""
         size = manifest.model.image_size
         if size not in self.loaded.model.config.image_sizes:
             return self
@@ -65,7 +66,7 @@ class Weights:
 
     @classmethod
     def of_preset(cls, name: str, *, trained: bool = True) -> "Self":
-        """Those that ship, if they are to be trained ones and some ship; else seeded ones.
+        """The weights that ship, if ``trained`` and there are any; otherwise seeded random ones.
 
         Raises:
             InputError: there is no such preset.
@@ -80,7 +81,7 @@ class Weights:
 
 
 def shipped_weights(manifest: Manifest) -> Weights | None:
-    """Those that ship, if a bundle says that it was made from them."""
+    """The weights that ship, if the bundle's manifest says that it was made from them."""
     model = manifest.model
     if model.name not in SHIPPED or not model.trained:
         return None
@@ -100,8 +101,8 @@ class TorchReference:
         """PyTorch with these weights, beside ``bundle``.
 
         Raises:
-            InputError: the bundle was made from other weights: with these, PyTorch does not repeat
-                its golden run.
+            InputError: the bundle was made from other weights: with these, PyTorch does not
+                reproduce its golden run.
         """
         made: list[_ComparingBackend] = []
         graphs = bundle.pipeline.backend
@@ -137,9 +138,10 @@ class TorchReference:
 
 
 class _ComparingBackend(TorchBackend):
-    """PyTorch that has a bundle's graphs run on what each of its own is run on.
+    """PyTorch that also runs each of a bundle's graphs on the inputs that its own graph gets.
 
-    Compared at once: recording every call of hundreds of categories would take gigabytes.
+    Outputs are compared at once, because a record of every call with hundreds of categories would
+    take gigabytes.
     """
 
     def __init__(self, model: EscNet, graphs: Backend, manifest: Manifest) -> None:
@@ -153,7 +155,7 @@ class _ComparingBackend(TorchBackend):
         self.comparing = False
 
     def run(self, graph: str, inputs: Mapping[str, Tensor | Array]) -> dict[str, Tensor]:
-        """As the base class, and compare if that is wanted."""
+        """As the base class, and compare with the bundle if that is wanted."""
         outputs = super().run(graph, inputs)
         if self.comparing:
             given = {name: self.to_host(value) for name, value in inputs.items()}
@@ -182,7 +184,7 @@ def _form(name: str, blocks: int, size: int, dimensions: int) -> str:
 
 
 def _require_same_weights(weights: Weights, torch_segmenter: Segmenter, bundle: Segmenter) -> None:
-    """The golden run was made by float32 PyTorch: with the same weights it comes out the same."""
+    """Refuse weights with which PyTorch does not reproduce the golden run that it once made."""
     found = golden_figures(torch_segmenter.pipeline, bundle)
     if found.failure is not None:
         raise InputError(

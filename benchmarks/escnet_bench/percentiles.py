@@ -1,4 +1,4 @@
-"""What times come to."""
+"""Percentiles of measured times."""
 
 from collections.abc import Iterable
 

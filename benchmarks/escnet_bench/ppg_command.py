@@ -30,13 +30,13 @@ def add_ppg_options(parser: argparse.ArgumentParser) -> None:
         nargs=2,
         default=[24, 24],
         metavar=("H", "W"),
-        help="cells of a map (default: 24 24)",
+        help="height and width of a map, in cells (default: 24 24)",
     )
     parser.add_argument(
         "--implementations",
         nargs="+",
         choices=("c", "numpy", "torch"),
-        help="what to time (default: the runtime's that are here, c and numpy)",
+        help="implementations to time (default: those of the runtime that are here, c and numpy)",
     )
     parser.add_argument(
         "--repeats", type=int, default=30, metavar="N", help="calls to time (default: 30)"
@@ -44,7 +44,7 @@ def add_ppg_options(parser: argparse.ArgumentParser) -> None:
 
 
 def ppg(arguments: argparse.Namespace, console: Console) -> Document:
-    """Time the prompt generator, show a table, and give the document.
+    """Time the prompt generator and show a table; returns the document.
 
     Raises:
         InputError: a number is out of range.

@@ -56,7 +56,7 @@ class PpgRow:
 
 
 def runtime_implementations() -> tuple[Implementation, ...]:
-    """The forms of the runtime that are here; C needs a compiler."""
+    """The runtime's implementations that are here; the one in C needs a compiler."""
     return ("c", "numpy") if native_status().active else ("numpy",)
 
 
@@ -107,7 +107,7 @@ def measure_ppg(
 def _implementation(
     name: Implementation, constants: PpgConstants
 ) -> tuple[Callable[[_Floats], Callable[[], object]], int]:
-    """What turns scores into a call to time, and the number of threads it may use."""
+    """A function that turns scores into the call to time, and the threads that the call may use."""
     if name == "numpy":
         return (
             lambda scores: (

@@ -42,27 +42,27 @@ def add_precision_options(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=list(_PRECISIONS),
         metavar="NAME",
-        help="int8+fp32 is int8 with the rest in float32, and so with fp8 (default: "
-        f"{' '.join(_PRECISIONS)})",
+        help="precisions to compare; int8+fp32 is int8 with everything else in float32, likewise "
+        f"fp8+fp32 (default: {' '.join(_PRECISIONS)})",
     )
     add(
         "--images",
         default="shapes:heldout",
         metavar="DATASET",
-        help="labelled images that the figures are of (default: shapes:heldout)",
+        help="labelled images to measure on (default: shapes:heldout)",
     )
     add(
         "--limit",
         type=int,
         default=24,
         metavar="N",
-        help="the first so many of them (default: 24)",
+        help="use only the first N of them (default: 24)",
     )
     add(
         "--gate-images",
         default="shapes:train",
         metavar="DATASET",
-        help="labelled images that int8 and fp8 are calibrated on, and that each budget is held on "
+        help="labelled images on which int8 and fp8 are calibrated and budgets are checked "
         "(default: shapes:train)",
     )
     add(
@@ -70,21 +70,21 @@ def add_precision_options(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=4,
         metavar="N",
-        help="the first so many of them; each takes memory for all that its graphs compute "
+        help="use only the first N of them; each takes memory for all that its graphs compute "
         "(default: 4)",
     )
     add(
         "--work",
         type=Path,
         metavar="DIR",
-        help="keep bundles and figures there; the same command goes on where it was interrupted "
-        "(default: a temporary folder)",
+        help="keep bundles and figures in this folder; the same command then resumes where it was "
+        "interrupted (default: a temporary folder)",
     )
     add("--repeats", type=int, default=5, metavar="N", help="images to time (default: 5)")
 
 
 def precision(arguments: argparse.Namespace, console: Console) -> Document:
-    """Export and measure every precision, show a table, and give the document.
+    """Export and measure every precision and show a table; returns the document.
 
     Raises:
         InputError: an option cannot be used.

@@ -1,8 +1,8 @@
 """What each precision of a model costs and gives: mIoU, agreement, flips, size, time on the CPU.
 
-Each precision is exported by the accuracy gate on images of its own, and its bundle then segments
-other images, which all its figures are of. Precisions are done one after the other; what is done
-stands in a folder, from which a run that was interrupted goes on.
+Each precision is exported with the accuracy gate on one set of images; its bundle is then measured
+on another. Precisions are done one after the other, and results are kept in a folder, from which an
+interrupted run resumes.
 """
 
 import dataclasses
@@ -58,7 +58,7 @@ def _silent(_: str = "", /, *, count: float = 1) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Variant:
-    """A way to export; ``rest`` is what int8 and fp8 leave unquantised."""
+    """A way to export; ``rest`` is the type of what int8 and fp8 do not quantise."""
 
     precision: Precision
     rest: Precision = Precision.FP16
@@ -77,7 +77,7 @@ class Variant:
 
     @property
     def untimed(self) -> str | None:
-        """Why a time on this CPU would say nothing; None where it says something."""
+        """Why a time on this CPU would mean nothing; None if it means something."""
         return _EMULATED if self.precision is Precision.BF16 else None
 
 
@@ -86,13 +86,13 @@ VARIANTS: Final = ("fp32", "fp16", "bf16", "int8+fp16", "int8+fp32", "fp8+fp16",
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
-    """What is measured on what.
+    """A checkpoint and the images it is measured on.
 
     Attributes:
         checkpoint: of this project.
-        images: the dataset that the figures are of, see :func:`~escnet_runtime.open_labelled`.
-        limit: the first so many of it.
-        gate_images, gate_limit: the same of what the accuracy gate and calibration see.
+        images: the dataset to measure on, see :func:`~escnet_runtime.open_labelled`.
+        limit: how many of its images are used, the first ones.
+        gate_images, gate_limit: the same for the accuracy gate and calibration.
         repeats: calls to time.
     """
 
@@ -104,7 +104,7 @@ class Task:
     repeats: int
 
     def key(self) -> dict[str, Any]:
-        """What figures depend on: only those of the same may stand in one table."""
+        """Everything that figures depend on; a table holds only figures with equal keys."""
         return {
             "checkpoint": sha256_file(self.checkpoint),
             **{name: getattr(self, name) for name in ("images", "limit")},
@@ -121,12 +121,13 @@ class PrecisionRow:
         miou, torch_miou: of the bundle, and of float32 PyTorch on the same images.
         pixel_agreement: share of labels equal to float32 PyTorch's.
         prompt_flips, prompts: prompts that differ from its, of all.
-        worst_stage, worst_stage_l2: on the gate's images, the graph farthest from it, fed the same.
+        worst_stage, worst_stage_l2: the graph with the largest relative L2 to float32 PyTorch on
+            the same inputs, on the gate's images.
         passed: whether the budget holds on the gate's images; ``reason`` says by how much.
-        kept_higher: blocks that the gate kept at a higher precision, with it.
-        bytes: of all graphs.
-        image_seconds: median; None where a time would say nothing, for ``untimed``.
-        images, categories: what the figures are of.
+        kept_higher: blocks that the gate kept at a higher precision, with that precision.
+        bytes: size of all graphs.
+        image_seconds: median; None if a time would mean nothing, for the reason in ``untimed``.
+        images, categories: how many the figures were measured on.
     """
 
     precision: str
@@ -157,11 +158,11 @@ def precision_rows(
     """Export and measure each of ``names``, see :meth:`Variant.of`.
 
     Args:
-        task: what is measured on what.
+        task: the checkpoint and the images.
         names: precisions.
-        work: a folder for bundles and figures; what is there of the same task is not done again.
-        step: told what is being done, and counts images: those of PyTorch, and those of each
-            precision.
+        work: a folder for bundles and figures; what it holds of the same task is not done again.
+        step: called with what is being done, and advanced by one for each image of PyTorch and of
+            each precision.
 
     Raises:
         InputError: a name is no precision, a number is less than 1, a dataset cannot be used, or
@@ -172,7 +173,7 @@ def precision_rows(
         if getattr(task, what) < 1:
             raise InputError(f"{what} is {getattr(task, what)}, expected at least 1")
     dataset = open_labelled(task.images)
-    open_labelled(task.gate_images)  # if it is not there, that is better said now
+    open_labelled(task.gate_images)  # so that a missing dataset is an error now and not later
     _claim(work, task)
     references = _References(work / "torch")
     with ExitStack() as stack:
@@ -192,7 +193,7 @@ def precision_rows(
 
 
 def _claim(work: Path, task: Task) -> None:
-    """Make the folder, or make sure that it is this task's."""
+    """Create the folder for this task, or refuse one that belongs to something else."""
     key, path = task.key(), work / _DONE
     work.mkdir(parents=True, exist_ok=True)
     if path.exists():
@@ -223,14 +224,14 @@ def _results(
 
 
 class _References:
-    """What float32 PyTorch makes of the images, one file each."""
+    """Results of float32 PyTorch for the images, one file each."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         folder.mkdir(exist_ok=True)
 
     def complete(self, images: int) -> bool:
-        """Whether all are there."""
+        """Whether the results of all images are there."""
         return all(self._path(index).exists() for index in range(images))
 
     def make(self, torch: Segmenter, dataset: LabelledImages, limit: int, step: Advance) -> None:
@@ -258,7 +259,7 @@ def _row(
     work: Path,
     step: Advance,
 ) -> PrecisionRow:
-    """Export and measure one precision, or read what is there."""
+    """Export and measure one precision, or read the figures of an earlier run."""
     path = work / f"{name}.json"
     if path.exists():
         found = parse_object(path.read_text(encoding="utf-8"), path.name)
@@ -296,10 +297,10 @@ def _row(
 
 
 def _of_parity(bundle: Bundle) -> dict[str, Any]:
-    """What of a row stands in the bundle's ``parity.json``: figures of the gate's images."""
+    """The figures of a row that are in ``parity.json``: those on the gate's images."""
     parity = parse_object((bundle.root / "parity.json").read_text(encoding="utf-8"), "parity.json")
     stages = {stage: error["relative_l2"] for stage, error in parity["stages"].items()}
-    # A number that is not finite is null there, and the worst.
+    # A number that is not finite is null in the file, and is the worst.
     worst = max(stages, key=lambda stage: np.inf if stages[stage] is None else stages[stage])
     return {
         "worst_stage": worst,
@@ -313,7 +314,7 @@ def _of_parity(bundle: Bundle) -> dict[str, Any]:
 
 
 def _bundle(task: Task, variant: Variant, folder: Path, step: Callable[[str], None]) -> Bundle:
-    """The bundle in ``folder``, exported if it is not there, whole."""
+    """The bundle in ``folder``, exported unless it is there and intact."""
     if folder.exists():
         try:
             return Bundle.open(folder, check="hashes")

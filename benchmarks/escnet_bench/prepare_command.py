@@ -1,4 +1,4 @@
-"""``escnet-prepare``: a dataset folder of a distributed data set, or of the small world."""
+"""``escnet-prepare``: makes a dataset folder from a distributed data set or the small world."""
 
 import argparse
 import dataclasses
@@ -50,8 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = command_parser(
         "escnet-prepare",
-        "Make a dataset folder for escnet-eval of a data set as it is distributed, or of the "
-        "built-in small world. The folder appears when it is complete.",
+        "Make a dataset folder for escnet-eval and escnet-train from a data set as it is "
+        "distributed, or from the built-in small world. The folder appears when it is complete.",
         epilog=_EPILOG,
         common=False,
     )
@@ -81,11 +81,11 @@ def _add_distributed(parser: argparse.ArgumentParser) -> None:
         "--classes-file",
         metavar="FILE",
         type=Path,
-        help="other names of the classes, in the data set's order; the data set's own names may be "
-        "in any order, which the classes then get (default: the data set's own files)",
+        help="names for the classes: other names in the data set's order, or the data set's own in "
+        "any order, which then becomes that of the classes (default: the data set's own files)",
     )
     add("--copy", action="store_true", help="copy the images (default: hard links)")
-    add("--limit", metavar="N", type=int, help="the first N images alone, in order of their names")
+    add("--limit", metavar="N", type=int, help="only the first N images, in order of their names")
     add(
         "--shorter-side",
         metavar="PX",
@@ -101,17 +101,17 @@ def _add_shapes(parser: argparse.ArgumentParser) -> None:
         "--split",
         choices=("train", "heldout"),
         default="heldout",
-        help="whose compositions are shown (default: heldout)",
+        help="split whose compositions are shown (default: heldout)",
     )
     add("--count", metavar="N", type=int, default=_COUNT, help=f"scenes (default: {_COUNT})")
-    add("--seed", metavar="SEED", type=int, help="other scenes of heldout (default: 0)")
+    add("--seed", metavar="SEED", type=int, help="seed for other scenes of heldout (default: 0)")
     add(
         "--objects",
         metavar=("MIN", "MAX"),
         type=int,
         nargs=2,
         default=(2, 6),
-        help="objects of a scene (default: 2 6)",
+        help="least and most objects in a scene (default: 2 6)",
     )
     add("--size", metavar="PX", type=int, default=128, help="pixels a side (default: 128)")
 

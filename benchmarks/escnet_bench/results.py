@@ -1,4 +1,4 @@
-"""Result files: what a benchmark found and under which conditions, as one JSON object."""
+"""Result files: a benchmark's results and their conditions, as one JSON object."""
 
 import contextlib
 import dataclasses
@@ -27,13 +27,13 @@ __all__ = [
 ]
 
 Document: TypeAlias = dict[str, Any]
-_DIGITS = 6  # behind the point: microseconds, kiloflops; of a number below _SMALL, in all
+_DIGITS = 6  # decimals (microseconds, kiloflops); below _SMALL, significant digits
 _SMALL = 1e-3
 #: The folders of an absolute path. A slash within words, as in an address or "GB/s", begins none.
 _FOLDERS: Final = re.compile(
     r"(?<![\w/.:~])(?:~?/(?:[^\s/:'\"<>|]+/)+|[A-Za-z]:\\(?:[^\s\\:'\"<>|]+\\)+)"
 )
-#: Of the documents here; one without it is of the first version. Keys may be added within a major.
+#: Version of the documents; one without a version is of the first. A minor version may add keys.
 SCHEMA_VERSION: Final = "1.0"
 
 
@@ -51,10 +51,10 @@ def result_document(
 
 @contextlib.contextmanager
 def saving(path: Path | None) -> Iterator[Callable[[Document], None]]:
-    """Give a function that writes the document to ``path``; for None it does nothing.
+    """Give a function that writes the document to ``path``; if that is None, it does nothing.
 
-    The place is claimed at once, so that nobody measures for an hour and then cannot write. The
-    file appears when the block ends; if that raises, what was at ``path`` stays.
+    ``path`` is checked at once, so that nobody measures for an hour and then cannot write. The file
+    appears when the block ends; if the block raises, what was at ``path`` stays.
 
     Raises:
         InputError: ``path`` is a folder, or cannot be written.
@@ -72,7 +72,7 @@ def saving(path: Path | None) -> Iterator[Callable[[Document], None]]:
 
 
 def plain(value: Any) -> Any:
-    """What JSON has; a number that is not finite becomes null."""
+    """A value in JSON's types; a number that is not finite becomes null."""
     match value:
         case Mapping():
             return {str(key): plain(entry) for key, entry in value.items()}
@@ -88,26 +88,26 @@ def plain(value: Any) -> Any:
 
 
 def without_folders(text: str) -> str:
-    """A text in which absolute paths are names of files: results are published.
+    """A text with absolute paths cut to file names, because results are published.
 
-    What a library says when it fails may name the folders of a user.
+    Error messages of libraries may name a user's folders.
     """
     for folder in _own_folders():
-        text = text.replace(f"{folder}{os.sep}", "/_/")  # a folder like another
+        text = text.replace(f"{folder}{os.sep}", "/_/")  # has no spaces, which would end a path
     return _FOLDERS.sub("", text)
 
 
 def _own_folders() -> list[str]:
-    """Those that tell most of who measures: a name with a space in it ends a path in a text."""
+    """The user's own folders, replaced as a whole: a space in one would seem to end the path."""
     found = []
     for asked in (Path.cwd, Path.home):
-        with contextlib.suppress(OSError, RuntimeError):  # it was deleted; there is none
+        with contextlib.suppress(OSError, RuntimeError):  # deleted, or there is no home folder
             found.append(str(asked()))
     return [folder for folder in found if " " in folder]
 
 
 def _rounded(value: float) -> float:
-    """Small numbers, such as an error of 1e-7, keep their leading digits."""
+    """Round for JSON; small numbers, such as an error of 1e-7, keep their leading digits."""
     if abs(value) < _SMALL:
         return float(f"{value:.{_DIGITS}g}")
     return round(value, _DIGITS)

@@ -1,4 +1,4 @@
-"""What a shortlist of categories saves and costs, beside the model that sees all of them."""
+"""What a shortlist of categories saves and costs, compared with the model that sees all of them."""
 
 import statistics
 import time
@@ -49,21 +49,21 @@ METHOD: Final = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ShortlistRow:
-    """One number of categories with one shortlist.
+    """Figures for one number of categories with one shortlist.
 
     Attributes:
-        categories: names given; ``distinct_categories`` of them differ.
-        classes: names of them that the images are labelled with; the others are distractors. None
+        categories: number of names given; ``distinct_categories`` of them differ.
+        classes: number of them that are classes of the labels; the others are distractors. None
             without labels.
-        shortlist: a number, "auto", or None: the full model.
+        shortlist: a number, "auto", or None for the full model.
         where: the scores that choose; None for the full model.
-        kept_mean, kept_max: distinct categories that the model was given.
-        p50_ms: of a whole call.
-        speedup: against the full model; 1 for itself.
+        kept_mean, kept_max: distinct categories that the model was given for an image.
+        p50_ms: median time of a whole call.
+        speedup: against the full model, whose own is 1.
         miou, pixel_accuracy: None without labels.
-        miou_loss: below zero where the shortlist is better.
-        agreement: 0 to 1.
-        images: all are in every figure.
+        miou_loss: full model's mIoU minus this one's; below zero if the shortlist is better.
+        agreement: share of labels equal to the full model's.
+        images: number of images; all are in every figure.
     """
 
     categories: int
@@ -158,11 +158,11 @@ def measure_shortlists(
 
     Args:
         segmenter: of the model.
-        pictures: what it segments.
-        distractors: names behind the pictures' own.
-        categories: numbers of categories, with the pictures' own among them.
-        shortlists: what is compared with the full model.
-        step: called behind every image.
+        pictures: the images to segment.
+        distractors: names to add to the pictures' own.
+        categories: numbers of categories, the pictures' own included.
+        shortlists: the shortlists to compare with the full model.
+        step: called after every image.
 
     Raises:
         InputError: there are no pictures, or a number of categories cannot be made.
@@ -182,7 +182,7 @@ def measure_shortlists(
 
 @dataclass(slots=True)
 class _Tally:
-    """What is known of one way to run so far, image by image."""
+    """Results so far of one way to run, image by image."""
 
     shortlist: Shortlist | None
     counter: ConfusionCounter

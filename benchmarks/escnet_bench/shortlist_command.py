@@ -38,7 +38,7 @@ def add_shortlist_options(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=[847],
         metavar="N",
-        help="numbers of categories: the dataset's own, and distractors (default: 847)",
+        help="numbers of categories: the dataset's own, filled up with distractors (default: 847)",
     )
     add(
         "--shortlist",
@@ -46,7 +46,7 @@ def add_shortlist_options(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=[16, 32, 64, "auto"],
         metavar="K|auto",
-        help="what to compare with the full model (default: 16 32 64 auto)",
+        help="shortlists to compare with the full model (default: 16 32 64 auto)",
     )
     add(
         "--where",
@@ -54,13 +54,13 @@ def add_shortlist_options(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=["correlation"],
         help="the scores that choose: the correlation, or those after the first block, which then "
-        "runs for all categories; auto is for the correlation alone (default: correlation)",
+        "runs for all categories; auto works with the correlation only (default: correlation)",
     )
     add(
         "--distractors",
         metavar=f"{WORLD}|FILE",
-        help="names behind the dataset's own: other names of the small world's words, or those of "
-        f"a file of categories (default: {WORLD} for shapes:...)",
+        help=f"names to add to the dataset's own: {WORLD}, names made from the small world's "
+        f"words, or a file of categories (default: {WORLD} for shapes:...)",
     )
     add("--limit", type=int, default=40, metavar="N", help="the first N images (default: 40)")
     add_backend_option(parser, torch=True)
@@ -68,7 +68,7 @@ def add_shortlist_options(parser: argparse.ArgumentParser) -> None:
 
 
 def shortlists(arguments: argparse.Namespace, console: Console) -> Document:
-    """Measure, and give the document.
+    """Measure; returns the document.
 
     Raises:
         InputError: an option cannot be used.

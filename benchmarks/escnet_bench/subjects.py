@@ -22,7 +22,7 @@ __all__ = [
     "pictures",
 ]
 
-#: Model → labelled images of what it was trained for.
+#: Model → labelled images of the kind it was trained for.
 KNOWN: Final = {"tiny": "shapes:heldout"}
 
 
@@ -45,7 +45,7 @@ def made_up_images(size: tuple[int, int], count: int, seed: int = 0) -> list[Ima
 
 
 def pictures(model: str, size: tuple[int, int], count: int) -> list[ImageArray]:
-    """Images that the model knows: `tiny` those of its world, others none, so any of ``size``."""
+    """Images of the kind the model knows: `tiny` its world; for others made-up ones of ``size``."""
     if model in KNOWN:
         return [one.image for one in itertools.islice(open_labelled(KNOWN[model]), count)]
     return made_up_images(size, count)
@@ -63,9 +63,10 @@ def known_categories(model: str) -> int:
 
 
 def load_model(name: str, image_size: int | None = None) -> "tuple[EscNet, str, bool]":
-    """A preset in float32: trained weights where they ship, else seeded ones; their description.
+    """A preset in float32, a description of its weights, and whether they are trained.
 
-    ``image_size`` in place of the preset's, if it is given.
+    The weights are those that ship, or seeded random ones if none do. ``image_size``, if given,
+    replaces the preset's.
     """
     from escnet.presets import preset
     from escnet.weights import load_preset

@@ -1,7 +1,7 @@
 """A checkpoint behind the runtime's own pipeline: torch computes the graphs, in float32.
 
-Tokenizer, prompts, windows and what follows the logits are the very code a bundle runs through, so
-two figures differ by the graphs alone. Imported only when a checkpoint is evaluated.
+Tokenizer, prompts, windows and post-processing are the same code that a bundle runs through, so
+figures of the two differ only by the graphs. Imported only when a checkpoint is evaluated.
 """
 
 from collections.abc import Callable, Iterator

@@ -143,7 +143,7 @@ def test_a_plan_that_is_far_from_what_is_taken_fails(
         ([0, 60, 100, 120], [0, 0, 9000, 60], 0, None),
         ([0, 300, 600, 900], [0, 0, 0, 0], 0, "the host's memory grew"),
         ([0, 0, 0, 0], [0, 0, 400, 400], 0, "the GPU's memory grew"),
-        ([0, 0, 0, 0], [0, 0, 0, 0], 3, "images got other labels than at first"),
+        ([0, 0, 0, 0], [0, 0, 0, 0], 3, "images got other labels than the first time"),
     ],
 )
 def test_a_soak_that_grows_or_goes_wrong_fails(

@@ -271,7 +271,7 @@ def test_labels_that_are_not_ours_are_warned_of(
     with caplog.at_level(logging.WARNING, logger="escnet_bench"):
         bench._warn(rows)
     [record] = caplog.records
-    assert record.getMessage().startswith("torch at fp32 has 50.00 % of our labels")
+    assert record.getMessage().startswith("torch at fp32 gives 50.00 % of our labels")
 
 
 def test_a_bundle_is_exported_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -532,7 +532,7 @@ def test_the_command_writes_a_page_and_plots(
     ("words", "message"),
     [
         (["--baseline", "soup"], "nothing of that name was timed; there are onnxruntime, torch"),
-        (["--readme", "R.md", "--no-plots"], "--readme writes its table alone"),
+        (["--readme", "R.md", "--no-plots"], "--readme writes only its table"),
         (["--readme", "nowhere.md"], "cannot read nowhere.md"),
     ],
 )

@@ -1,5 +1,5 @@
 """Sheets that show what a model saw in an image, from the photo to the label map.
 
-``trace`` collects (a run of the pipeline → dataclasses), ``panels`` and ``sheet`` draw (arrays →
-pictures), ``pages`` writes what stands beside the sheets, ``command`` is ``escnet-bench gallery``.
+``trace`` records a run of the pipeline in dataclasses, ``panels`` and ``sheet`` draw arrays as
+pictures, ``pages`` writes the page and the figures, and ``command`` is ``escnet-bench gallery``.
 """

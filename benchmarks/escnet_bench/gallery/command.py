@@ -42,11 +42,15 @@ def add_gallery_options(parser: argparse.ArgumentParser) -> None:
         metavar="FOLDER",
         type=Path,
         required=True,
-        help=f"folder of the sheets, {_PAGE} and {_FIGURES}; an older gallery is replaced",
+        help=f"folder for the sheets, {_PAGE} and {_FIGURES}; an older gallery there is replaced",
     )
     which = parser.add_mutually_exclusive_group()
     which.add_argument(
-        "--limit", metavar="N", type=int, default=_IMAGES, help=f"the first N images ({_IMAGES})"
+        "--limit",
+        metavar="N",
+        type=int,
+        default=_IMAGES,
+        help=f"use only the first N images (default: {_IMAGES})",
     )
     which.add_argument("--images", metavar="NAME", nargs="+", help="these images")
     add(
@@ -54,13 +58,14 @@ def add_gallery_options(parser: argparse.ArgumentParser) -> None:
         metavar="K",
         type=int,
         default=_CATEGORIES,
-        help=f"categories with most pixels in the ground truth to show ({_CATEGORIES})",
+        help="number of categories to show, those with most pixels in the ground truth (default: "
+        f"{_CATEGORIES})",
     )
     add_model_options(parser)
 
 
 def gallery(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
-    """Draw the gallery; returns the object of ``gallery.json``, with where it is.
+    """Draw the gallery; returns the object of ``gallery.json`` with the folder.
 
     Raises:
         InputError: an option, the dataset or the place of the output cannot be used.
@@ -111,7 +116,7 @@ def _draw(
         entries.append(sheet_entry(trace, asked))
         advance(sample.name)
     document = figures(model, entries, counter.scores(), conditions.finished())
-    # What UTF-8 lacks, half of a surrogate pair, becomes the escape that JSON has for it.
+    # A lone surrogate, which UTF-8 cannot encode, becomes JSON's escape for it.
     text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     (folder / _FIGURES).write_text(text, encoding="utf-8", errors="backslashreplace")
     (folder / _PAGE).write_text(page(model, document), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""What stands beside the sheets of a gallery: its figures as JSON, and a page that shows it."""
+"""The files beside a gallery's sheets: its figures as JSON, and a page that shows the sheets."""
 
 import dataclasses
 import re
@@ -44,12 +44,12 @@ class GalleryModel:
 
 
 def sheet_file(name: str) -> str:
-    """File name of an image's sheet: the image's name, what cannot be shown as escapes."""
+    """File name of an image's sheet: the image's name with unprintable characters escaped."""
     return f"{printable(name)}.png"
 
 
 def sheet_caption(model: GalleryModel) -> str:
-    """Which model, how and on what, in a sentence."""
+    """A sentence that names the model, how it ran, and on what."""
     return (
         f"{model.model} ({model.kind}, {model.precision}), {model.backend}; weights: "
         f"{model.weights}; one of {model.classes} categories of {model.dataset} for each pixel."
@@ -95,7 +95,7 @@ def figures(
 
 
 def page(model: GalleryModel, document: Mapping[str, Any]) -> str:
-    """Markdown with every sheet and, in a sentence, what drew it and how right it is."""
+    """Markdown with every sheet and a sentence on its model and its accuracy."""
     note = f" **{_escaped(model.note)}.**" if model.note else ""
     lines = [
         f"# {_escaped(model.model)} on {_escaped(model.dataset)}",

@@ -1,4 +1,4 @@
-"""One image on a sheet: what is there, what the model says, and how its correlation got there."""
+"""Draws one image's sheet: ground truth, prediction, and how the correlation led to it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ from .trace import CategoryTrace, ImageTrace
 
 __all__ = ["WIDTH", "draw_sheet"]
 
-#: Of a sheet, px: what a phone shows whole and still readable, and a page at its own size.
+#: Width of a sheet, px: still readable when a phone shows it whole, and a page shows it unscaled.
 WIDTH: Final = 1280
 _MARGIN: Final = 24
 _INNER: Final = WIDTH - 2 * _MARGIN
@@ -127,7 +127,7 @@ def _panel_size(trace: ImageTrace, width: int) -> tuple[int, int]:
 def _legend(trace: ImageTrace, predicted: bool) -> list[_Entry]:
     """The classes with most pixels, the sum of the others, and what has no label."""
     labels = trace.prediction if predicted else trace.truth
-    # Of 256 classes, 255 is "not labelled" in the ground truth and a class in the prediction.
+    # 255 means "not labelled" in the ground truth, but with 256 classes is one in the prediction.
     unlabelled = np.zeros(labels.shape, bool) if predicted else labels == ignore_index(labels)
     counts = np.bincount(labels[~unlabelled], minlength=len(trace.classes))
     order = np.argsort(-counts, kind="stable")[: np.count_nonzero(counts)]

@@ -1,4 +1,4 @@
-"""What happens to the categories of an image between photo and label map, kept for drawing."""
+"""Records what happens to an image's categories between photo and label map, for drawing."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
@@ -169,9 +169,9 @@ def trace_image(
 
 
 class _Watch:
-    """An observer of the pipeline that keeps some rows of the categories.
+    """An observer of the pipeline that keeps the tensors of some categories.
 
-    Memory: of the rows kept, whatever the number of categories and their chunks.
+    Its memory depends only on the rows kept, not on the number of categories or on chunks.
     """
 
     def __init__(self, backend: Backend, rows: Sequence[int]) -> None:

@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "gpu-check",
-        description="Everything that only a GPU can tell. Each part writes gpu-check-PART.json.",
+        description="Check everything that needs a GPU. Each part writes gpu-check-PART.json.",
         allow_abbrev=False,
     )
     add = parser.add_argument
@@ -59,7 +59,7 @@ def _parser() -> argparse.ArgumentParser:
         "--bundles",
         default=_DEFAULT.bundles,
         metavar="DIR",
-        help="folder of the bundles MODEL-PRECISION; those missing are exported",
+        help="folder of the bundles, MODEL-PRECISION; missing ones are exported",
     )
     add(
         "--models",
@@ -73,7 +73,7 @@ def _parser() -> argparse.ArgumentParser:
         nargs="+",
         default=list(_DEFAULT.precisions),
         metavar="NAME",
-        help=f"of the bundles (default: {' '.join(_DEFAULT.precisions)})",
+        help=f"precisions of the bundles (default: {' '.join(_DEFAULT.precisions)})",
     )
     add(
         "--categories",
@@ -86,7 +86,7 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--backend",
         default=_DEFAULT.backend,
-        help=f"of the runtime, on the GPU (default: {_DEFAULT.backend})",
+        help=f"backend of the runtime, on the GPU (default: {_DEFAULT.backend})",
     )
     add(
         "--size",
@@ -94,7 +94,7 @@ def _parser() -> argparse.ArgumentParser:
         nargs=2,
         default=list(_DEFAULT.size),
         metavar=("H", "W"),
-        help=f"of the images, px (default: {' '.join(map(str, _DEFAULT.size))})",
+        help=f"height and width of the images, px (default: {' '.join(map(str, _DEFAULT.size))})",
     )
     add("--images", type=int, default=_DEFAULT.images, metavar="N", help="images of the soak")
     add("--repeats", type=int, default=_DEFAULT.repeats, metavar="N", help="rounds of timing")
@@ -104,21 +104,21 @@ def _parser() -> argparse.ArgumentParser:
         nargs="+",
         default=list(_DEFAULT.chunks),
         metavar="N",
-        help="categories at a time, timed side by side by the part 'latency' (the runtime's own)",
+        help="categories at a time that the part 'latency' compares (default: the runtime's own)",
     )
     add(
         "--ort-graphs",
         action="store_true",
-        help="time ONNX Runtime's own CUDA graphs as well in the part 'latency'",
+        help="in the part 'latency', also time ONNX Runtime's own CUDA graphs",
     )
-    add("--limit", type=float, metavar="S", help="seconds a part may take; what it has stays")
-    add("--no-compile", action="store_true", help="leave torch.compile out: it takes minutes")
-    add("--device", choices=("cuda", "cpu"), default="cuda", help="cpu tries the script out")
+    add("--limit", type=float, metavar="S", help="most seconds of a part; rows so far are kept")
+    add("--no-compile", action="store_true", help="leave out torch.compile, which takes minutes")
+    add("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: only to try the script")
     return parser
 
 
 def _listed(parts: Sequence[str]) -> str:
-    return f"of {', '.join(parts)} (default: all)"
+    return f"which of {', '.join(parts)} (default: all)"
 
 
 def _plan(arguments: argparse.Namespace) -> CheckPlan:
@@ -144,7 +144,7 @@ def _plan(arguments: argparse.Namespace) -> CheckPlan:
 
 
 def _in_a_process(part: str, plan: CheckPlan, limit: float | None) -> str:
-    """Run a part; what became of it, in a few words. Its file says so too."""
+    """Run a part; returns in a few words how it ended, which its file says too."""
     command = [sys.executable, "-m", __package__ or "", part, plan.to_json()]
     process = subprocess.Popen(command, start_new_session=True)
     try:
@@ -162,7 +162,7 @@ def _in_a_process(part: str, plan: CheckPlan, limit: float | None) -> str:
 
 
 def _noted(part: str, plan: CheckPlan, what: str) -> str:
-    """Add to the part's file how it ended."""
+    """Record in the part's file how it ended."""
     path = Path(plan.output, f"gpu-check-{part}.json")
     if path.exists():
         document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))

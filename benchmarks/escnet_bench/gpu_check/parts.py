@@ -31,18 +31,18 @@ from .subjects import export, open_segmenter, ort_graphs, words
 __all__ = ["RUN"]
 
 _WARM_UP: Final = 3
-_COMPARED: Final = 4  # images whose labels are compared, at most
-_CLEAR: Final = 0.01  # lead of a clear label, as a share of the logits' standard deviation
+_COMPARED: Final = 4  # most images whose labels are compared
+_CLEAR: Final = 0.01  # least lead of a clear label, as a share of the logits' standard deviation
 _SOAK_CATEGORIES: Final = 19
-#: Least share of equal labels on pictures that a model knows, with all names that it knows.
+#: Least share of equal labels on images and names of the kind that a model was trained for.
 _AGREEMENT: Final = 0.999
-#: How far a plan may be from what was taken, as a share of that.
+#: Largest error of a memory plan, as a share of the memory that was taken.
 _OFF_PLAN: Final = 0.1
-#: Bytes that a soak may take more in its second half than in its first. What ONNX Runtime keeps of
-#: 256 images, until it is waited for, is about half of that.
+#: Bytes by which memory may grow from the first half of a soak to the second. What ONNX Runtime
+#: keeps of 256 images, until it is waited for, is about half of that.
 _GROWTH: Final = 128 << 20
-_LEAST_ROWS: Final = 4  # of a soak that tells of growth
-#: Images until ONNX Runtime's graphs are launched as they were recorded.
+_LEAST_ROWS: Final = 4  # a soak with fewer rows does not show growth
+#: Images until ONNX Runtime launches its recorded graphs.
 _UNTIL_RECORDED: Final = 4
 _RECORDED: Final = "escnet, ONNX Runtime's own CUDA graphs"
 _TESTS: Final = ("tests/kernels", "tests/device", "tests/gpu")
@@ -84,13 +84,13 @@ def _pipeline(plan: CheckPlan, report: Report) -> None:
             open_segmenter(bundle, plan, "onnxruntime") as on_cpu,
             open_segmenter(bundle, plan) as on_gpu,
         ):
-            # On the CPU, hundreds of categories of a large model take half a minute an image.
+            # A large model takes half a minute an image for hundreds of categories on the CPU.
             for categories in _cpu_categories(model, plan):
                 with report.attempt(f"{model} {precision}, {categories} categories"):
                     vocabulary = words(on_cpu, categories)
                     row = _compared(on_gpu, on_cpu, vocabulary, vocabulary, images)
                     report.add(model=model, precision=precision, categories=categories, **row)
-                    # With other words, labels are near-ties.
+                    # With words that the model does not know, labels are near-ties.
                     known = model in KNOWN and categories == known_categories(model)
                     report.expect(
                         not known or row["agreement"] >= _AGREEMENT,
@@ -107,9 +107,9 @@ def _cpu_categories(model: str, plan: CheckPlan) -> list[int]:
 
 
 def _with_its_own(model: str, plan: CheckPlan) -> list[int]:
-    """The plan's numbers of categories, and all of what the model was trained for.
+    """The plan's numbers of categories and the number that the model was trained for.
 
-    With fewer, much of its images shows none of them: such pixels are near-ties.
+    With fewer, many pixels show none of the categories and are near-ties.
     """
     return sorted({*plan.categories, *([known_categories(model)] if model in KNOWN else [])})
 
@@ -143,7 +143,7 @@ def _compared(
     its_vocabulary: Vocabulary,
     images: list[ImageArray],
 ) -> dict[str, Any]:
-    """Equal labels, also of pixels with a clear winner alone, and how far logits are apart."""
+    """Shares of equal labels, of all pixels and of clear ones alone, and errors of the logits."""
     equal, clear_equal, clear_share, apart = [], [], [], []
     confidence = 0.0
     for image in images:
@@ -230,7 +230,7 @@ def _latency(plan: CheckPlan, report: Report) -> None:
                 owned.enter_context(open_segmenter(bundle, plan, chunk=chunk))
                 for chunk in plan.chunks or (None,)
             ]
-            # What takes minutes, or may end the process, comes when the others are on disk.
+            # What takes minutes or may end the process comes after the others' rows are on disk.
             beside = ["torch eager"]
             beside += ["recorded"] if plan.ort_graphs else []
             beside += ["torch.compile"] if plan.compile else []
@@ -257,7 +257,7 @@ def _latency(plan: CheckPlan, report: Report) -> None:
 def _recorded(
     owned: ExitStack, bundle: Path, plan: CheckPlan, vocabulary: Vocabulary, image: ImageArray
 ) -> "Ours":
-    """ONNX Runtime's own CUDA graphs, which have been recorded when this returns."""
+    """A run with ONNX Runtime's own CUDA graphs, which are recorded before this returns."""
     with ort_graphs():
         segmenter = owned.enter_context(open_segmenter(bundle, plan))
     for _ in range(_UNTIL_RECORDED):
@@ -266,7 +266,7 @@ def _recorded(
 
 
 def _equal_labels(runs: Mapping[str, "Ours"], image: ImageArray) -> dict[str, float]:
-    """Share of labels that are those of the first."""
+    """The share of each run's labels that are equal to the first run's."""
     labels = {name: run(image).labels for name, run in runs.items()}
     first = next(iter(labels.values()))
     return {name: float((one == first).mean()) for name, one in labels.items()}
@@ -277,7 +277,7 @@ Ours = Callable[[ImageArray], Segmentation]
 
 
 def _ours(segmenters: Sequence[Segmenter], vocabulary: Vocabulary) -> dict[str, Ours]:
-    """One call for each chunk; several chunks that all categories fit in are the same."""
+    """A call for each distinct chunk; chunks larger than all categories are the same."""
     found: dict[str, Ours] = {}
     for segmenter in segmenters:
         several = len(segmenters) > 1
@@ -392,12 +392,12 @@ def _soak(plan: CheckPlan, report: Report) -> None:
                     images_a_second=count / (time.perf_counter() - start),
                     other_labels=wrong,
                 )
-        report.expect(wrong == 0, f"{wrong:,} images got other labels than at first")
+        report.expect(wrong == 0, f"{wrong:,} images got other labels than the first time")
     _expect_no_growth(report)
 
 
 def _expect_no_growth(report: Report) -> None:
-    """The least of each half is compared: other processes on the GPU come and go."""
+    """Compare the least memory of each half, because other processes on the GPU come and go."""
     rows = report.rows
     if len(rows) < _LEAST_ROWS:
         return
@@ -414,7 +414,7 @@ def _expect_no_growth(report: Report) -> None:
 
 
 def _resident() -> int:
-    """Bytes of this process in memory now, or the most so far where that is all there is."""
+    """Resident memory of this process in bytes, or its peak if the system tells only that."""
     status = Path("/proc/self/statm")
     if status.exists():
         return int(status.read_text(encoding="ascii").split()[1]) * resource.getpagesize()

@@ -1,4 +1,4 @@
-"""What is asked of a run of ``gpu-check``, and where a part writes what it finds."""
+"""The plan of a run of ``gpu-check``, and the report that a part writes."""
 
 import dataclasses
 import json
@@ -63,11 +63,10 @@ class CheckPlan:
         size: height and width of the images.
         images: images of the soak.
         repeats: rounds of timing, and images compared.
-        chunks: categories at a time that are timed side by side, ascending; none: what the runtime
-            takes by itself.
-        ort_graphs: whether ONNX Runtime's own CUDA graphs, off elsewhere, are timed as well.
+        chunks: categories at a time to compare, ascending; if empty, the runtime's own choice.
+        ort_graphs: whether ONNX Runtime's own CUDA graphs, otherwise off, are timed as well.
         compile: whether torch.compile is timed; it takes minutes for each number of categories.
-        device: "cuda"; "cpu" tries the script out where there is no GPU, and means nothing else.
+        device: "cuda", or "cpu" to try the script without a GPU; its results then mean nothing.
     """
 
     output: str
@@ -86,24 +85,24 @@ class CheckPlan:
 
     @classmethod
     def from_json(cls, text: str) -> "CheckPlan":
-        """What :meth:`to_json` wrote."""
+        """Read what :meth:`to_json` wrote."""
         data: dict[str, Any] = json.loads(text)
         lists = ("models", "precisions", "categories", "size", "chunks")
         made: dict[str, Any] = {n: tuple(v) if n in lists else v for n, v in data.items()}
         return cls(**made)
 
     def to_json(self) -> str:
-        """For the process of a part."""
+        """As JSON, for the process of a part."""
         return json.dumps(dataclasses.asdict(self))
 
     def bundle(self, model: str, precision: str) -> Path:
-        """Where a bundle lies."""
+        """The folder of a bundle."""
         return Path(self.bundles, f"{model}-{precision}")
 
 
 @dataclass(slots=True)
 class Report:
-    """A part's file, written anew after each row."""
+    """A part's file, rewritten after each row."""
 
     path: Path
     conditions: Conditions
@@ -114,7 +113,7 @@ class Report:
 
     @classmethod
     def begin(cls, part: str, plan: CheckPlan) -> "Report":
-        """An empty one, on disk."""
+        """Write an empty report and return it."""
         path = Path(plan.output, f"gpu-check-{part}.json")
         report = cls(path, Conditions.now(METHODS[part], device="gpu"), part, plan)
         report.save()
@@ -129,14 +128,14 @@ class Report:
         )
 
     def expect(self, holds: bool, otherwise: str) -> None:
-        """Note, where it does not hold, what was found and expected; the part then fails."""
+        """Unless ``holds``, record ``otherwise``, what was found and expected: the part fails."""
         if not holds:
             self.errors.append(otherwise)
             self.save()
 
     @contextmanager
     def attempt(self, what: str) -> Iterator[None]:
-        """Keep the error of one piece of the part and go on."""
+        """Record an error of one piece of the part, so that the part can go on."""
         try:
             yield
         except Exception as error:  # whatever it is, the next piece may still work
@@ -145,7 +144,7 @@ class Report:
             self.save()
 
     def save(self, *, finished: bool = False) -> None:
-        """Write what is there."""
+        """Write the report so far."""
         document = {
             "benchmark": f"gpu-check {self.part}",
             "schema_version": SCHEMA_VERSION,

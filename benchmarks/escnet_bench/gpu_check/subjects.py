@@ -1,4 +1,4 @@
-"""What is checked: bundles, what opens them, words in their text encoder."""
+"""The subjects of the checks: bundles, their Segmenters and vocabularies."""
 
 import os
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ __all__ = ["export", "open_segmenter", "ort_graphs", "words"]
 
 
 def export(plan: CheckPlan, name: str, precision: str) -> Path:
-    """Export a model's bundle, unless it is there; gated at few categories, to save time."""
+    """Export a model's bundle unless it is there; with few checks, to save time."""
     from escnet_export import export_bundle
     from escnet_runtime.manifest import Precision
 
@@ -38,14 +38,14 @@ def export(plan: CheckPlan, name: str, precision: str) -> Path:
 def open_segmenter(
     bundle: Path, plan: CheckPlan, backend: str | None = None, *, chunk: int | None = None
 ) -> Segmenter:
-    """On the plan's backend, or another."""
+    """Open a bundle on the plan's backend, or on another one."""
     cache = Path(plan.bundles, "embeddings")
     return Segmenter(bundle, backend or plan.backend, cache=cache, chunk=chunk)
 
 
 @contextmanager
 def ort_graphs() -> Iterator[None]:
-    """Segmenters that are opened within have ONNX Runtime record CUDA graphs of its own."""
+    """Inside the block, Segmenters are opened with ONNX Runtime's own CUDA graphs on."""
     name = "ESCNET_ORT_CUDA_GRAPHS"
     before = os.environ.get(name)
     os.environ[name] = "1"
@@ -59,5 +59,5 @@ def ort_graphs() -> Iterator[None]:
 
 
 def words(segmenter: Segmenter, categories: int) -> Vocabulary:
-    """So many categories, encoded: of the model's world first, then generated ones."""
+    """A vocabulary of so many categories: first those of the model's world, then generated ones."""
     return segmenter.vocabulary(category_names(segmenter.bundle.manifest.model.name, categories))

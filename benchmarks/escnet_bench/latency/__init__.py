@@ -1,6 +1,6 @@
-"""``escnet-bench latency``: one image from pixels to labels, here and in what people run otherwise.
+"""``escnet-bench latency``: time of an image from pixels to labels, in ours and in other runtimes.
 
-A process for each allocator holds all implementations and does what it is told
-(:mod:`.served`); the command decides what is called when (:mod:`.measure`), from what it has
-seen so far (:mod:`.forecast`). docs/benchmarks.md describes the method and the result.
+For each allocator one process holds all implementations and obeys commands (:mod:`.served`). The
+command-line process decides what is called when (:mod:`.measure`), by what it has seen so far
+(:mod:`.forecast`). docs/benchmarks.md describes the method and the result.
 """

@@ -1,4 +1,4 @@
-"""From what was measured to rows."""
+"""Makes the result's rows from the measurements."""
 
 from collections.abc import Callable, Mapping
 
@@ -19,7 +19,7 @@ def assemble_rows(
     peak: Peak | None,
     weight_bytes: int,
 ) -> list[LatencyRow]:
-    """One for each implementation in each cell, by number of categories and allocator."""
+    """A row for each implementation in each cell, ordered by categories and allocator."""
     rows = []
     for cell in sorted(found.timed, key=lambda one: (one.categories, one.allocator)):
         for variant, timed in found.timed[cell].items():

@@ -1,9 +1,10 @@
 """CAT-Seg (arXiv 2303.11797) in its authors' own code: a peer to compare times with.
 
 Their code is read from a checkout that the user names; none of it is here. Two of its modules are
-loaded, the CLIP and the aggregator, which need neither detectron2 nor weights: those are random,
-and no time depends on them. What joins the two, and pixels and labels with them, follows
-``CATSeg.forward`` and ``CATSegHead.forward`` there, without the sliding window. Labels say nothing.
+loaded, the CLIP and the aggregator, which do not need detectron2. Weights are random, because no
+time depends on them, so labels mean nothing. What connects the two with each other, with the pixels
+and with the labels follows their ``CATSeg.forward`` and ``CATSegHead.forward``, without the sliding
+window.
 """
 
 import importlib.util
@@ -26,10 +27,10 @@ from .torch_runs import labels_on_host
 
 __all__ = ["CatSeg"]
 
-#: By CLIP's width and patch: the side of the images that it was trained on, and the layers whose
-#: outputs guide the decoder (``CATSeg.__init__``).
+#: CLIP's (width, patch) → side of the images that it was trained on, and the layers whose outputs
+#: guide the decoder (``CATSeg.__init__``).
 _KINDS: Final = {(768, 16): (224, (3, 7)), (1024, 14): (336, (7, 15))}
-#: Of the aggregator, in ``configs/vitb_384.yaml`` and ``configs/vitl_336.yaml`` alike.
+#: Sizes of the aggregator, the same in ``configs/vitb_384.yaml`` and ``configs/vitl_336.yaml``.
 _SIZES: Final[dict[str, Any]] = {
     "text_guidance_proj_dim": 128,
     "appearance_guidance_proj_dim": 128,
@@ -54,7 +55,7 @@ class CatSeg:
 
     Args:
         checkout: see :func:`escnet_bench.latency.checkout.require_checkout`.
-        config: of the ESC-Net beside it: a CAT-Seg with a CLIP of that size.
+        config: of the ESC-Net to compare with; CAT-Seg gets a CLIP of the same size.
         device: where to run.
 
     Raises:
@@ -124,7 +125,7 @@ class CatSeg:
         self._kept.clear()
         features = self._maps(visual(image, dense=True))
         kept = [self._maps(one.transpose(0, 1)) for one in self._kept]
-        # The later layer is made the larger map, and comes last.
+        # The later layer is upsampled to the larger map, and comes last.
         guidance = [features, *(up(one) for up, one in zip(ups, kept, strict=True))]
         logits = aggregator(features, text, guidance)
         size = (pixels.shape[0], pixels.shape[1])

@@ -13,10 +13,10 @@ CLIP: Final = "cat_seg/third_party/model_vpt.py"
 
 
 def require_checkout(folder: Path) -> None:
-    """Refuse a folder that is none.
+    """Refuse a folder that is no checkout of CAT-Seg.
 
     Raises:
-        InputError: it lacks a file; says which.
+        InputError: a file is missing; says which.
     """
     for name in (AGGREGATOR, CLIP):
         if not (folder / name).is_file():

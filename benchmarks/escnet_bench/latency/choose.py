@@ -20,7 +20,7 @@ __all__ = [
     "variants_of",
 ]
 
-#: On a CPU, with a bundle of bf16: what a user of PyTorch would pick.
+#: What is also timed in bf16 on a CPU if the bundle is bf16: what a user of PyTorch would pick.
 _AT_BF16: Final = ("torch-plain", "torch", "torch-compile-static")
 
 
@@ -28,7 +28,7 @@ def check_precision(subject: Subject, asked: str | None) -> None:
     """Refuse a precision that is not the bundle's.
 
     Raises:
-        InputError: names both.
+        InputError: names both precisions.
     """
     there = subject.bundle.manifest.precision.value
     if asked is not None and asked != there:
@@ -39,17 +39,17 @@ def check_precision(subject: Subject, asked: str | None) -> None:
 
 
 def allocators(asked: Sequence[Allocator] | None, *, gpu: bool) -> Sequence[Allocator]:
-    """Those that were asked for; by default both on a CPU, the system's own on a GPU."""
+    """The allocators asked for; by default both on a CPU, and malloc as it is on a GPU."""
     return asked or (("default",) if gpu else get_args(Allocator))
 
 
 def chosen_variants(
     subject: Subject, asked: Sequence[str] | None, peer: Path | None, *, gpu: bool
 ) -> tuple[tuple[Variant, ...], dict[Variant, str]]:
-    """What is measured, the most important first; what of all cannot be, and why.
+    """Variants to measure, the most important first, and those that cannot be, with the reason.
 
     Raises:
-        BackendError: that was asked for by name.
+        BackendError: an implementation that was asked for by name cannot be measured.
     """
     chosen, missing = [], {}
     for name in IMPLEMENTATIONS:
@@ -70,7 +70,7 @@ def chosen_variants(
 
 
 def variants_of(name: str, precision: Precision, *, gpu: bool) -> list[Variant]:
-    """An implementation in each precision that it is measured in, for a bundle of a precision."""
+    """An implementation in each precision that is timed beside a bundle of ``precision``."""
     if not name.startswith(("torch", "openvino")):
         return [Variant(implementation=name, precision=precision.value)]
     if name == "openvino":
@@ -88,7 +88,7 @@ def variants_of(name: str, precision: Precision, *, gpu: bool) -> list[Variant]:
 
 
 def openvino_computes_bf16() -> bool:
-    """Whether OpenVINO is here, on a processor that has products of bf16."""
+    """Whether OpenVINO is installed and the processor has bf16 matrix products."""
     if importlib.util.find_spec("openvino") is None:
         return False
     from escnet_runtime.backends.openvino import computes_bf16  # an extra

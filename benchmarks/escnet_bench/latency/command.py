@@ -1,4 +1,4 @@
-"""``escnet-bench latency``: what it is asked for, and what it runs."""
+"""``escnet-bench latency``: from its options to the result document."""
 
 import argparse
 import logging
@@ -48,23 +48,23 @@ METHOD: Final = (
 _SIZE: Final = (480, 640)
 #: Rounds that are not counted, on a CPU and on a GPU.
 _WARM_UP: Final = {False: 1, True: 3}
-#: Below this, labels of a trained model are not those of ours.
+#: Least share of equal labels between an implementation of a trained model and ours.
 _AGREEMENT: Final = 0.99
-#: Its k-means has other seeds, and so other prompts.
+#: This implementation's k-means starts from other seeds, so its prompts may differ.
 _OTHER_PROMPTS: Final = "torch-naive-ppg"
 
 
 def latency(arguments: argparse.Namespace, console: Console) -> Document:
-    """Measure, show tables, and give the result's object.
+    """Measure and show tables; returns the result document.
 
     Raises:
-        InputError: what was asked for cannot be measured.
-        BackendError: what was asked for by name is not installed, or nothing ran.
+        InputError: an option cannot be used.
+        BackendError: an implementation that was named is not installed, or nothing ran.
     """
     began = time.monotonic()
     device = _device(arguments.device)
     gpu = device is not None
-    # Before a bundle is exported: that is a load as well, and none that was there before.
+    # Read before a bundle is exported, so that the load is not that of the export.
     conditions = Conditions.now(METHOD, device="gpu" if gpu else "cpu")
     repeats = REPEATS[gpu] if arguments.repeats is None else arguments.repeats
     check_numbers(arguments.categories, repeats, arguments.minutes)
@@ -202,15 +202,15 @@ class _Bench:
         return document
 
     def _warn(self, rows: Sequence[LatencyRow]) -> None:
-        """Say so where something that should give our labels does not."""
+        """Warn if an implementation that should give our labels does not."""
         if not (self._subject.same_weights and self._subject.bundle.manifest.model.trained):
             return
         for row in rows:
             other = row.implementation != _OTHER_PROMPTS
             if other and row.agreement is not None and row.agreement < _AGREEMENT:
                 _LOG.warning(
-                    "%s at %s has %.2f %% of our labels at %d categories, expected %.0f %%: its "
-                    "time is that of something else",
+                    "%s at %s gives %.2f %% of our labels at %d categories, expected at least "
+                    "%.0f %%: it computes something else, so its time cannot be compared",
                     row.implementation,
                     row.precision,
                     100 * row.agreement,
@@ -237,13 +237,13 @@ def _order(
     *,
     gpu: bool,
 ) -> Order:
-    """What the processes work on: files in ``work``."""
+    """The order for the measuring processes; its files are written into ``work``."""
     name = subject.bundle.manifest.model.name
     pixels = pictures(name, _SIZE, 1)[0] if image is None else image
     np.save(work / "image.npy", pixels)
     with Segmenter(subject.bundle, "onnxruntime") as segmenter:
         names = category_names(name, max(categories))
-        segmenter.vocabulary(names)  # all in one go, into the cache
+        segmenter.vocabulary(names)  # embed all names at once, into the cache
         vocabularies = {n: segmenter.vocabulary(names[:n]) for n in sorted(set(categories))}
     save_vocabularies(work / "texts.npz", vocabularies)
     return Order(
@@ -257,7 +257,7 @@ def _order(
 
 
 def _higher(before: Peak | None, after: Peak | None) -> Peak | None:
-    """The higher of two peaks: one that a busy machine reached is less than what it can do."""
+    """The higher of two peaks: a busy machine does not reach what it can do."""
     if before is None or after is None:
         return before or after
     return max(before, after, key=lambda one: max(one.gflop_a_second.values()))

@@ -1,4 +1,4 @@
-"""Bundles of presets and checkpoints, exported once and kept in the user's cache folder."""
+"""Exports bundles of presets and checkpoints once, and keeps them in the user's cache folder."""
 
 import glob
 import hashlib
@@ -22,9 +22,9 @@ from ..subjects import load_model
 
 __all__ = ["bundle_of", "source_key"]
 
-#: Libraries that write what is in a bundle.
+#: Libraries on whose versions the content of a bundle depends.
 _WRITERS: Final = ("onnx", "onnxscript", "open_clip_torch", "segment-anything", "torch")
-#: Older bundles of the same model are deleted then: each is as large as its weights.
+#: Age at which outdated bundles of a model are deleted: each is as large as its weights.
 _KEPT_SECONDS: Final = 24 * 3600.0
 
 
@@ -33,18 +33,18 @@ def bundle_of(
 ) -> tuple[Path, bool]:
     """The bundle of a preset or a checkpoint; exported unless it is in ``cache``.
 
-    Few checks are made and no budget is held: what is exported for its speed is compared with
-    PyTorch by the benchmark itself.
+    The export makes few checks and ignores the budget, because the benchmark itself compares the
+    bundle with PyTorch.
 
     Args:
         model: a preset's name, or the absolute path of a checkpoint, whatever it ends in: a link
             may lead to a file without an ending, as in the cache of huggingface_hub.
         precision: of its graphs.
         cache: where bundles are kept.
-        images: for the measure of parity that an export makes.
+        images: for the parity that the export measures.
 
     Returns:
-        Its folder, and whether it was made now.
+        Its folder, and whether it was exported just now.
 
     Raises:
         InputError: there is no such preset, or the checkpoint cannot be used.
@@ -75,7 +75,7 @@ def bundle_of(
 
 
 def source_key(*words: str) -> str:
-    """Changes with the words, with our sources and weights, and with the libraries that write."""
+    """A key that changes with ``words``, our sources and weights, and versions of libraries."""
     digest = hashlib.sha256("\0".join(words).encode())
     for library in _WRITERS:
         digest.update(f"{library} {importlib.metadata.version(library)}\0".encode())
@@ -89,7 +89,7 @@ def source_key(*words: str) -> str:
 
 
 def _forget(cache: Path, prefix: str, kept: Path) -> None:
-    """Delete bundles of other sources; one that may be in use now is left for a day."""
+    """Delete outdated bundles; recent ones, which may be in use, are left for a day."""
     for folder in cache.glob(f"{glob.escape(prefix)}*"):
         if folder != kept and _is_old(folder) and (folder / "bundle.json").is_file():
             shutil.rmtree(folder, ignore_errors=True)

@@ -21,9 +21,9 @@ class GpuPeak:
     bandwidth: float
 
 
-#: The name that the driver gives, without its maker → its peaks. All of the name: an "L40S" is no
-#: "L4", and "RTX 4090 Laptop GPU", "H100 NVL" and "GH200 480GB" are other or slower chips. fp16 are
-#: tensor cores without sparsity, at boost clocks; fp32 the ordinary cores.
+#: The driver's name of a GPU, without the maker → its peaks. Names are compared whole: an "L40S" is
+#: no "L4", and "RTX 4090 Laptop GPU", "H100 NVL" and "GH200 480GB" are other or slower chips. fp16
+#: is of tensor cores without sparsity, fp32 of the ordinary cores, both at boost clocks.
 GPU_PEAKS: Final = {
     # NVIDIA H200 and H100 data sheets (SXM; half of the figures "with sparsity").
     "H200": GpuPeak(fp16=989.5, fp32=67.0, bandwidth=4800.0),
@@ -49,10 +49,10 @@ _JETSON: Final = ("Orin", "Orin (nvgpu)")
 _SUPER: Final = GpuPeak(fp16=17.0, fp32=2.1, bandwidth=102.0)
 #: A Jetson's GPU is named by its board, as the device tree calls it.
 BOARD_PEAKS: Final = {
-    # Jetson AGX Orin series brief: 170 TOPS of sparse int8 in its GPU, a quarter of that is dense
-    # fp16; of the one with 64 GB, at 1.3 GHz.
+    # Jetson AGX Orin series brief: the GPU has 170 TOPS of sparse int8, of which dense fp16 is a
+    # quarter; for the module with 64 GB, at 1.3 GHz.
     "Jetson AGX Orin Developer Kit": GpuPeak(fp16=42.5, fp32=5.3, bandwidth=204.8),
-    # Jetson Orin Nano Super data sheet: 67 TOPS of sparse int8, a quarter of that; at 1.02 GHz.
+    # Jetson Orin Nano Super data sheet: 67 TOPS of sparse int8, again a quarter; at 1.02 GHz.
     "Jetson Orin Nano Developer Kit Super": _SUPER,
     "Jetson Orin Nano Engineering Reference Developer Kit Super": _SUPER,
 }
@@ -64,13 +64,13 @@ _TRIES: Final = 8
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Peak:
-    """What the hardware could do.
+    """The peak performance of the hardware.
 
     Attributes:
         device: "cpu" or the GPU's name.
         gflop_a_second: by precision.
-        gb_a_second: of its memory; None where that is not known.
-        source: how it is known.
+        gb_a_second: memory bandwidth; None if not known.
+        source: where the figures come from.
     """
 
     device: str
@@ -79,7 +79,10 @@ class Peak:
     source: str
 
     def floor_ms(self, gflop: float, precision: str, weight_bytes: float) -> float | None:
-        """Operations or weights, whichever takes longer; None for an unknown precision."""
+        """Time of the operations or of reading the weights, whichever is longer.
+
+        None for an unknown precision.
+        """
         rate = self.gflop_a_second.get(precision)
         if rate is None:
             return None
@@ -90,9 +93,9 @@ class Peak:
 
 
 def cpu_peak(side: int = _SIDE, tries: int = _TRIES) -> Peak:
-    """Measured: the fastest of some float32 products of square matrices, of all libraries here.
+    """The measured peak: the fastest float32 matrix product of all installed libraries.
 
-    No one of them will do: what is much on an Intel is half on an AMD.
+    One library would not do: one that is fast on an Intel may be half as fast on an AMD.
     """
     best, fastest = float("inf"), ""
     for library, product in products(side).items():
@@ -113,7 +116,7 @@ def cpu_peak(side: int = _SIDE, tries: int = _TRIES) -> Peak:
 
 
 def products(side: int) -> dict[str, _Product]:
-    """Library → the product of the same two square matrices in it; all libraries that are here."""
+    """Library → a function that multiplies the same two square matrices; all that are installed."""
     rng = np.random.default_rng(0)
     a, b = (rng.normal(size=(side, side)).astype(np.float32) for _ in range(2))
     found: dict[str, _Product] = {"NumPy": lambda: a @ b}
@@ -167,11 +170,11 @@ def _openvino_product(a: _Matrix, b: _Matrix) -> _Product:
 
 
 def gpu_peak(name: str, board: str | None = None) -> Peak | None:
-    """Published; None for a GPU that is not in the tables.
+    """The published peak; None for a GPU that is not in the tables.
 
     Args:
-        name: as the driver calls it.
-        board: as the device tree calls what it is on: that names a Jetson's.
+        name: the driver's name of the GPU.
+        board: the board's name in the device tree, which identifies a Jetson's GPU.
     """
     device = board if name.removeprefix(_MAKER) in _JETSON and board else name
     table = GPU_PEAKS if device == name else BOARD_PEAKS

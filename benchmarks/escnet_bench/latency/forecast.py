@@ -1,4 +1,4 @@
-"""How long a call will take and how much memory, told from what was seen so far."""
+"""Estimates a call's time and memory from the calls so far."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -8,7 +8,7 @@ from .plan import Cell, Form, Variant
 
 __all__ = ["Forecast"]
 
-#: How many times as long as ours a call takes, before anything of it was measured.
+#: Guessed ratio of an implementation's time to ours, used until one of its calls was measured.
 _GUESSED: Final = {
     "torch-plain": 3.0,
     "torch": 2.5,
@@ -17,20 +17,20 @@ _GUESSED: Final = {
     "torch-cat-seg": 2.5,
 }
 _GUESSED_COMPILED: Final = 2.5
-#: Seconds that the first call takes beyond an ordinary one, before any was measured.
+#: Guessed seconds that a first call with compilation takes beyond an ordinary one, until measured.
 _GUESSED_COMPILATION: Final = 45.0
 _GUESSED_DYNAMIC: Final = 150.0
 _GUESSED_OPENING: Final = 8.0
-#: Categories whose memory CAT-Seg takes with any number of them: it pads (measured: 2.0 GB at 19,
+#: CAT-Seg pads to this number of categories, so fewer take no less memory (measured: 2.0 GB at 19,
 #: 3.0 GB at 150).
 _PADDED: Final = 128
-#: Large allocations get slower with their size under the default allocator.
+#: Under the default allocator time grows faster than work, because large allocations get slower.
 _GROWTH: Final = 1.25
 
 
 @dataclass(slots=True)
 class Forecast:
-    """Learns from calls.
+    """Estimates calls from earlier ones.
 
     Args:
         work: (form, categories) → operations of an image, in any unit.
@@ -43,14 +43,14 @@ class Forecast:
     _ordinary: set[Variant] = field(default_factory=set)
 
     def learn_call(self, variant: Variant, cell: Cell, seconds: float) -> None:
-        """An ordinary call took so long."""
+        """Record the time of an ordinary call."""
         self._calls[variant, cell] = seconds
         self._ordinary.add(variant)
 
     def learn_opening(
         self, variant: Variant, cell: Cell, seconds: float, grown_bytes: int | None
     ) -> None:
-        """A first call took so long, loading included, and what it took beyond what was loaded."""
+        """Record a first call: its time, loading included, and its memory beyond what it loaded."""
         ordinary = self.call(variant, cell)
         if not variant.compiled and (ordinary is None or seconds < ordinary):
             self._calls[variant, cell] = seconds
@@ -59,7 +59,7 @@ class Forecast:
             self._grown[variant, cell.categories] = grown_bytes
 
     def call(self, variant: Variant, cell: Cell) -> float | None:
-        """Seconds of an ordinary call; None if nothing was measured that it could be told from."""
+        """Seconds of an ordinary call; None if nothing was measured to estimate it from."""
         known = {at: took for (one, at), took in self._calls.items() if one == variant}
         if cell in known:
             return known[cell]
@@ -75,21 +75,21 @@ class Forecast:
             return None
         known = {at: took for (one, at), took in self._openings.items() if one == variant}
         if variant.dynamic and any(at.allocator == cell.allocator for at in known):
-            return ordinary  # an allocator is a process, and in that one it is compiled
+            return ordinary  # this allocator's process has compiled it already
         if variant.compiled:
             guessed = _GUESSED_DYNAMIC if variant.dynamic else _GUESSED_COMPILATION
             return ordinary + (list(known.values())[-1] if known else guessed)
         return ordinary + (0.0 if known else _GUESSED_OPENING)
 
     def called(self, variant: Variant) -> bool:
-        """Whether an ordinary call was measured, not a first one alone."""
+        """Whether an ordinary call was measured, and not only a first one."""
         return variant in self._ordinary
 
     def memory(self, variant: Variant, categories: int) -> float | None:
         """Bytes that a call needs beyond what is loaded; None if not known.
 
-        In proportion to the categories, or by the line through two numbers of them if that is less:
-        what an image takes whatever the categories does not grow.
+        In proportion to the categories, or by the line through two measured numbers of categories
+        if that is less: part of the memory does not depend on the categories.
         """
         known = {n: size for (one, n), size in self._grown.items() if one == variant}
         if not known:
@@ -115,7 +115,7 @@ class Forecast:
         return work * (_GROWTH if slower else 1.0)
 
     def _guessed(self, variant: Variant, cell: Cell) -> float | None:
-        """From ours, if that was measured."""
+        """A guess from our own time, if that was measured."""
         if variant.ours:
             return None
         ours = [self.call(one, cell) for one in {one for one, _ in self._calls if one.ours}]

@@ -1,4 +1,4 @@
-"""Which call comes when: cells, first calls, rounds, and what no longer fits."""
+"""The schedule of a measurement: cells, first calls, rounds, and what no longer fits in time."""
 
 import math
 import time
@@ -18,13 +18,13 @@ from .rows import Found, Timed
 
 __all__ = ["MIN_ROUNDS", "Measurement"]
 
-#: Fewer calls make no row.
+#: With fewer rounds an implementation gets no row.
 MIN_ROUNDS: Final = 3
-#: Of the memory that is available, what a call may be expected to take.
+#: Share of the available memory that a call may take by its estimate.
 _MEMORY_SHARE: Final = 0.9
-#: Rounds in which a GPU's stages are looked at: that takes a call of its own.
+#: Rounds in which a GPU's stages are timed, which takes a separate call.
 _STAGE_ROUNDS: Final = 5
-#: Seconds of calls behind a figure of energy.
+#: Seconds of calls over which energy is measured.
 _ENERGY_SECONDS: Final = 1.0
 _LEAST_WAIT: Final = 5.0
 
@@ -33,14 +33,14 @@ class Measurement:
     """Measures cell after cell until all are done or time is up.
 
     Args:
-        settings: what is measured.
-        forecast: tells how long calls will take; learns from them.
-        start: begins a process that measures, with an allocator.
+        settings: what to measure.
+        forecast: estimates calls, and learns from them.
+        start: starts a measuring process with an allocator.
         gpu: whether everything runs on a GPU.
-        counter: of energy, if there is one.
-        clock: seconds.
-        available: bytes that a process can still take; None if not known.
-        step: told what is being done.
+        counter: counter of energy, if there is one.
+        clock: returns seconds.
+        available: returns the bytes that a process can still take; None if not known.
+        step: called with what is being done.
     """
 
     def __init__(
@@ -60,8 +60,8 @@ class Measurement:
         self._available, self._step = available, step
         self._end = clock() + settings.seconds * (1 - settings.memory_share)
         self._served: dict[Allocator, Served] = {}
-        self._keeps: bool | None = None  # whether the allocator "kept" does what it should
-        self._failed: dict[Variant, int] = {}  # number of categories from which on it fails
+        self._keeps: bool | None = None  # whether the allocator "kept" keeps memory
+        self._failed: dict[Variant, int] = {}  # least number of categories at which it failed
         self.found = Found()
         self.threads: dict[str, int] = {}
 
@@ -75,14 +75,14 @@ class Measurement:
         return self.found
 
     def _until(self, index: int) -> float:
-        """When a cell should be done: its share of what ours does not need in later cells."""
+        """When a cell should end: its share of the time beyond what ours needs in later cells."""
         now, rest = self._clock(), self._settings.cells[index:]
         needed = [self._least(cell) for cell in rest]
         free = max(self._end - now - sum(needed), 0.0)
         return now + needed[0] + free * rest[0].weight / sum(cell.weight for cell in rest)
 
     def _least(self, cell: Cell) -> float:
-        """Seconds that ours takes in a cell, of the cells of that number the first alone."""
+        """Least seconds that ours needs in a cell; of the cells with one number, only the first."""
         known = [one for one in self._settings.variants if one.ours and one not in self._failed]
         ours = known[0] if known else None
         same = [one for one in self._settings.cells if one.categories == cell.categories]
@@ -100,7 +100,7 @@ class Measurement:
                 self._open(variant, cell, until, timed)
             else:
                 self.found.leave_out(variant, cell, reason)
-            if variant.ours:  # what it needs in the other cells is better known now
+            if variant.ours:  # its time in the other cells can be estimated better now
                 until = self._until(index)
         if timed:
             self._rounds(cell, until, timed)
@@ -116,7 +116,7 @@ class Measurement:
             self._try(cell, lambda: served.ask("trim"))
 
     def _useless(self, cell: Cell) -> str | None:
-        """Why nothing can be measured in a cell; None if it can."""
+        """The reason why nothing can be measured in a cell; None if there is none."""
         if cell.allocator == "kept" and self._keeps is None and not self._over():
             try:
                 info = self._at(cell).ask("info", seconds=self._patience())
@@ -124,22 +124,22 @@ class Measurement:
                 return str(error)
             self._keeps = bool(info["kept"])
         if cell.allocator == "kept" and self._keeps is False:
-            return "freed memory is not kept here whatever glibc is told: another C library?"
+            return "glibc's settings do not keep freed memory here: another C library?"
         return None
 
     def _why_not(
         self, variant: Variant, cell: Cell, until: float, timed: dict[Variant, Timed]
     ) -> str | None:
-        """Why a variant is left out of a cell; None if it is not."""
+        """The reason why a variant is left out of a cell; None if it is not."""
         if self._over():
-            return "time: it was up; give more --minutes"
+            return "time: none was left; give more --minutes"
         failed = self._failed.get(variant)
         if failed is not None and cell.categories >= failed:
             return f"it failed at {failed} categories" if failed > 1 else "it failed before"
         if (reason := self._too_large(variant, cell)) is not None:
             return reason
         call, opening = self._call_time(variant, cell), self._forecast.opening(variant, cell)
-        if call is None or opening is None:  # nothing is known yet: only ours, and first cells
+        if call is None or opening is None:  # nothing to estimate from: ours, in a first cell
             return None
         needed = opening + MIN_ROUNDS * call
         promised = MIN_ROUNDS * sum(self._call_time(one, cell) or 0.0 for one in timed)
@@ -182,8 +182,7 @@ class Measurement:
             first_ms=answer["ms"], chunk=answer["chunk"], agreement=answer["agreement"]
         )
         if not self._forecast.called(variant):
-            # What a first call loads is no part of the next ones, and a plan made of it would leave
-            # out what there is time for.
+            # First calls load and are slower; a plan by their time would drop what does fit.
             order = [variant]
             self._call(variant, cell, timed, order, None)
             if not order:
@@ -212,7 +211,7 @@ class Measurement:
         return sum(self._call_time(variant, cell) or 0.0 for variant in order)
 
     def _drop_what_does_not_fit(self, cell: Cell, rounds: int, order: list[Variant]) -> None:
-        """Give up the least important ones, so that the others get their rounds."""
+        """Drop the least important variants until the others get their rounds."""
         while len(order) > 1 and rounds > 0:
             needed = rounds * self._round_time(order, cell)
             if self._clock() + needed <= self._end:
@@ -230,7 +229,7 @@ class Measurement:
         number: int | None,
     ) -> None:
         if variant not in order or self._over():
-            return  # lost in this round, or time is up
+            return  # the variant was lost in this round, or time is up
         stages = number is not None and (not self._gpu or number < _STAGE_ROUNDS)
         try:
             answer = self._at(cell).ask(
@@ -243,7 +242,7 @@ class Measurement:
         except EscNetError as error:
             order.remove(variant)
             if isinstance(error, TooSlow) and len(timed[variant].milliseconds) >= MIN_ROUNDS:
-                self._end_process(cell)  # time is up, and what was measured stands
+                self._end_process(cell)  # time is up; earlier measurements stay
                 return
             timed[variant].milliseconds.clear()
             self._lost(variant, cell, timed, error)
@@ -257,7 +256,7 @@ class Measurement:
     def _lost(
         self, variant: Variant, cell: Cell, timed: dict[Variant, Timed], error: EscNetError
     ) -> None:
-        """Leave a variant out; where its process is gone, open the others again."""
+        """Leave a variant out; if its process is gone, open the others again in a new one."""
         self.found.leave_out(variant, cell, str(error))
         worked = any(variant in one for at, one in self.found.timed.items() if at != cell)
         self._failed[variant] = cell.categories if worked else 1
@@ -277,11 +276,11 @@ class Measurement:
                     self._end_process(cell)
 
     def _energy(self, cell: Cell, timed: dict[Variant, Timed]) -> None:
-        """Millijoule an image, over a loop of calls."""
+        """Measure millijoules an image, over a loop of calls."""
         if self._counter is None:
             return
         for variant, one in timed.items():
-            if cell.allocator not in self._served:  # to open it again takes other cells' time
+            if cell.allocator not in self._served:  # a new process would cost other cells' time
                 self.found.leave_out(variant, cell, "energy: the process ended before")
                 continue
             seconds = one.percentiles()[0] / 1e3
@@ -302,7 +301,7 @@ class Measurement:
             if error is None and taken > 0:
                 one.energy_mj = 1e3 * taken / calls
             else:
-                said = "the counter told nothing" if error is None else str(error)
+                said = "the counter gave no value" if error is None else str(error)
                 self.found.leave_out(variant, cell, f"energy: {said}")
 
     def _at(self, cell: Cell) -> Served:
@@ -320,14 +319,14 @@ class Measurement:
         return self._clock() >= self._end
 
     def _patience(self, until: float | None = None) -> float:
-        """Seconds that an answer may take: until the end, or until ``until``."""
+        """Seconds left to wait for an answer: until the end, or until ``until``."""
         end = self._end if until is None else min(self._end, until)
         return max(end - self._clock(), 0.0) + _LEAST_WAIT
 
     def _try(self, cell: Cell, ask: Callable[[], object]) -> EscNetError | None:
-        """What went wrong with something that is good to have.
+        """Ask for something that is optional; returns the error, if any.
 
-        A process that it has ended is let go: who is asked next there has done nothing.
+        If the process has ended, it is dropped, so that the next variant is not blamed for that.
         """
         try:
             ask()

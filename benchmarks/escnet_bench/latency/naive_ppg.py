@@ -1,7 +1,7 @@
-"""Prompts as people write them first: a scikit-learn k-means for each category, on the host.
+"""A naive prompt generator: scikit-learn's k-means for each category, on the host.
 
-Its seeds are k-means++'s, not the farthest points of :mod:`escnet_runtime.ppg`, so it may find
-other regions: it is here for its time.
+It starts from k-means++ seeds, not from the farthest points of :mod:`escnet_runtime.ppg`, so it may
+find other regions. It serves to compare times.
 """
 
 import numpy as np

@@ -1,4 +1,4 @@
-"""What ``escnet-bench latency`` asks."""
+"""The options of ``escnet-bench latency``."""
 
 import argparse
 from pathlib import Path
@@ -19,12 +19,12 @@ _MINUTES: Final = 14.0
 
 
 def add_latency_options(parser: argparse.ArgumentParser) -> None:
-    """What the command asks."""
+    """Add the options of the command."""
     add = parser.add_argument
     model = parser.add_mutually_exclusive_group()
     model.add_argument("--preset", metavar="NAME", help=f"a configuration (default: {PRESET})")
     model.add_argument("--checkpoint", type=Path, metavar="FILE", help="an escnet checkpoint")
-    model.add_argument("--bundle", type=Path, metavar="BUNDLE", help="a bundle that is there")
+    model.add_argument("--bundle", type=Path, metavar="BUNDLE", help="folder of a bundle")
     add(
         "--categories",
         type=int,
@@ -38,20 +38,20 @@ def add_latency_options(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         choices=IMPLEMENTATIONS,
         metavar="NAME",
-        help=f"of {', '.join(IMPLEMENTATIONS)} (default: all that run here)",
+        help=f"which of {', '.join(IMPLEMENTATIONS)} (default: all that run here)",
     )
     add(
         "--allocators",
         nargs="+",
         choices=get_args(Allocator),
         metavar="NAME",
-        help="default: malloc as it is; kept: freed memory is kept (default: both; on a GPU the "
-        "first)",
+        help="allocators: default is malloc as it is, kept makes it keep freed memory (default: "
+        "both; on a GPU only 'default')",
     )
     add(
         "--precision",
         choices=[one.value for one in Precision if one.value.startswith(("fp32", "fp16", "bf16"))],
-        help="of the bundle that is exported (default: fp32 on a CPU, fp16 on a GPU)",
+        help="precision of the bundle to export (default: fp32 on a CPU, fp16 on a GPU)",
     )
     add(
         "--cat-seg",
@@ -59,19 +59,20 @@ def add_latency_options(parser: argparse.ArgumentParser) -> None:
         metavar="FOLDER",
         help="a checkout of CAT-Seg: its own code is timed too, as torch-cat-seg",
     )
-    add("--image", type=Path, metavar="FILE", help="to segment (default: a made-up one of 640×480)")
+    add("--image", type=Path, metavar="FILE", help="image (default: a made-up one of 640×480)")
     add(
         "--minutes",
         type=float,
         default=_MINUTES,
         metavar="M",
-        help=f"for all of it; what does not fit is left out and named (default: {_MINUTES:g})",
+        help="time for all measurements; what does not fit is left out and named (default: "
+        f"{_MINUTES:g})",
     )
     add(
         "--repeats",
         type=int,
         metavar="N",
-        help=f"timed calls, at most (default: {REPEATS[False]}, on a GPU {REPEATS[True]})",
+        help=f"most timed calls of each (default: {REPEATS[False]}, on a GPU {REPEATS[True]})",
     )
     add(
         "--device",

@@ -1,7 +1,8 @@
-"""Peak memory: a process of its own for each implementation.
+"""Peak memory, measured in a process of its own for each implementation.
 
-It makes one call for each number of categories, upwards: the peak so far is of the largest yet. One
-allocator is looked at, the default one where it was asked for: the other would take as long again.
+The process makes one call for each number of categories, in ascending order, so that the peak so
+far belongs to the last one. Only one allocator is measured, the default one if it was asked for:
+another would take as long again.
 """
 
 import time
@@ -26,7 +27,7 @@ _LEAST_WAIT: Final = 5.0
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PeakMemory:
-    """Of a process that ran one implementation; ``device`` is None on a CPU."""
+    """Peak memory of a process that ran one implementation; ``device`` is None on a CPU."""
 
     host: int | None
     device: int | None
@@ -41,13 +42,13 @@ def measure_peaks(
     clock: Callable[[], float] = time.monotonic,
     step: Callable[[str], object] = lambda _: None,
 ) -> dict[tuple[Variant, Cell], PeakMemory]:
-    """Measure what fits in the time; what does not is said in ``found.left_out``.
+    """Measure what fits in the time; ``found.left_out`` names the rest.
 
     Args:
-        found: what has rows, the most important implementations first.
-        forecast: how long first calls take.
-        start: begins a process that measures.
-        until: by ``clock``, when to stop.
+        found: the measurements so far, the most important implementations first.
+        forecast: estimates first calls.
+        start: starts a measuring process.
+        until: when to stop, by ``clock``.
     """
     peaks: dict[tuple[Variant, Cell], PeakMemory] = {}
     allocator: Allocator = "default"
@@ -74,7 +75,7 @@ def measure_peaks(
                     peaks[variant, cell] = PeakMemory(
                         host=answer["peak_memory_bytes"], device=answer["device_memory_bytes"]
                     )
-        except EscNetError as error:  # what it failed at, and more categories than that
+        except EscNetError as error:  # leaves out this number of categories and larger ones
             for cell in waiting:
                 _leave_out(found, variant, cell, str(error))
     return peaks
@@ -94,7 +95,7 @@ def _wanted(found: Found, allocator: Allocator) -> Mapping[Variant, list[Cell]]:
 def _fitting(
     variant: Variant, cells: Iterable[Cell], forecast: Forecast, seconds: float
 ) -> list[Cell]:
-    """Those with the fewest categories whose calls fit, together, in so many seconds."""
+    """The cells with the fewest categories whose calls fit together into so many seconds."""
     fitting, needed = [], _STARTING
     for cell in cells:
         needed += forecast.opening(variant, cell) or 0.0

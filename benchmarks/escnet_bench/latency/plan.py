@@ -1,4 +1,4 @@
-"""What is measured, in which order, and how much of the time each part may take."""
+"""The plan of a measurement: what, in which order, and how the time is shared."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ __all__ = [
 Allocator: TypeAlias = Literal["default", "kept"]
 Form: TypeAlias = Literal["plain", "shared"]
 
-#: Every implementation, the most important first: that order decides where time is short.
+#: All implementations, the most important first: if time is short, the last ones are dropped.
 IMPLEMENTATIONS: Final = (
     "tensorrt",
     "tensorrt-rtx",
@@ -38,12 +38,12 @@ IMPLEMENTATIONS: Final = (
     "torch-naive-ppg",
     "torch-cat-seg",
 )
-#: Another model, whose labels and operations are not ours.
+#: An implementation of another model, with other labels and operations.
 PEER: Final = "torch-cat-seg"
-#: What others are divided by and compared with: the first of these that ran.
+#: The first of these that ran is what others are divided by and compared with.
 OURS: Final = ("tensorrt", "tensorrt-rtx", "onnxruntime", "openvino")
 _SHARED: Final = (*OURS, "torch", "torch-shared-compile-static")
-#: Category number → share of the time, in parts; the first cells also bear the compilations.
+#: Number of categories → relative share of the time; compilations fall into the first cells.
 _WEIGHTS: Final = {19: 6.0, 150: 9.0, 58: 3.0, 847: 1.0}
 _FEW_FIRST: Final = (19, 150, 58, 847)
 
@@ -57,7 +57,7 @@ class Variant:
 
     @property
     def name(self) -> str:
-        """For people and as a key."""
+        """Its name for people, also used as a key."""
         return f"{self.implementation} {self.precision}"
 
     @property
@@ -82,7 +82,7 @@ class Variant:
 
     @property
     def dynamic(self) -> bool:
-        """Whether it is compiled once, for every number of categories."""
+        """Whether one compilation serves all numbers of categories."""
         return self.implementation.endswith("dynamic")
 
     @property
@@ -93,14 +93,14 @@ class Variant:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Cell:
-    """Implementations that take turns: one number of categories, one allocator."""
+    """A number of categories with an allocator; in a cell implementations take turns."""
 
     categories: int
     allocator: Allocator
 
     @property
     def weight(self) -> float:
-        """Its share of the time."""
+        """Its relative share of the time."""
         return _WEIGHTS.get(self.categories, 2.0)
 
 
@@ -111,10 +111,10 @@ class Settings:
     Attributes:
         variants: the most important first.
         cells: in the order in which they are measured.
-        seconds: for everything that is left to do.
-        repeats: rounds of a cell, at most; at least three are made.
-        warm_up: rounds that are not counted, where time allows.
-        memory_share: of the time that is kept for measuring memory.
+        seconds: time for everything that is left to do.
+        repeats: largest number of rounds in a cell; the smallest is three.
+        warm_up: rounds that are not counted, if time allows.
+        memory_share: share of the time that is reserved for measuring memory.
     """
 
     variants: tuple[Variant, ...]
@@ -126,7 +126,7 @@ class Settings:
 
 
 def cells(categories: Sequence[int], allocators: Sequence[Allocator]) -> tuple[Cell, ...]:
-    """All of them, the important ones first."""
+    """All cells, the important ones first."""
     known = [number for number in _FEW_FIRST if number in categories]
     ordered = [*known, *sorted(set(categories) - set(known))]
     return tuple(

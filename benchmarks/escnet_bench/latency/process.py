@@ -1,4 +1,4 @@
-"""A handle of the process that measures: its allocator, its commands, its end."""
+"""A handle of a measuring process: starts it with an allocator, sends commands, ends it."""
 
 import json
 import os
@@ -38,9 +38,9 @@ _THREADS: Final = (
     "OMP_THREAD_LIMIT",
     "OPENBLAS_NUM_THREADS",
 )
-_SAID: Final = 2000  # characters of what a process that ended has said
-#: Allocator → environment of the process. 4 GiB: above every single allocation; glibc before 2.35
-#: takes no threshold above 32 MiB, but no mapping at all.
+_SAID: Final = 2000  # most characters that are quoted from the output of a process that ended
+#: Allocator → environment of the process. 4 GiB is above every single allocation. glibc before 2.35
+#: accepts no threshold above 32 MiB, but it can be told to make no mappings at all.
 ALLOCATORS: Final[dict[Allocator, dict[str, str]]] = {
     "default": {},
     "kept": {
@@ -51,11 +51,10 @@ ALLOCATORS: Final[dict[Allocator, dict[str, str]]] = {
 
 
 def inherited(environment: Mapping[str, str]) -> dict[str, str]:
-    """What a process that measures takes over.
+    """The environment that a measuring process inherits.
 
-    Nothing that makes another allocator of malloc, and nothing that gives PyTorch other threads
-    than ONNX Runtime and OpenVINO, which do not ask for it: cores are taken from all alike by
-    ``taskset``.
+    Variables that replace or tune malloc are dropped, and those that set PyTorch's threads, which
+    ONNX Runtime and OpenVINO ignore: to limit the cores of all alike, use ``taskset``.
     """
     return {
         name: value
@@ -65,14 +64,14 @@ def inherited(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def thread_variables() -> dict[str, str]:
-    """In a container that is given the time of fewer cores than it sees: as many threads for
-    PyTorch as our runtime takes there."""
+    """Variables that give PyTorch as many threads as our runtime takes in a container with a CPU
+    quota; empty without one."""
     limit = thread_limit()
     return {"OMP_NUM_THREADS": str(limit)} if limit else {}
 
 
 class Refused(EscNetError):
-    """An implementation failed, and its process goes on."""
+    """An implementation failed, but its process goes on."""
 
 
 class ProcessEnded(EscNetError):
@@ -84,10 +83,10 @@ class TooSlow(EscNetError):
 
 
 class Served(Protocol):
-    """What a measurement asks of a process."""
+    """The interface of a measuring process."""
 
     def ask(self, do: str, variant: Variant | None = None, **more: Any) -> dict[str, Any]:
-        """Have a command carried out; ``seconds`` is how long that may take.
+        """Send a command and wait for the answer, at most ``seconds``.
 
         Raises:
             Refused, ProcessEnded, TooSlow: there is no answer.
@@ -140,7 +139,7 @@ class ServedProcess(Closing):
             assert stream is not None
             try:
                 stream.close()
-            except BrokenPipeError:  # what it was told last it never read
+            except BrokenPipeError:  # it never read the last command
                 continue
 
     def _send(self, what: Mapping[str, Any]) -> None:
@@ -152,7 +151,7 @@ class ServedProcess(Closing):
             raise self._ended() from None
 
     def _line(self, seconds: float) -> bytes:
-        """The next line of the answers, waited for at most so long."""
+        """The next line of the answers, within ``seconds``."""
         assert self._process.stdout is not None
         until = time.monotonic() + seconds
         with selectors.DefaultSelector() as selector:

@@ -1,4 +1,4 @@
-"""What the benchmark finds: rows, what is missing, ratios."""
+"""The results of the benchmark: rows, ratios, and what was left out."""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -38,7 +38,7 @@ class LatencyRow:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LeftOut:
-    """What was not measured, and why; None where it concerns all."""
+    """Something that was not measured, and why; a field is None if it applies to all."""
 
     implementation: str
     precision: str
@@ -49,7 +49,7 @@ class LeftOut:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Ratio:
-    """How many times as long as ours, median over the rounds."""
+    """How many times as long as ours an implementation takes, median over the rounds."""
 
     model: str
     implementation: str
@@ -62,7 +62,7 @@ class Ratio:
 
 @dataclass(slots=True)
 class Timed:
-    """What one implementation did in one cell; ``milliseconds`` by number of the round."""
+    """Measurements of an implementation in a cell; ``milliseconds`` by number of the round."""
 
     first_ms: float
     chunk: int | None
@@ -76,7 +76,7 @@ class Timed:
         return percentiles(self.milliseconds.values())
 
     def stage_medians(self) -> dict[str, float] | None:
-        """Median of each kind; None if it was not cut."""
+        """Median time of each kind of stage; None if stages were not timed."""
         if not self.stages:
             return None
         return {
@@ -93,20 +93,20 @@ class Found:
     left_out: list[LeftOut] = field(default_factory=list)
 
     def leave_out(self, variant: Variant, cell: Cell | None, reason: str) -> None:
-        """Say that something is missing; the first reason stands."""
+        """Record that something was left out; if it is there already, the first reason stays."""
         one = LeftOut(
             implementation=variant.implementation,
             precision=variant.precision,
             categories=None if cell is None else cell.categories,
             allocator=None if cell is None else cell.allocator,
-            reason=(reason := without_folders(reason)),  # what a library said may name them
+            reason=(reason := without_folders(reason)),  # a library's message may name folders
         )
         if not any(replace(other, reason=reason) == one for other in self.left_out):
             self.left_out.append(one)
 
 
 def ratios_of(model: str, cell: Cell, timed: Mapping[Variant, Timed]) -> list[Ratio]:
-    """Of each implementation in a cell to ours; none if ours is not among them."""
+    """Ratios of the other implementations in a cell to ours; empty if ours is not among them."""
     ours = _ours(list(timed))
     if ours is None:
         return []

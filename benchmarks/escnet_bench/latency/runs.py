@@ -1,4 +1,4 @@
-"""Implementations made ready to be called, in the process that measures them."""
+"""Opens implementations and runs them, in the measuring process."""
 
 import importlib.util
 from collections.abc import Mapping
@@ -34,15 +34,15 @@ _Labels = npt.NDArray[np.uint8 | np.uint16]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Order:
-    """What a process that measures works on.
+    """The order for a measuring process.
 
     Attributes:
         bundle: its folder.
-        model: a preset, or a checkpoint's absolute path: what PyTorch runs; None if there is none.
+        model: what PyTorch runs: a preset, or a checkpoint's absolute path; None for nothing.
         image: an ``.npy`` of uint8 [H,W,3].
         texts: an ``.npz`` of vocabularies, from :func:`save_vocabularies`.
         gpu: whether everything runs on the first GPU.
-        image_size: px a side of PyTorch's image, where it is not that of the preset.
+        image_size: px a side of PyTorch's image, if it is not the preset's.
         cat_seg: a checkout of CAT-Seg, for the implementation of that name.
     """
 
@@ -66,7 +66,7 @@ class Run(Protocol):
         """From pixels to labels, both on the host."""
 
     def stages(self) -> dict[str, float] | None:
-        """Milliseconds by kind in the last call; None if it cannot be cut."""
+        """Milliseconds of each kind of stage in the last call; None if stages cannot be timed."""
 
     def threads(self) -> dict[str, int]:
         """Threads by library."""
@@ -84,7 +84,7 @@ def save_vocabularies(path: Path, vocabularies: Mapping[int, Vocabulary]) -> Non
 
 
 def missing_extra(variant: Variant, *, gpu: bool) -> str | None:
-    """What would have to be installed for it; None if nothing is missing."""
+    """Why a variant cannot run here, with what to install; None if it can."""
     needed: list[tuple[str, str]] = []
     if variant.torch:
         needed.append(("torch", "torch"))
@@ -118,10 +118,10 @@ class Workbench:
         self.bundle = Bundle.open(Path(self.order.bundle))
 
     def open(self, variant: Variant) -> Run:
-        """Make ``variant`` ready as far as that needs no call.
+        """Make ``variant`` ready to be called.
 
         Raises:
-            EscNetError: it cannot be.
+            EscNetError: it cannot be opened.
         """
         if variant.peer:
             return _InTorch(self._cat_seg(variant))
@@ -141,7 +141,7 @@ class Workbench:
         return _InRuntime(Segmenter(self.bundle, variant.implementation + suffix))
 
     def vocabulary(self, categories: int) -> Vocabulary:
-        """So many categories, as the command has embedded them: no text encoder runs here."""
+        """The vocabulary of so many categories, which the command has embedded."""
         if categories not in self._vocabularies:
             with np.load(self.order.texts, allow_pickle=False) as saved:
                 self._vocabularies[categories] = Vocabulary(
@@ -178,13 +178,13 @@ class Workbench:
         return CatSeg(Path(self.order.cat_seg), model.config, device)
 
     def _model(self, precision: str) -> "EscNet":
-        """The model in PyTorch, without its text encoder: nobody runs that here."""
+        """The model in PyTorch, without its text encoder, which is not needed here."""
         if precision not in self._models:
             import torch
 
             if self.order.model is None:
                 raise BackendError("there is no model in PyTorch for this bundle")
-            # Float32 means float32.
+            # No TF32: float32 means float32.
             torch.backends.cuda.matmul.allow_tf32 = False
             torch.backends.cudnn.allow_tf32 = False
             model = _loaded(self.order.model, self.order.image_size)
@@ -216,7 +216,7 @@ class _InTorch:
 
     def __call__(self, pixels: ImageArray, vocabulary: Vocabulary) -> _Labels:
         labels = self.run(pixels, vocabulary.embeddings)
-        # Rows of distinct categories → the names given, as the runtime does.
+        # From rows of distinct categories to indices of the names given, as the runtime does.
         return vocabulary.label_of[labels].astype(labels.dtype)
 
     def stages(self) -> dict[str, float] | None:

@@ -1,6 +1,6 @@
-"""The process that measures: orders come on standard input, answers leave on standard output.
+"""The measuring process: reads commands from standard input, answers on standard output.
 
-One JSON object a line, both ways. What libraries print goes to standard error.
+Both are one JSON object a line. What libraries print goes to standard error.
 """
 
 import contextlib
@@ -37,7 +37,7 @@ _Labels = npt.NDArray[np.uint8 | np.uint16]
 
 @dataclass(slots=True)
 class Server:
-    """Does what it is told with the implementations of one :class:`Order`."""
+    """Carries out commands with the implementations of one :class:`Order`."""
 
     order: Order
     bench: Workbench = field(init=False)
@@ -70,14 +70,14 @@ class Server:
                 raise ValueError(f"unknown command {command['do']!r}")
 
     def _open(self, variant: Variant, categories: int) -> dict[str, Any]:
-        """The first call at this number of categories, with all it loads and compiles."""
+        """Make the first call at this number of categories, which loads and compiles."""
         vocabulary = self.bench.vocabulary(categories)
         reset_peak()
         start = time.perf_counter()
         if variant not in self._runs:
             self._runs[variant] = self.bench.open(variant)
         loaded = peak_memory()
-        # What a call takes grows with the categories, what is loaded does not.
+        # Measured apart: a call's memory grows with the categories, loaded weights do not.
         before = _resident() if reset_peak() else None
         run = self._runs[variant]
         labels = run(self._image, vocabulary)
@@ -120,7 +120,7 @@ def serve(lines: IO[str], answers: IO[str]) -> None:
                 server = server or Server(order)
                 answer = server.answer(json.loads(line))
                 answer["device_memory_bytes"] = device_bytes()
-            except Exception as error:  # whatever a library raises, the others can go on
+            except Exception as error:  # of any library; the other implementations go on
                 answer = {"error": f"{type(error).__name__}: {error}"}
             print(json.dumps(answer), file=answers, flush=True)
 
@@ -130,14 +130,14 @@ def _gpu_memory(order: Order) -> Iterator[Callable[[], int | None]]:
     with contextlib.ExitStack() as stack:
         used: Callable[[], int | None] = lambda: None  # noqa: E731
         if order.gpu:
-            # Without escnet-runtime[cuda] nobody asks the device, and torch runs all the same.
+            # Without escnet-runtime[cuda] device memory is not measured, but torch still runs.
             with contextlib.suppress(DeviceError):
                 used = stack.enter_context(watched_memory())
         yield used
 
 
 def reset_peak() -> bool:
-    """Let the peak of resident memory begin anew; False where that cannot be."""
+    """Reset the peak of resident memory; False if the system cannot."""
     try:
         _RESET.write_text(_PEAK, encoding="ascii")
     except OSError:
@@ -146,7 +146,7 @@ def reset_peak() -> bool:
 
 
 def keeps_freed_memory() -> bool:
-    """Whether a large block that was freed is still there when it is asked for again."""
+    """Whether malloc keeps a large block after it was freed, for the next allocation."""
     for _ in range(2):
         before = _page_faults()
         block = np.empty(_BLOCK, np.uint8)
@@ -157,7 +157,7 @@ def keeps_freed_memory() -> bool:
 
 
 def trim() -> bool:
-    """Give freed memory back to the system, where malloc can."""
+    """Give freed memory back to the system, if malloc can."""
     import ctypes
 
     library = ctypes.CDLL(None)

@@ -1,4 +1,4 @@
-"""The model that is measured: its bundle, what PyTorch runs for it, and its operations."""
+"""The model to measure: its bundle, its counterpart in PyTorch, and its operations."""
 
 import functools
 import importlib.util
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Subject", "open_subject"]
 
-#: Below the user's cache folder.
+#: Name of the folder in the user's cache folder.
 _FOLDER: Final = "bench"
 
 
@@ -32,12 +32,12 @@ class Subject:
 
     Attributes:
         bundle: opened.
-        torch_model: a preset or a checkpoint's absolute path; None where PyTorch cannot run this
+        torch_model: a preset or a checkpoint's absolute path; None if PyTorch cannot run this
             model.
-        no_torch: why it cannot; empty where it can.
-        same_weights: whether what PyTorch runs has the weights of the bundle.
+        no_torch: why it cannot; empty if it can.
+        same_weights: whether the model in PyTorch has the weights of the bundle.
         config: of the model in PyTorch.
-        image_size: px a side of its image, where a preset's bundle has another one.
+        image_size: px a side of its image, if the bundle's is not the preset's.
     """
 
     bundle: Bundle
@@ -49,7 +49,7 @@ class Subject:
 
     @property
     def weight_bytes(self) -> int:
-        """Of the graphs that an image runs through."""
+        """Bytes of the graphs that an image runs through."""
         stages = self.bundle.manifest.stages
         return sum(stage.bytes for name, stage in stages.items() if name != "text_encoder")
 
@@ -146,7 +146,7 @@ def _of_bundle(bundle: Bundle) -> Subject:
 
 
 def _difference(bundle: Bundle, config: "EscNetConfig | None") -> str:
-    """In what a bundle's model is not the preset of its name; empty if it is."""
+    """How a bundle's model differs from the preset of its name; empty if it does not."""
     model = bundle.manifest.model
     if config is None:
         return f"the bundle's model {model.name!r} is no preset: give its --checkpoint instead"
@@ -175,7 +175,7 @@ def _difference(bundle: Bundle, config: "EscNetConfig | None") -> str:
 
 
 def _weights(name: str, image_size: int) -> str:
-    """Description of the weights that PyTorch would run a preset with."""
+    """A description of the weights with which PyTorch would run a preset."""
     from ..subjects import load_model
 
     return load_model(name, image_size)[1]

@@ -1,4 +1,4 @@
-"""The model as one would run it in PyTorch: pixels in, labels out, on the CPU or on CUDA."""
+"""The model in PyTorch, as one would run it: pixels in, labels out, on the CPU or on CUDA."""
 
 import functools
 import inspect
@@ -20,11 +20,11 @@ from escnet_runtime.images import ImageArray
 
 __all__ = ["Compiled", "Form", "TorchRun", "labels_on_host"]
 
-#: "plain": nothing is shared between categories; "shared": what the bundle's graphs do.
+#: "plain": nothing is shared between categories; "shared": as in the bundle's graphs.
 Form: TypeAlias = Literal["plain", "shared"]
-#: How torch.compile is asked: for the shapes it sees, or for any.
+#: What torch.compile compiles for: the shapes it sees, or any shapes.
 Compiled: TypeAlias = Literal["static", "dynamic"]
-#: Times a piece of the model may be compiled: a few for each number of categories.
+#: How often a piece of the model may be compiled: a few times for each number of categories.
 _RECOMPILATIONS: Final = 256
 _Labels = npt.NDArray[np.uint8 | np.uint16]
 _Floats = npt.NDArray[np.float32]
@@ -33,13 +33,13 @@ _Floats = npt.NDArray[np.float32]
 class TorchRun:
     """(pixels uint8 [H,W,3], text embeddings float32 [N,D]) → labels [H,W] on the host.
 
-    All categories in one batch. Resize, normalisation, prompts, interpolation and argmax are
-    torch's too.
+    All categories are in one batch. Resize, normalisation, prompts, interpolation and argmax run in
+    torch too.
 
     Args:
-        model: in the type and on the device that it runs in and on; several runs may share it.
-        form: which of its forms.
-        compiled: by torch.compile, the whole image; eager by default.
+        model: with the type and on the device to run; several runs may share it.
+        form: which form of the model to run.
+        compiled: how to compile the whole image with torch.compile; eager by default.
         prompts: replaces the prompt generator.
     """
 
@@ -72,12 +72,12 @@ class TorchRun:
 
     @property
     def stages(self) -> dict[str, float] | None:
-        """Milliseconds of each kind of stage in the last call; None if it cannot be cut."""
+        """Milliseconds of each kind of stage in the last call; None if stages cannot be timed."""
         return None if self._clock is None else self._clock.milliseconds()
 
     @contextmanager
     def _watched(self) -> Iterator[None]:
-        """The model's own methods, timed for the length of one call: they are not copied here."""
+        """Time the model's own methods during one call, so that they are not copied here."""
         clock = self._clock
         if clock is None:
             yield
@@ -99,7 +99,7 @@ class TorchRun:
         image = pixels.permute(2, 0, 1)[None].float()
         size = (self._side, self._side)
         image = functional.interpolate(image, size, mode="bilinear", antialias=True)
-        # To whole levels, as a resize of uint8 gives them.
+        # Rounded to whole levels, as a resize of uint8 images gives.
         levels = image.round().clamp(0, 255)
         return ((levels / 255 - self._mean) / self._std).to(self._dtype)
 
@@ -110,13 +110,13 @@ class TorchRun:
 
 def labels_on_host(labels: Tensor, categories: int) -> _Labels:
     """Labels [H,W] of so many categories, downloaded: uint8 up to 256, else uint16."""
-    # What torch has of 16 bits is signed; no test here has more categories than it holds.
+    # torch's 16-bit type is signed, which suffices for the numbers of categories here.
     narrow, wide = (torch.uint8, np.uint8) if categories <= 256 else (torch.int16, np.uint16)
     return labels.to(narrow).cpu().numpy().astype(wide, copy=False)
 
 
 def _image(run: TorchRun, pixels: Tensor, text: Tensor) -> Tensor:
-    """One image; a function, because torch.compile takes one."""
+    """Segment one image; a function, because torch.compile takes one."""
     model = run._model
     image = run._timed("preprocess", run._preprocess)(pixels)
     trace = model.segment(
@@ -131,15 +131,15 @@ def _image(run: TorchRun, pixels: Tensor, text: Tensor) -> Tensor:
 
 
 def _compiled(kind: Compiled) -> Callable[..., Tensor]:
-    # Compiled code is kept by code object: without isolation, what one run compiled would answer
-    # the other's calls. An older torch has no such argument; a copy has a code of its own.
+    # torch keeps compiled code by code object, so that one run's code would answer another's calls.
+    # An older torch cannot isolate them, but a copy of the function has its own code object.
     own = types.FunctionType(_image.__code__.replace(co_name=f"_image_{kind}"), globals())
     known = inspect.signature(torch.compile).parameters
     wanted: dict[str, Any] = {"isolate_recompiles": True, "recompile_limit": _RECOMPILATIONS}
     more = {name: value for name, value in wanted.items() if name in known}
     if "recompile_limit" not in known:
         torch._dynamo.config.recompile_limit = _RECOMPILATIONS
-    # Beyond the limit the rest would run eagerly, under this name.
+    # Without this, torch would silently run eagerly beyond the limit.
     torch._dynamo.config.fail_on_recompile_limit_hit = True
     made: Callable[..., Tensor] = torch.compile(own, dynamic=kind == "dynamic", **more)
     return made
@@ -166,7 +166,7 @@ def _targets(model: EscNet, form: Form) -> list[tuple[Any, str, str]]:
 
 
 class _Clock:
-    """Time by kind of stage of one call; stages do not nest."""
+    """Times of one call by kind of stage; stages do not nest."""
 
     def __init__(self) -> None:
         self._spent: dict[str, float] = {}
@@ -192,7 +192,7 @@ class _Clock:
 
 
 class _CudaClock(_Clock):
-    """By events on the stream, which cost the call next to nothing."""
+    """Times by events on the stream, which cost the call next to nothing."""
 
     def __init__(self) -> None:
         super().__init__()

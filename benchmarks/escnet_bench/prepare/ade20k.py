@@ -24,7 +24,7 @@ PARTS: Final = {"train": "training", "val": "validation"}
 
 
 def plan_ade20k_150(source: Path, split: str, classes_file: Path | None) -> Plan:
-    """Look an ADEChallengeData2016 folder over; ``split`` is "train" or "val"."""
+    """The plan for an ADEChallengeData2016 folder; ``split`` is "train" or "val"."""
     require_source(source)
     part = PARTS[split]
     roots = [source, source / "ADEChallengeData2016"]

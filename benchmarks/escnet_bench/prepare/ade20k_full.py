@@ -4,9 +4,9 @@ Layout: ``images/ADE/{training,validation}/**/NAME.jpg`` with ``NAME_seg.png`` a
 beside it. A pixel's class is ``R // 10 * 256 + G`` of the PNG, 0 for none; the JSON names the
 objects of the image (``annotation.object[].name``, ``name_ndx``), which tells what the numbers
 mean. ``index_ade20k.pkl`` is a pickle and is not read. Names: the 847 of the benchmark as a JSON or
-text file, ``--classes-file``; every other class is not labelled. They are compared without case and
-blanks, and may lack the synonyms (``match_synonyms``); what none of a split's objects is called is
-said.
+text file, ``--classes-file``; all other classes become "not labelled". Names are compared without
+case and blanks, and may lack synonyms (``match_synonyms``); a warning lists those that no object of
+the split has.
 """
 
 import json
@@ -40,7 +40,7 @@ _PUBLISHED: Final = 512  # px of the shorter side, see shrink.py
 
 
 def plan_ade20k_847(source: Path, split: str, classes_file: Path | None) -> Plan:
-    """Look a full ADE20K over; ``split`` is "train" or "val"."""
+    """The plan for a folder of the full ADE20K; ``split`` is "train" or "val"."""
     require_source(source)
     if classes_file is None:
         raise InputError(
@@ -79,7 +79,7 @@ def plan_ade20k_847(source: Path, split: str, classes_file: Path | None) -> Plan
 
 @dataclass(slots=True)
 class _Unnamed:
-    """Pixels with a class number that their image's .json does not name, counted in reading."""
+    """Counts pixels whose class number is not in their image's .json, while labels are read."""
 
     pixels: int = 0
     images: list[str] = field(default_factory=list)
@@ -145,7 +145,7 @@ def _pairs(source: Path, part: str) -> tuple[Pair, ...]:
 
 
 def _beside(path: Path) -> Path:
-    """The .json of a file of labels."""
+    """The .json file that belongs to a file of labels."""
     return path.with_name(path.name.removesuffix(_SUFFIX) + ".json")
 
 
@@ -177,7 +177,7 @@ def _class_numbers(path: Path) -> LabelMap:
 
 def _object_names(path: Path) -> dict[int, str]:
     try:
-        # Free text in some files is not UTF-8; the names of classes are plain.
+        # Free text in some files is not UTF-8; the names of classes are ASCII.
         text = path.read_text(encoding="utf-8", errors="replace")
         document: Any = json.loads(text, strict=False)
         objects = document["annotation"]["object"]

@@ -3,7 +3,7 @@
 Layout: ``images/val2017/*.jpg`` (or ``val2017/*.jpg``) and the maps of
 stuffthingmaps_trainval2017.zip under ``annotations/``, ``stuffthingmaps/`` or beside the images,
 ``val2017/*.png``. Pixels hold the COCO-Stuff id less one (0 to 181), 255 where nothing is labelled.
-``NAME_labelTrainIds.png`` beside them are mmsegmentation's, made of these, and are left out.
+``NAME_labelTrainIds.png`` beside them were made from these by mmsegmentation, and are ignored.
 Names: ``labels.txt`` of COCO-Stuff ("1: person"), in the source folder, or ``--classes-file`` (its
 order: see ``class_names.py``).
 """
@@ -31,14 +31,14 @@ from .releases import count_warnings, unlabelled_warnings
 __all__ = ["plan_coco_stuff"]
 
 _IDS: Final = 182
-_CONVERTED: Final = "_labelTrainIds"  # behind the names of mmsegmentation's maps
+_CONVERTED: Final = "_labelTrainIds"  # suffix of the names of mmsegmentation's maps
 #: Of the 91 ids of things, eleven were never annotated; 80 things and 91 kinds of stuff remain.
 _UNUSED: Final = frozenset({12, 26, 29, 30, 45, 66, 68, 69, 71, 83, 91})
 _USED: Final = tuple(number for number in range(1, _IDS + 1) if number not in _UNUSED)
 
 
 def plan_coco_stuff(source: Path, split: str, classes_file: Path | None) -> Plan:
-    """Look a COCO-Stuff folder over; ``split`` is "train" or "val"."""
+    """The plan for a COCO-Stuff folder; ``split`` is "train" or "val"."""
     require_source(source)
     part = f"{split}2017"
     tops = [source / "annotations", source / "stuffthingmaps", source]

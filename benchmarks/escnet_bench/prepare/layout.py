@@ -1,4 +1,4 @@
-"""Finding the files of a distributed data set; errors say what was looked for and where."""
+"""Finds the files of a distributed data set; errors say what was looked for and where."""
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -34,7 +34,7 @@ def require_source(source: Path) -> None:
 
 
 def files_of(folder: Path, pattern: str) -> Iterator[Path]:
-    """What matches there, without hidden files: some systems leave "._NAME.jpg" beside NAME.jpg."""
+    """Matching files without hidden ones: some systems leave "._NAME.jpg" beside NAME.jpg."""
     return (path for path in folder.glob(pattern) if not path.name.startswith("."))
 
 
@@ -61,9 +61,9 @@ def find_file(candidates: Sequence[Path], what: str, *, hint: str = "") -> Path:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClassNames:
-    """Names of the classes that are written, and for each the data set's class, counted from 0.
+    """Names of the classes to write, and for each the index of the data set's class, from 0.
 
-    ``origin`` says for people where the names are from, and ``warnings`` what is uncertain.
+    ``origin`` tells people where the names are from, and ``warnings`` what is uncertain.
     """
 
     names: tuple[str, ...]
@@ -75,16 +75,16 @@ class ClassNames:
 def class_names(
     count: int, classes_file: Path | None, own: Callable[[], tuple[str, Sequence[str]]]
 ) -> ClassNames:
-    """The data set's own names, or those of a user's file, as many.
+    """The data set's own names, or the same number of names from a user's file.
 
-    A file with the data set's names in another order gives the classes that order; one with other
-    names is taken in the data set's order. Where the data set's own names cannot be read, nothing
-    tells the two apart, which is a warning.
+    If the file has the data set's names in another order, the classes get that order. If it has
+    other names, they are taken in the data set's order. If the data set's own names cannot be read,
+    the two cases cannot be told apart, and a warning says so.
 
     Args:
         count: number of classes.
-        classes_file: the user's.
-        own: finds and reads the data set's own names: where they are from, and the names.
+        classes_file: the user's file, or None.
+        own: finds and reads the data set's own names; returns where they are from, and the names.
 
     Raises:
         VocabularyError: the file is no list of names.
@@ -104,10 +104,10 @@ def class_names(
     try:
         own_file, names = own()
     except InputError:
-        # Without the reason, which holds paths: warnings are published.
+        # The reason is left out: it contains paths, and warnings are published.
         warning = (
-            f"the names of {classes_file.name} are taken in the data set's order, unchecked: its "
-            "own names, which they could be compared with, are not there or cannot be read"
+            f"the names of {classes_file.name} are taken in the data set's order, unchecked: the "
+            "data set's own names, to compare them with, are not there or cannot be read"
         )
         return ClassNames(names=given, classes=in_order, origin=origin, warnings=(warning,))
     classes = positions(given, names, classes_file, own_file)
@@ -135,7 +135,7 @@ def numbered_names(path: Path) -> dict[int, str]:
 
 
 def read_list(path: Path) -> list[str]:
-    """The names of images in a list of a split, one a line; what follows a blank is left out.
+    """The names of images in a split's list, one a line; anything after a blank is ignored.
 
     Raises InputError if it is empty or lists one twice.
     """

@@ -2,7 +2,7 @@
 
 After "MAT-File Level 5 File Format" of The MathWorks: a header of 128 bytes, then elements of type,
 length and data, padded to 8 bytes; matrices may be compressed by zlib. Label files hold one matrix
-each, so this is all that is read; a library of science for it would be 60 MB on a small machine.
+each, so nothing else is supported; SciPy, which could read them, would be 60 MB on a small machine.
 """
 
 import struct
@@ -24,7 +24,7 @@ _MATRIX: Final = 14
 _INT8, _INT32, _UINT32 = 1, 5, 6
 _NUMERIC: Final = range(6, 16)  # classes of arrays: double to uint64
 _COMPLEX: Final = 0x0800
-#: Types of data. MATLAB stores a matrix in the smallest that holds its values.
+#: Types of data. MATLAB stores a matrix in the smallest type that holds its values.
 _TYPES: Final = {
     1: "i1",
     2: "u1",
@@ -37,7 +37,7 @@ _TYPES: Final = {
     12: "i8",
     13: "u8",
 }
-#: No label map is larger; a file that unpacks to more is not one.
+#: Largest unpacked size; no label map is larger.
 _MOST_BYTES: Final = 2**29
 _Order = Literal["<", ">"]
 

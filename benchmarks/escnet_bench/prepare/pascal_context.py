@@ -41,7 +41,7 @@ _ALL: Final = 459
 _COMMON: Final = 59
 _MATRIX: Final = "LabelMap"
 _COMMON_FILE: Final = "59_labels.txt"
-#: Three classes have another name in 59_labels.txt than in labels.txt.
+#: Three classes have different names in 59_labels.txt and labels.txt.
 _OTHER_NAMES: Final = {"diningtable": "table", "bedcloth": "bedclothes", "clothes": "cloth"}
 
 
@@ -88,9 +88,9 @@ def _common(homes: Sequence[Path], every: Mapping[int, str]) -> dict[str, int]:
 def _matched(
     classes_file: Path, every: Mapping[int, str], common: Callable[[], dict[str, int]]
 ) -> ClassNames | None:
-    """The classes that a file's names mean by ``labels.txt``, in the file's order.
+    """The classes of ``labels.txt`` that a file's names stand for, in the file's order.
 
-    None where some are other words, which the order of ``59_labels.txt`` has to tell.
+    None if some names are other words, which only the order of ``59_labels.txt`` can identify.
     """
     given = tuple(read_classes_file(classes_file))
     if len(given) != _COMMON:
@@ -182,7 +182,7 @@ def _numbered(homes: Sequence[Path], name: str, count: int) -> dict[int, str]:
 
 
 def _squeezed(name: str) -> str:
-    """The two lists differ in blanks."""
+    """A name without blanks, in which the two lists differ."""
     return name.replace(" ", "")
 
 

@@ -1,4 +1,4 @@
-"""What a preparation is going to write: class names, files, and how its label maps are read."""
+"""The plan of a preparation: class names, files, and how label maps are read."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -12,18 +12,18 @@ from escnet_runtime.errors import InputError
 
 __all__ = ["UNLABELLED", "LabelMap", "Pair", "Plan", "Reader", "lookup", "remap"]
 
-#: In a map of 16 bits; written as 255 where the classes fit 8 bits.
+#: "Not labelled" in a 16-bit map; written as 255 if the classes fit 8 bits.
 UNLABELLED: Final = 65_535
 _WRONG: Final = -1
 
 LabelMap = NDArray[np.uint16]
-#: From a file of labels to classes uint16 [H, W], with UNLABELLED.
+#: Reads a file of labels as classes uint16 [H, W], with UNLABELLED.
 Reader = Callable[[Path], LabelMap]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Pair:
-    """An image and the file its labels come from; both become files of the name ``stem``."""
+    """An image and the file of its labels; both become files with the name ``stem``."""
 
     stem: str
     image: Path
@@ -34,14 +34,15 @@ class Pair:
 class Plan:
     """A data set as it was found.
 
-    ``origin`` says where the pairs and the names come from, for people; ``read`` gives a pair's
-    labels as indices into ``names``; ``warnings`` is what may be wrong with it, in sentences, and
-    ``noticed`` gives what else reading the labels has shown so far. ``details`` is more for the
+    ``origin`` tells people where the pairs and the names come from; ``read`` gives a pair's labels
+    as indices into ``names``; ``warnings`` are sentences on what may be wrong, and ``noticed``
+    returns those that reading the labels has added so far. ``details`` are further entries for the
     marker file.
 
     Attributes:
-        shorter_side: px to which images and labels with a longer one are shrunk; None: none are.
-        published_side: the same of published figures, where they are of shrunk images.
+        shorter_side: px to which longer shorter sides of images and labels are shrunk; None: not
+            at all.
+        published_side: the shorter side in published figures, if these are of shrunk images.
     """
 
     dataset: str
@@ -57,7 +58,7 @@ class Plan:
     published_side: int | None = None
 
     def first(self, count: int | None) -> "Plan":
-        """The first so many pairs alone, which ``origin`` then says; None: all."""
+        """This plan with only the first ``count`` pairs, noted in ``origin``; None: all."""
         there = len(self.pairs)
         if count is None or count >= there:
             return self
@@ -65,7 +66,7 @@ class Plan:
         return replace(self, pairs=self.pairs[:count], origin=origin)
 
     def shrunk(self, side: int | None) -> "Plan":
-        """With a shorter side of at most so many px, which ``origin`` then says; None: as it is."""
+        """This plan with shorter sides of at most ``side`` px, noted in ``origin``; None: as is."""
         if side is None:
             return self
         origin = f"{self.origin}, shorter sides shrunk to {side} px"
@@ -73,7 +74,7 @@ class Plan:
 
 
 def lookup(classes: Mapping[int, int], unlabelled: Iterable[int]) -> NDArray[np.int32]:
-    """A table of all 65,536 values for :func:`remap`: those given nowhere are errors."""
+    """A table of all 65,536 values for :func:`remap`; values that are not given are errors."""
     table = np.full(65_536, _WRONG, np.int32)
     for value in unlabelled:
         table[value] = UNLABELLED

@@ -1,4 +1,4 @@
-"""How many images the releases have: what tells an interrupted download from the data set."""
+"""The number of images in each release, to detect incomplete downloads."""
 
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -10,7 +10,7 @@ from .layout import files_of
 
 __all__ = ["RELEASES", "count_warnings", "unlabelled_warnings"]
 
-#: Data set → split → images with labels, as released; VOC's training images also as often extended.
+#: Data set → split → released images with labels; VOC's training set also in its usual extension.
 RELEASES: Final[Mapping[str, Mapping[str, tuple[int, ...]]]] = {
     "coco-stuff": {"train": (118_287,), "val": (5_000,)},
     "ade20k-150": {"train": (20_210,), "val": (2_000,)},
@@ -23,7 +23,7 @@ RELEASES: Final[Mapping[str, Mapping[str, tuple[int, ...]]]] = {
 
 
 def count_warnings(dataset: str, split: str, found: int) -> tuple[str, ...]:
-    """A sentence if a split has another number of images with labels than its release."""
+    """A warning if a split has another number of images with labels than its release."""
     expected = RELEASES[dataset][split]
     if found in expected:
         return ()
@@ -31,12 +31,12 @@ def count_warnings(dataset: str, split: str, found: int) -> tuple[str, ...]:
     what = "is the download complete" if found < max(expected) else "is it another release"
     return (
         f"{dataset} {split} has {found:,} images with labels here and {shown} as released: {what}? "
-        "Figures of other images are other figures",
+        "Figures on other images cannot be compared with published ones",
     )
 
 
 def unlabelled_warnings(images: Path, stems: Collection[str]) -> tuple[str, ...]:
-    """A sentence if ``images`` holds .jpg files that are none of ``stems``, which have labels."""
+    """A warning if ``images`` holds .jpg files that are not among ``stems``, which have labels."""
     found = {path.stem for path in files_of(images, "*.jpg")}
     lonely = sorted(found - set(stems))
     if not lonely:

@@ -1,8 +1,8 @@
-"""Images and label maps with at most so many pixels on their shorter side; none is enlarged.
+"""Shrinks images and label maps to a largest shorter side; none is enlarged.
 
-Published figures of ADE20K-847 are of such images: MaskFormer's preparation, which others carry on,
-shrinks to 512 px by OpenCV's bilinear interpolation and saves JPEG. Here the filter averages over
-all pixels, and the image is saved without loss; sizes are the same.
+Published figures of ADE20K-847 are measured on such images: MaskFormer's preparation, which later
+work uses too, shrinks to 512 px by OpenCV's bilinear interpolation and saves JPEG. Here the filter
+averages over all pixels and the image is saved without loss; sizes are the same.
 """
 
 from pathlib import Path
@@ -19,7 +19,7 @@ __all__ = ["put_shrunk", "shrunk_labels", "shrunk_size"]
 
 
 def shrunk_size(height: int, width: int, side: int) -> tuple[int, int]:
-    """Height and width with a shorter side of ``side`` px; as they are if it is no longer."""
+    """Height and width with a shorter side of ``side`` px; unchanged if it is not longer."""
     shorter = min(height, width)
     if shorter <= side:
         return height, width
@@ -27,7 +27,7 @@ def shrunk_size(height: int, width: int, side: int) -> tuple[int, int]:
 
 
 def shrunk_labels(labels: LabelMap, side: int) -> LabelMap:
-    """A label map uint16 [H, W] at its :func:`shrunk_size`: of each pixel the nearest one."""
+    """A label map uint16 [H, W] at its :func:`shrunk_size`, by nearest neighbour."""
     height, width = shrunk_size(labels.shape[0], labels.shape[1], side)
     if (height, width) == labels.shape:
         return labels
@@ -38,8 +38,8 @@ def shrunk_labels(labels: LabelMap, side: int) -> LabelMap:
 def put_shrunk(pair: Pair, folder: Path, side: int) -> bool:
     """Write a pair's image as PNG into ``folder`` at its :func:`shrunk_size`.
 
-    Pixels are those that are stored, and the file's EXIF goes along: the orientation is for whoever
-    reads the image with its labels. False, and nothing is written, if it is small enough.
+    Pixels are kept as stored and EXIF is copied, because its orientation is applied by the reader,
+    to image and labels alike. If the image is small enough, nothing is written; returns False.
 
     Raises ImageError if the image cannot be read.
     """

@@ -1,4 +1,4 @@
-"""Writing a dataset folder, which appears when it is complete."""
+"""Writes a dataset folder, which appears when it is complete."""
 
 import errno
 import json
@@ -34,7 +34,7 @@ from .shrink import put_shrunk, shrunk_labels
 
 __all__ = ["MARKER", "Written", "require_free", "write_dataset", "write_samples"]
 
-#: A folder without it is never replaced.
+#: File that marks a prepared dataset; a folder without it is never replaced.
 MARKER: Final = PREPARED
 _KIND: Final = "prepared dataset"
 _CONTENT: Final = frozenset({IMAGES, LABELS, CLASSES, MARKER})
@@ -42,7 +42,7 @@ _CONTENT: Final = frozenset({IMAGES, LABELS, CLASSES, MARKER})
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Written:
-    """What was written: bits of a label, classes that occur, fraction of pixels with a label.
+    """A summary of what was written: bits of a label, classes that occur, share of labelled pixels.
 
     ``warnings`` are sentences on what may be wrong with it.
     """
@@ -58,7 +58,7 @@ class Written:
 def require_free(output: Path) -> None:
     """Raise InputError if ``output`` is something that :func:`write_dataset` will not replace.
 
-    A dataset that was prepared goes as a whole, so nothing else may lie in its folder.
+    A prepared dataset is replaced as a whole, so its folder may contain nothing else.
     """
     require_replaceable(output, kind=_KIND, marker=MARKER)
     if not (output / MARKER).is_file():
@@ -75,13 +75,13 @@ def require_free(output: Path) -> None:
 def write_dataset(
     plan: Plan, output: Path, *, copy: bool, progress: Callable[[str], None] = lambda _: None
 ) -> Written:
-    """Write the dataset folder of a plan; nothing is at ``output`` before all of it is right.
+    """Write the dataset folder of a plan; ``output`` appears when it is complete.
 
     Args:
         plan: what to write.
         output: a folder that does not exist, is empty, or was written by this module and holds
             nothing else.
-        copy: copy the images, instead of giving the same files a second name (hard links).
+        copy: copy the images instead of making hard links to them.
         progress: called after each image with its name.
 
     Raises:
@@ -118,9 +118,9 @@ def write_dataset(
             return said
         return (
             *said,
-            f"{larger:,} images are larger than in published figures, which are of shorter sides "
-            f"of at most {plan.published_side} px: other figures (--shorter-side "
-            f"{plan.published_side})",
+            f"{larger:,} images are larger than in published figures, where shorter sides have at "
+            f"most {plan.published_side} px: to compare with these, use --shorter-side "
+            f"{plan.published_side}",
         )
 
     return _write(items, output, plan.names, about, progress, warnings)
@@ -136,7 +136,7 @@ def write_samples(
     """Write labelled images as a dataset folder, the images as PNG, without loss.
 
     Args:
-        samples: their labels index the names, or are "not labelled".
+        samples: images with labels, which are indices into the names or "not labelled".
         output: as in :func:`write_dataset`.
         about: "dataset", "split" and "origin", for the marker file.
         progress: called after each image with its name.
@@ -163,9 +163,9 @@ def _write(
     progress: Callable[[str], None],
     warnings: Callable[[], tuple[str, ...]] = tuple,
 ) -> Written:
-    """Write a folder; an item is a name and what puts its image there and gives its labels.
+    """Write a folder; an item is a name and a function that puts its image and returns labels.
 
-    ``warnings`` are asked for when all labels have been read.
+    ``warnings`` is called when all labels have been read.
     """
     require_free(output)
     require_distinct(names, f"the list of classes of {about['dataset']}")
@@ -205,7 +205,7 @@ def _write(
 
 def _save(labels: LabelMap, path: Path, bits: int) -> None:
     if bits == 8:
-        # The low byte of 65535 is 255, which is what 8 bits have for "not labelled".
+        # The low byte of 65535 is 255, "not labelled" in 8 bits.
         Image.fromarray(labels.astype(np.uint8)).save(path, "PNG")
     else:
         Image.fromarray(labels).save(path, "PNG")

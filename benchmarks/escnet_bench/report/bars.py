@@ -1,4 +1,4 @@
-"""Stacked bars as data: where the time of an image goes."""
+"""Stacked bars as data: how an image's time is divided among stages."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -58,7 +58,7 @@ def stage_bars(results: Sequence[Result]) -> list[Bars]:
     kinds = _kinds([one.stages or {} for one in found])
     panels = []
     for (model, machine), every in by_model(found).items():
-        # Memory that is kept is shown where nothing else is: the bars would be twice as many.
+        # The allocator "kept" is shown only if there is no other: it would double the bars.
         here = [one for one in every if one.allocator != KEPT] or every
         rows = []
         for categories, ones in grouped(here, lambda o: o.categories).items():
@@ -69,7 +69,7 @@ def stage_bars(results: Sequence[Result]) -> list[Bars]:
 
 
 def _kinds(stages: Sequence[Mapping[str, float]]) -> tuple[str, ...]:
-    """Those with the largest shares, in the order in which they run; the rest is "other"."""
+    """Kinds with the largest shares, in the order in which they run; others become "other"."""
     shares: dict[str, float] = defaultdict(float)
     for one in stages:
         total = sum(one.values())

@@ -10,7 +10,7 @@ __all__ = ["Clocks", "throttling"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Clocks:
-    """Of a machine at one moment."""
+    """Clocks of a machine at one moment."""
 
     processor: ClocksOf
     gpus: tuple[GpuClocksOf, ...]
@@ -38,7 +38,7 @@ def _gpu(gpu: GpuClocksOf) -> str:
 
 
 def throttling(before: Clocks | None, after: Clocks | None) -> Iterator[str]:
-    """What a reader has to know: that the machine was slower than it can be, as far as it says."""
+    """Remarks on throttling: where the clocks show that the machine was slower than it can be."""
     if before is not None and after is not None:
         first, last = before.processor.cpu_throttled, after.processor.cpu_throttled
         if first is not None and last is not None and last > first:

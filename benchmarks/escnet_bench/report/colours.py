@@ -2,7 +2,7 @@
 
 Chosen by search so that any two stay apart for readers with normal sight, without red and without
 green (Machado, Oliveira, Fernandes 2009; the test measures it), with a contrast of at least 3 to
-the page. A mark of its own and a label at the line say the same once more.
+the page. Each line also has its own mark and a label.
 """
 
 from collections.abc import Iterable
@@ -61,7 +61,7 @@ class Styles:
 
     @classmethod
     def of(cls, implementations: Iterable[str]) -> "Styles":
-        """Known ones have theirs; others get those that are left, then all once more."""
+        """Known implementations have fixed colours; others get the remaining ones, then repeat."""
         names = sorted(set(implementations))
         index = {
             name: _KNOWN.index(known)

@@ -22,10 +22,10 @@ __all__ = ["add_report_options", "report"]
 _PAGE: Final = "report.html"
 _FOLDER: Final = "report"
 _EPILOG: Final = f"""\
-FILE: what escnet-bench BENCHMARK --output FILE and escnet-eval --output FILE write, of any number
-of machines; a folder (every *.json in it) or a pattern. Each is read as a stranger's: one that is
-no result file, is damaged or of a newer schema is an error that names it. What a file measures that
-is not shown here is named on the page.
+FILE: a result file as escnet-bench BENCHMARK --output FILE and escnet-eval --output FILE write it,
+a folder (every *.json in it) or a pattern; files may come from any number of machines. One that is
+no result file, is damaged or has a newer schema is an error that names it. Files whose results are
+not shown are named on the page.
 
 escnet-bench report results/ theirs.json --output DIR     DIR/{_PAGE} and DIR/*.png
 escnet-bench report benchmarks/results --readme README.md  the table in a README, nothing else
@@ -47,7 +47,7 @@ def add_report_options(parser: argparse.ArgumentParser) -> None:
     add(
         "--baseline",
         metavar="NAME",
-        help="the implementation others are compared with (default: torch, in eager mode)",
+        help="the implementation that others are compared with (default: torch, in eager mode)",
     )
     add("--no-plots", action="store_true", help=f"{_PAGE} alone, which needs no matplotlib")
     add(
@@ -68,7 +68,7 @@ def report(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
     results = _read(arguments.files)
     if arguments.readme is not None:
         if arguments.output or arguments.baseline or arguments.no_plots:
-            raise InputError("--readme writes its table alone: leave the other options out")
+            raise InputError("--readme writes only its table: leave the other options out")
         return _readme(arguments.readme, results, console)
     names = {one.implementation for result in results for one in result.timings}
     if arguments.baseline is not None and arguments.baseline not in names:
@@ -106,7 +106,7 @@ def _read(sources: Sequence[str]) -> list[Result]:
 
 
 def _plots(results: Sequence[Result], folder: Path) -> list[Path]:
-    """Those for which something was measured."""
+    """Draw the plots for which there are measurements."""
     try:
         from .plots import save_bars, save_panels
     except ModuleNotFoundError as error:

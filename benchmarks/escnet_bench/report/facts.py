@@ -1,4 +1,4 @@
-"""What result files of all kinds come to: a machine, timings, accuracies, and what is missing."""
+"""The facts taken from result files of all kinds: machine, timings, accuracies, what is missing."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ __all__ = [
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Machine:
-    """Where and on which day; results that share these stand in one panel.
+    """A machine on a day; results that share both are drawn in one panel.
 
     ``cores`` are those that could be used; ``gpus`` are names alone, without memory and driver.
     """
@@ -48,7 +48,7 @@ class Timing:
     """One implementation at one number of categories; None is what was not measured.
 
     Attributes:
-        machine, file: where it was measured, and what says so.
+        machine, file: where it was measured, and the file it is from.
         bundle: sha256 of the bundle.json of what was timed.
         prompt_share: of the time, the prompt generator's.
         first_mask_seconds: from the start of a process to its first mask, embeddings cached.
@@ -99,10 +99,10 @@ class Ratio:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Accuracy:
-    """How right and how true to float32 PyTorch something is; None is what was not measured.
+    """Accuracy of an implementation and its agreement with float32 PyTorch; None: not measured.
 
-    ``milliseconds`` an image where the same file timed it; ``worst_stage`` and ``worst_stage_l2``
-    name the graph that is farthest from PyTorch; ``stages`` are relative L2 and cosine of all.
+    ``milliseconds`` an image if the same file timed it; ``worst_stage`` and ``worst_stage_l2`` are
+    the graph farthest from PyTorch; ``stages`` has relative L2 and cosine of all.
     ``note`` qualifies the figures.
     """
 
@@ -152,10 +152,10 @@ class LeftOut:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Result:
-    """One file. ``unused`` says why nothing of it is shown, if that is so.
+    """The facts of one file; ``unused`` is the reason if nothing of it is shown.
 
-    ``remarks`` are what a reader has to know of it, such as that a run did not finish; ``notes``
-    are those that stand in the file.
+    ``remarks`` are what a reader has to know, such as that a run did not finish; ``notes`` are
+    those in the file itself.
     """
 
     file: str

@@ -1,4 +1,4 @@
-"""Finding and reading result files. They may come from strangers: nothing in them is trusted."""
+"""Finds and reads result files. They may come from strangers: nothing in them is trusted."""
 
 import dataclasses
 import glob
@@ -22,13 +22,13 @@ __all__ = ["find_results", "read_result"]
 _CLOCKS: Final = ("clocks_before", "clocks_after")
 _MOST_BYTES: Final = 32 * 2**20
 _MOST_ROWS: Final = 20_000
-_NAME: Final = 400  # characters of a name in a message
+_NAME: Final = 400  # most characters of a name in a message
 _MAJOR_DIGITS: Final = 9  # of a version; int() refuses thousands
 _EVAL: Final = "eval"  # escnet-eval's object has no "benchmark"
 
 
 def find_results(sources: Sequence[str]) -> list[tuple[str, Path]]:
-    """The files that are meant, each with what to call it: without the folders above.
+    """The files that ``sources`` stand for, each with its name for people, without folders.
 
     Args:
         sources: files, folders (every ``*.json`` in them, however deep) and patterns.
@@ -54,10 +54,10 @@ def find_results(sources: Sequence[str]) -> list[tuple[str, Path]]:
 
 
 def _meant(source: str) -> dict[Path, str]:
-    """What a file, a folder or a pattern leads to, each with what to call it."""
+    """The files that a file, a folder or a pattern stands for, each with its name."""
     path = Path(source)
     if path.is_dir():
-        # Hidden ones are of a measurement that is being written, or an editor's.
+        # Hidden files belong to a measurement that is being written, or to an editor.
         there = [one for one in sorted(path.rglob("*.json")) if not one.name.startswith(".")]
         return {one: one.relative_to(path).as_posix() for one in there if not one.is_dir()}
     if path.is_file():
@@ -67,7 +67,7 @@ def _meant(source: str) -> dict[Path, str]:
 
 
 def _told_apart(files: Sequence[tuple[str, Path]]) -> list[tuple[str, Path]]:
-    """Files of one name from several folders get that of their folder, and a number if need be."""
+    """Make names unique by adding the folder's name and, if that is not enough, a number."""
     names = [name for name, _ in files]
     twice = {name for name in names if names.count(name) > 1}
     taken_names: set[str] = set(names) - twice
@@ -203,7 +203,7 @@ def _rows(document: Mapping[str, Any], name: str) -> list[Any]:
 
 
 def _machine(conditions: ConditionsOf) -> Machine:
-    # What ran on the processor of a machine with a GPU is not that GPU's.
+    # Results of a machine's processor are not listed under its GPU.
     gpus = () if conditions.device == "cpu" else conditions.gpus or ()
     return Machine(
         cpu=conditions.cpu,

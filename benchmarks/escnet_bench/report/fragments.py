@@ -17,7 +17,7 @@ _LONG: Final = 160  # characters
 
 
 def box(value: object, tag: str = "td", kind: str = "", *, small: str = "") -> str:
-    """A cell of a table; None is said to be not measured."""
+    """A cell of a table; None is shown as not measured."""
     if value is None:
         return f'<{tag} class="none {kind}" title="not measured">—</{tag}>'
     note = f"<small>{text(small)}</small>" if small else ""
@@ -47,7 +47,7 @@ def missing(what: str, command: str, more: str = "") -> str:
 
 
 def figure(panel: Panel) -> str:
-    """A chart with what it is of."""
+    """A chart with its caption."""
     title = f"{panel.y.label} by {panel.x.label}, {panel.model} on {panel.machine.label}"
     note = f"<span>{text(panel.note)}</span>" if panel.note else ""
     return (

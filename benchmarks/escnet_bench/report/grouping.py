@@ -1,4 +1,4 @@
-"""Timings of all files by what they have in common, and what to call them."""
+"""Groups the timings of all files, and names their lines."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
@@ -24,12 +24,12 @@ _V = TypeVar("_V")
 
 
 def timings_of(results: Sequence[Result]) -> list[Timing]:
-    """Those of all files."""
+    """The timings of all files."""
     return [one for result in results for one in result.timings]
 
 
 def grouped(items: Iterable[_V], key: Callable[[_V], _K]) -> dict[_K, list[_V]]:
-    """In the order in which they appear, which is that of the files."""
+    """Items by key, in the order in which they first appear."""
     found: dict[_K, list[_V]] = defaultdict(list)
     for item in items:
         found[key(item)].append(item)
@@ -65,8 +65,9 @@ def series_name(
 
 
 def shortened(name: str, most: int) -> str:
-    """The name in so many characters: its beginning, or of a file's name in brackets its end, for
-    files of one model begin alike.
+    """The name in at most so many characters.
+
+    Its beginning is kept or, of a file's name in brackets, the end: files of one model begin alike.
     """
     if len(name) <= most:
         return name

@@ -93,7 +93,7 @@ def _bundle(opened: Opened) -> dict[str, Any]:
 
 
 def _implementation(description: str) -> str:
-    """A backend's name from what it says of itself: "ONNX Runtime 1.32.0 on CPU"."""
+    """A backend's name from its description, such as "ONNX Runtime 1.32.0 on CPU"."""
     for start, name in (
         ("ONNX Runtime", "onnxruntime"),
         ("OpenVINO", "openvino"),
@@ -211,7 +211,7 @@ def _read_stages(stages: Any, where: str) -> Mapping[str, tuple[float | None, fl
 def _worst(
     stages: Mapping[str, tuple[float | None, float | None]] | None,
 ) -> tuple[str | None, float | None]:
-    """The stage farthest from PyTorch: one that is not finite is the farthest of all."""
+    """The stage farthest from PyTorch; one that is not finite counts as infinitely far."""
     if stages is None:
         return None, None
     worst = max(stages, key=lambda name: _or_infinite(stages[name][0]))
@@ -233,7 +233,7 @@ def _eval(opened: Opened, result: Result) -> Result:
         notes.append(f"shortlist {found.shortlist}")
     accuracy = Accuracy(
         **opened.where,
-        # What was timed is one look at an image with the whole model and all categories.
+        # Only evaluations like the timed runs (one window, whole model, all categories) are joined.
         bundle=None if notes else opened.sha256,
         model=found.model,
         implementation=_implementation(found.backend),

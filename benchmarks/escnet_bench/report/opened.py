@@ -1,4 +1,4 @@
-"""A result file whose frame was checked, and how its rows are read."""
+"""A result file whose outer structure was checked, and the reading of its rows."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ _T = TypeVar("_T", bound="DataclassInstance")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Opened:
-    """A file whose frame was checked; ``rows`` are not yet."""
+    """A file whose outer structure was checked; its ``rows`` were not yet."""
 
     file: str
     document: Mapping[str, Any]
@@ -28,7 +28,7 @@ class Opened:
     bundle: BundleOf | None
 
     def each(self, kind: type[_T]) -> Iterator[tuple[_T, Mapping[str, Any]]]:
-        """The rows, read as ``kind``, beside what stands in the file."""
+        """The rows, read as ``kind``, each with the raw object of the file."""
         for index, row in enumerate(self.rows):
             yield taken(row, kind, f"{self.file}: rows[{index}]"), row
 
@@ -42,7 +42,7 @@ class Opened:
 
     @property
     def where(self) -> dict[str, Any]:
-        """What every fact says of its source."""
+        """The fields that name a fact's source."""
         return {"machine": self.machine, "file": self.file}
 
     @property

@@ -33,7 +33,7 @@ _HOW = "How to measure your own machine and where to send it: docs/benchmarks-re
 
 @dataclass(frozen=True, slots=True)
 class Sections:
-    """What the charts are of; also drawn as plots."""
+    """The panels of all charts, which are also drawn as plots."""
 
     latency: list[Panel]
     memory: list[Panel]
@@ -78,7 +78,7 @@ def report_page(results: Sequence[Result], *, baseline: str | None = None) -> st
         _left_out(results),
         _machines(results),
     ]
-    # The policy makes the browser itself refuse whatever is not in the file.
+    # With this policy the browser itself refuses to load anything from outside the file.
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -132,7 +132,7 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _glance(results: Sequence[Result], baseline: str | None) -> str:
-    """A card for each model and machine: the fastest there is, where most was measured."""
+    """A card for each model and machine: the fastest implementation, where most was measured."""
     cards = []
     for one in ratio_tables(results, baseline):
         column = _telling(one.rows, len(one.categories))

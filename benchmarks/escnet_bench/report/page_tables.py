@@ -242,7 +242,7 @@ def _libraries(results: Sequence[Result]) -> str:
 
 
 def files_table(results: Sequence[Result]) -> str:
-    """What each file is, and what has to be known of it."""
+    """A row for each file, with remarks."""
     rows = [
         [
             box(result.file, "th", "left"),
@@ -256,7 +256,7 @@ def files_table(results: Sequence[Result]) -> str:
 
 
 def conditions_of(result: Result) -> str:
-    """All that the file says of its conditions, folded."""
+    """All conditions in a file, folded."""
     given = {**result.conditions, "notes in the file": "; ".join(result.notes) or None}
     entries = "".join(
         f"<dt>{text(key.replace('_', ' '))}</dt><dd>{text(_shown(value))}</dd>"

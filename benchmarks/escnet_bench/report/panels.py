@@ -70,7 +70,7 @@ def log_axis(values: Sequence[float], label: str, *, numbers: bool = False) -> A
 
 
 def share_axis(values: Sequence[float], label: str) -> Axis:
-    """Shares of 1; as near as the values lie, and never beyond what there can be."""
+    """An axis of shares, which fits the values and stays within 0 to 1."""
     low, high = min(values), max(values)
     air = max(0.15 * (high - low), 0.0005)
     low, high = max(0.0, low - air), min(1.0, high + air)
