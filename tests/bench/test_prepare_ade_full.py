@@ -102,7 +102,7 @@ def test_shorter_sides_are_shrunk_as_in_published_figures(
     assert next(iter(Dataset.open(output))).labels.shape == (600, 1200)
 
     document = prepare(capsys, *words, "--shorter-side", "512")[1]
-    assert not any("published" in warning for warning in document["warnings"])
+    assert not any("than in published figures" in warning for warning in document["warnings"])
     assert document["origin"].endswith(", shorter sides shrunk to 512 px")
     assert json.loads((output / "prepared.json").read_text(encoding="utf-8"))["shorter_side"] == 512
     (sample,) = Dataset.open(output)

@@ -64,7 +64,7 @@ def test_gpus_that_rtx_does_not_compile_for(
 def test_tensorrt_compiles_for_the_gpu_that_is_here() -> None:
     assert choose_targets(TENSORRT, "auto", ("sm_90",)) == ("sm_90",)
     assert choose_targets(TENSORRT, "sm_90", ("sm_90",)) == ("sm_90",)
-    with pytest.raises(InputError, match="is here, sm_90, and not for sm_86"):
+    with pytest.raises(InputError, match="for the GPU in this machine, sm_90, not for sm_86"):
         choose_targets(TENSORRT, "sm_86", ("sm_90",))
     with pytest.raises(BackendError, match=r"no NVIDIA GPU is visible; .*tensorrt-rtx"):
         choose_targets(TENSORRT, "sm_86", ())

@@ -132,7 +132,7 @@ def test_the_golden_run_is_measured_too_where_the_images_are_others(
     assert reference["pixel_agreement"] <= 0.999 - 0.02
     assert verify_bundle(report.bundle).passed
     [warning] = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
-    assert "a graph is 0.5 from float32" in warning
+    assert "the worst graph has a relative L2 of 0.5 to float32" in warning
     assert "100.0 % of pixels keep their label" in warning
 
 
