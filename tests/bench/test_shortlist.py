@@ -92,8 +92,9 @@ def test_a_row_sets_a_shortlist_against_the_full_model() -> None:
     """
     truth = np.zeros((2, 2), np.uint8)
     truth[1] = 1
-    clock, length = [0.0], {None: iter([1.0, 4, 9, 2]), 2: iter([1.0, 2, 3, 2])}
-    kept = {None: iter([5] * 4), 2: iter([2, 2, 2, 1])}
+    clock = [0.0]
+    length: Any = {None: iter([1.0, 4, 9, 2]), 2: iter([1.0, 2, 3, 2])}
+    kept: Any = {None: iter([5] * 4), 2: iter([2, 2, 2, 1])}
     wrong = truth.copy()
     wrong[0, 0] = 4  # a distractor
     full = iter([truth, truth, truth, wrong])
@@ -105,9 +106,9 @@ def test_a_row_sets_a_shortlist_against_the_full_model() -> None:
 
         def __call__(self, image: Any, vocabulary: Any, shortlist: Shortlist | None) -> Any:
             which = None if shortlist is None else shortlist.keep
-            clock[0] += next(length[which])  # type: ignore[index]
+            clock[0] += next(length[which])
             labels = next(full if which is None else short)
-            return SimpleNamespace(labels=labels, kept=next(kept[which]))  # type: ignore[index]
+            return SimpleNamespace(labels=labels, kept=next(kept[which]))
 
     class Three:
         names = ("a", "b")
