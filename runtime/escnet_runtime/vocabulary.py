@@ -32,7 +32,7 @@ MAX_CATEGORIES = 65_535
 _MAX_FILE_BYTES = 16 * 2**20
 _SYNONYMS = re.compile(r",(?:\s+|$)")  # not "1,000 yen note"
 _BARE_COMMA = re.compile(r"[^\W\d_],[^\W\d_]")  # between letters, where it is hardly meant
-_GATHER_ROWS = 8192  # of embeddings held a second time while averaging: 16 MiB at D = 512
+_GATHER_ROWS = 4096  # of embeddings held in float64 while averaging: 16 MiB at D = 512
 _Scalar = TypeVar("_Scalar", bound=np.generic)
 _log = logging.getLogger(__name__)
 
@@ -230,34 +230,43 @@ def assemble(
         raise VocabularyError(
             f"Expected prompt embeddings [{expected}, D]; got {list(prompt_embeddings.shape)}."
         )
-    sums = _sums(plan, prompt_embeddings)
-    norms = np.linalg.norm(sums, axis=1, keepdims=True)
+    means, norms = _unit_sums(plan, prompt_embeddings)
     # Below this, a sum of unit vectors is nothing but rounding.
-    usable = np.isfinite(norms[:, 0]) & (norms[:, 0] > 1e-6)
+    usable = np.isfinite(norms) & (norms > 1e-6)
     if not usable.all():
         name = plan.names[plan.label_of[np.argmin(usable)]]
         raise VocabularyError(f"The embedding of {name!r} is zero or not finite: encode it again.")
     return Vocabulary(
         names=plan.names,
-        embeddings=_read_only(sums / norms),
+        embeddings=_read_only(means),
         label_of=plan.label_of,
         templates=plan.templates,
         model=model,
     )
 
 
-def _sums(plan: TextPlan, prompt_embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Sum the prompts of each category, [U, D], some categories at a time to bound the memory."""
-    sums = np.empty((len(plan.starts), prompt_embeddings.shape[1]), dtype=np.float32)
+def _unit_sums(
+    plan: TextPlan, prompt_embeddings: NDArray[np.float32]
+) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+    """The sums of the prompts of each category, [U, D], brought to unit norm, and their norms.
+
+    In float64, and rounded once: NumPy adds up in an order of its own, which then shows in no
+    bit. Some categories at a time, to bound the memory.
+    """
+    units = np.empty((len(plan.starts), prompt_embeddings.shape[1]), np.float32)
+    norms = np.empty(len(units))
     ends = np.append(plan.starts[1:], len(plan.members))
     begin = 0
-    while begin < len(sums):
+    while begin < len(units):
         first = plan.starts[begin]
         end = max(begin + 1, int(np.searchsorted(ends, first + _GATHER_ROWS, side="right")))
-        rows = prompt_embeddings[plan.members[first : ends[end - 1]]].astype(np.float32)
-        sums[begin:end] = np.add.reduceat(rows, plan.starts[begin:end] - first, axis=0)
+        rows = prompt_embeddings[plan.members[first : ends[end - 1]]].astype(np.float64)
+        sums = np.add.reduceat(rows, plan.starts[begin:end] - first, axis=0)
+        norms[begin:end] = np.linalg.norm(sums, axis=1)
+        with np.errstate(invalid="ignore"):  # the caller refuses them
+            units[begin:end] = sums / norms[begin:end, None]
         begin = end
-    return sums
+    return units, norms
 
 
 def _json_names(path: Path, text: str) -> list[str]:

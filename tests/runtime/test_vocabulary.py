@@ -219,6 +219,16 @@ def test_embeddings_are_the_normalised_mean() -> None:
     assert not vocabulary.embeddings.flags.writeable
 
 
+def test_the_order_of_synonyms_shows_in_no_bit() -> None:
+    words = [f"word {number}" for number in range(12)]
+    for count in range(2, 13):
+        plans = [
+            plan_texts([", ".join(order)], _PHOTO) for order in (words[:count], words[:count][::-1])
+        ]
+        first, last = (assemble(plan, _embed(plan)).embeddings for plan in plans)
+        np.testing.assert_array_equal(first, last)
+
+
 def test_many_prompts_are_averaged_in_parts_with_the_same_result() -> None:
     names = [f"thing {number}" for number in range(300)]
     plan = plan_texts(names, [f"{number} {{}}" for number in range(80)])  # 24,000 prompts
