@@ -8,6 +8,7 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+import onnxruntime as ort
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -17,6 +18,7 @@ from escnet_runtime import Segmenter
 from escnet_runtime.images import ImageArray, load_image
 from escnet_runtime.ppg import PpgConstants, pseudo_prompts
 from escnet_runtime.preprocess import resize
+from escnet_runtime.sketch import relative_l2
 from tests.shared import ROOT
 
 _PATH = ROOT / "runtime" / "examples" / "bundle_client.py"
@@ -93,6 +95,42 @@ def test_every_stage_is_that_of_the_runtime(tiny_bundle: Path, count: int) -> No
     labels, confidence = client.masks(logits, *pixels.shape[:2])
     np.testing.assert_array_equal(name_of[labels], result.labels)
     np.testing.assert_allclose(confidence, result.confidence, rtol=1e-3)
+
+
+class _Filled(client.Chunks):  # type: ignore[misc, name-defined]
+    """Chunks of whole groups: the last category is repeated, with weight 0."""
+
+    def run(self, one: Any, graph: str, known: Mapping[str, Any]) -> dict[str, Any]:
+        ports = one.manifest["stages"][graph]["inputs"]
+        joined: dict[str, list[Any]] = {}
+        for own in self.parts:
+            weight = self.weight(len(own))
+            rows = np.concatenate([own, np.repeat(own[-1:], weight.size - len(own))])
+            by_category = [port["name"] for port in ports if port["shape"][0] == "n"]
+            inputs = {**known, "weight": weight} | {name: known[name][rows] for name in by_category}
+            for name, array in one.run(graph, inputs).items():
+                kept = array if name.endswith("_sum") else array[: len(own)]
+                joined.setdefault(name, []).append(kept)
+        return {name: np.concatenate(arrays) for name, arrays in joined.items()}
+
+
+def test_chunks_may_be_filled_up(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = client.Client(tiny_bundle)
+    image, (text, _) = one.preprocess(_pixels(40, 50)), one.vocabulary(_names(19))
+    plain = one.logits(image, text)
+    monkeypatch.setattr(client, "Chunks", _Filled)
+    np.testing.assert_array_equal(one.logits(image, text), plain)
+    # In sessions of fixed shapes, by the names that the axes have in the files.
+    options = ort.SessionOptions()
+    for axis, size in {"n": 16, "g": 1, "b": 1}.items():
+        options.add_free_dimension_override_by_name(axis, size)
+    fixed = client.Client(tiny_bundle)
+    for name, stage in fixed.manifest["stages"].items():
+        if name != "text_encoder":
+            fixed._sessions[name] = ort.InferenceSession(tiny_bundle / stage["file"], options)
+            for port in fixed._sessions[name].get_inputs():
+                assert all(isinstance(size, int) for size in port.shape), (name, port.name)
+    assert relative_l2(fixed.logits(image, text), plain) < 0.05  # a point may flip
 
 
 @pytest.mark.slow
