@@ -321,11 +321,12 @@ def _normed_product(weight: Tensor, bias: Tensor, x: Tensor, norm: nn.Module) ->
     assert isinstance(norm.eps, float)
     channels = len(norm.weight)
     pixels = len(weight) // channels
-    same = torch.eye(pixels, device=x.device).repeat_interleave(channels, 0)
-    mean = same @ same.T / channels
-    centre = torch.eye(len(mean), device=x.device) - mean
+    same = torch.eye(pixels, device=x.device).repeat_interleave(channels, 1)  # [r, r · c]
+    mean = same / channels
+    centre = torch.eye(len(weight), device=x.device) - same.T @ mean
     centred = (centre @ weight).to(x.dtype) @ x + (centre @ bias).to(x.dtype)[:, None]
     centred = centred.float()
     spread = torch.rsqrt(product(mean, centred.square()) + norm.eps)
-    scale, shift = norm.weight.float().repeat(pixels), norm.bias.float().repeat(pixels)
-    return (centred * spread * scale[:, None] + shift[:, None]).to(x.dtype)
+    normed = centred.unflatten(1, (pixels, channels)) * spread[:, :, None]
+    scaled: Tensor = normed * norm.weight.float()[:, None] + norm.bias.float()[:, None]
+    return scaled.flatten(1, 2).to(x.dtype)

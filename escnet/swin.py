@@ -129,13 +129,15 @@ class GuidedSwinLayer(nn.Module):
 
     def _attention(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Each area by itself: [n, P, C] in the order of :meth:`order`, → [n, P, C]."""
+        if len(self._sizes) == 1:  # a split in one would be a copy
+            return self._attend(query, key, value, next(iter(self._sizes)))
         tokens = [size * count for size, count in self._sizes.items()]
         queries, keys, values = (x.split(tokens, dim=1) for x in (query, key, value))
         mixed = [
             self._attend(queries[index], keys[index], values[index], size)
             for index, size in enumerate(self._sizes)
         ]
-        return mixed[0] if len(mixed) == 1 else torch.cat(mixed, dim=1)
+        return torch.cat(mixed, dim=1)
 
     def _attend(
         self, query: Tensor, key: Tensor, value: Tensor, size: int, mask: Tensor | None = None

@@ -7,7 +7,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from escnet.decoder import SkipProjection, UpStage, _group_norm, _pixel_shuffle
+from escnet.decoder import (
+    SkipProjection,
+    UpStage,
+    _group_norm,
+    _interleaved,
+    _one_channel,
+    _pixel_shuffle,
+)
 from tests.model.models import model, randomise, relative_l2
 
 
@@ -64,6 +71,38 @@ def test_a_pixel_shuffle_in_bfloat16_is_torchs(factor: int) -> None:
     maps = torch.randn(3, 5 * factor**2, 2, 7).to(torch.bfloat16)
     expected = F.pixel_shuffle(maps, factor)
     torch.testing.assert_close(_pixel_shuffle(maps, factor), expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 7)])
+def test_phases_are_interleaved_without_their_border(size: tuple[int, int]) -> None:
+    """[row phase, column phase, channel] in front of a grid that is one row and column larger."""
+    height, width = size
+    phases = torch.randn(3, 2, 2, 5, height + 1, width + 1)
+    fine = torch.empty(3, 5, 2 * height + 2, 2 * width + 2)
+    for row in range(2):
+        for column in range(2):
+            fine[:, :, row::2, column::2] = phases[:, row, column]
+    got = _interleaved(phases.flatten(1, 3))
+    torch.testing.assert_close(got, fine[:, :, 1:-1, 1:-1], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 4), (5, 3)])
+@pytest.mark.parametrize("kernel", [(1, 1), (3, 3), (3, 5)])
+def test_the_head_in_a_graph_is_its_convolution(
+    size: tuple[int, int], kernel: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    padding = kernel[0] // 2, kernel[1] // 2
+    head = randomise(nn.Conv2d(4, 1, kernel, padding=padding)).requires_grad_(False)
+    x = torch.randn(3, 4, *size)
+    monkeypatch.setattr(torch.compiler, "is_exporting", lambda: True)
+    torch.testing.assert_close(_one_channel(head, x), head(x)[:, 0], rtol=1e-5, atol=1e-5)
+
+
+def test_a_head_of_half_precision_is_rounded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    head = randomise(nn.Conv2d(4, 1, 3, padding=1)).requires_grad_(False).half()
+    x = torch.randn(2, 4, 5, 5).half()
+    monkeypatch.setattr(torch.compiler, "is_exporting", lambda: True)
+    torch.testing.assert_close(_one_channel(head, x), head(x)[:, 0], rtol=0, atol=0)
 
 
 def test_weights_are_composed_in_float32_under_autocast_too(

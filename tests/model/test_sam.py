@@ -12,7 +12,7 @@ from torch import Tensor
 from escnet.groups import group_weights
 from escnet.ppg import TorchPrompts, pseudo_prompts
 from escnet.sam import SamBlock
-from escnet.two_way import DenseKeys, LowRankKeys, two_way
+from escnet.two_way import DenseKeys, LowRankKeys, _softmax_of_few, two_way
 from escnet_runtime.ppg import PpgConstants
 from tests.model.models import model, randomise, relative_l2
 
@@ -94,6 +94,20 @@ def test_two_way_of_low_rank_keys_is_sams_transformer(count: int) -> None:
     mask, basis = torch.randn(count, PIXELS, 16), torch.randn(256, 16)
     got = two_way(transformer(), LowRankKeys(shared, mask, basis), position, tokens)
     assert relative_l2(got, sams_own(shared + mask @ basis.T, position, tokens)) <= 1e-5
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e4, 3e38])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_the_softmax_in_a_graph_is_a_softmax(
+    scale: float, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    largest = torch.finfo(dtype).max / 8
+    logits = (torch.randn(2, 3, 5, 7) * scale).clamp(-largest, largest).to(dtype)
+    expected = torch.softmax(logits, dim=2)
+    monkeypatch.setattr(torch.compiler, "is_exporting", lambda: True)
+    got = _softmax_of_few(logits)
+    assert got.dtype == dtype
+    torch.testing.assert_close(got, expected, rtol=1e-6, atol=1e-7)
 
 
 def test_every_input_of_two_way_matters() -> None:
