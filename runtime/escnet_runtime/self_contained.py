@@ -94,6 +94,8 @@ def _fields(message: _Buffer) -> Iterator[tuple[int, _Buffer | None]]:
     at = 0
     while at < len(message):
         key, at = _varint(message, at)
+        if key > _MOST_KEY:
+            raise _MalformedError
         number, wire = key >> 3, key & 7
         if wire == _LENGTH:
             size, at = _varint(message, at)
@@ -122,6 +124,8 @@ def _varint(message: _Buffer, at: int) -> tuple[int, int]:
 
 
 _LENGTH: Final = 2
+#: Keys have 32 bits. Some readers drop the bits of a longer one and take it for another field.
+_MOST_KEY: Final = 2**32 - 1
 _SKIPS: Final[dict[int, Callable[[_Buffer, int], int]]] = {
     0: lambda message, at: _varint(message, at)[1],
     1: lambda _, at: at + 8,

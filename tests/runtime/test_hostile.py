@@ -520,6 +520,29 @@ def test_a_graph_that_reads_other_files_is_refused(
         assert "decoder.onnx: reads weights from other files" in text, (command, text)
 
 
+def test_no_field_hides_behind_a_key_of_more_than_32_bits(tmp_path: Path) -> None:
+    """ONNX Runtime and OpenVINO drop the bits above: to them it is field 13, the other file."""
+    data = _tensor("weights.bin").SerializeToString()
+    key = bytes([13 << 3 | 2])
+    assert data.count(key) == 1
+    hidden = data.replace(key, bytes([key[0] | 0x80, 0x80, 0x80, 0x80, 0x10]))
+    model = _model(nodes=[helper.make_node("Add", ["x", "w"], ["y"])])
+    model.graph.output[0].name = "y"
+    graph = model.graph.SerializeToString() + _field(5, hidden)
+    model.ClearField("graph")
+    path = tmp_path / "graph.onnx"
+    path.write_bytes(model.SerializeToString() + _field(7, graph))
+    (tmp_path / "weights.bin").write_bytes(np.float32(7).tobytes())
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    assert session.run(None, {"x": np.zeros(1, np.float32)})[0] == 7  # so it is worth a refusal
+    assert names_other_files(path)
+
+
+def _field(number: int, data: bytes) -> bytes:
+    """A field of protobuf, of up to 16383 bytes."""
+    return bytes([number << 3 | 2, len(data) & 0x7F | 0x80, len(data) >> 7]) + data
+
+
 def test_the_word_alone_is_no_other_file(tmp_path: Path) -> None:
     path = tmp_path / "graph.onnx"
     path.write_bytes(_model(doc="its location: here").SerializeToString())
