@@ -23,7 +23,14 @@ from PIL import ExifTags, Image, ImageCms, ImageFile, UnidentifiedImageError
 
 from escnet_runtime.errors import ImageError
 
-__all__ = ["IMAGE_SUFFIXES", "ImageArray", "find_images", "load_image", "load_oriented"]
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "ImageArray",
+    "find_images",
+    "load_image",
+    "load_oriented",
+    "require_pixels",
+]
 
 ImageArray = NDArray[np.uint8]
 
@@ -36,6 +43,9 @@ IMAGE_SUFFIXES = frozenset(
 # Of phones; Pillow reads it only where somebody has registered a plugin.
 _HEIF_SUFFIXES: Final = frozenset({".heic", ".heif"})
 _HEIF_BRANDS: Final = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1"})
+# What Pillow has another program draw: PostScript, which is a language to write programs in, needs
+# Ghostscript; WMF and EMF need Windows itself.
+_DRAWN: Final = frozenset({"EPS", "WMF"})
 _LOG: Final = logging.getLogger("escnet_runtime")
 
 # What turns the stored pixels of an EXIF orientation into what is to be seen.
@@ -62,9 +72,9 @@ def load_image(
     [H,W,1] grey, [H,W,3] RGB or [H,W,4] RGBA. An array that already has the result's form is
     returned as it is, not copied.
 
-    Raises ImageError, naming the file, if it is missing, empty, cut off, damaged, or larger than
-    Pillow's limit against decompression bombs (179 million pixels), and for arrays of another type
-    or shape.
+    Raises ImageError, naming the file, if it is missing, empty, cut off, damaged, PostScript or a
+    Windows metafile, or larger than Pillow's limit against decompression bombs (179 million
+    pixels), and for arrays of another type or shape.
     """
     if isinstance(source, np.ndarray):
         return _from_array(source)
@@ -160,6 +170,24 @@ def _from_file(path: Path) -> tuple[ImageArray, int]:
         return _from_pillow(opened, str(path))
 
 
+def require_pixels(image: Image.Image, name: str) -> None:
+    """Refuse a drawing that would be handed to another program when its pixels are asked for.
+
+    Args:
+        image: opened, and not loaded.
+        name: what messages call it.
+
+    Raises:
+        ImageError: it is PostScript or a Windows metafile, whatever its suffix says.
+    """
+    undrawn = isinstance(image, ImageFile.StubImageFile) or getattr(image, "tile", None)
+    if image.format in _DRAWN and undrawn:
+        raise ImageError(
+            f"{name} is a drawing ({image.format}), for which Pillow would start another program: "
+            "convert it to PNG where you trust it"
+        )
+
+
 def _is_heif(path: Path) -> bool:
     """Whether a file begins as HEIF does (ISO/IEC 23008-12): a box "ftyp" and its brand."""
     try:
@@ -172,6 +200,7 @@ def _is_heif(path: Path) -> bool:
 
 def _from_pillow(image: Image.Image, name: str) -> tuple[ImageArray, int]:
     """The pixels, and the EXIF orientation that was applied to them."""
+    require_pixels(image, name)
     try:
         first = _orientation(image)
         with _read_not_mapped(image, first):

@@ -1,5 +1,6 @@
 import contextlib
 import io
+import os
 import struct
 import warnings
 import zlib
@@ -23,6 +24,24 @@ def saved(tmp_path: Path, image: Image.Image, name: str = "image.png", **options
     path = tmp_path / name
     image.save(path, **options)  # type: ignore[arg-type]
     return path
+
+
+def test_no_file_makes_another_program_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PostScript is a program, whatever the file is called, and Pillow has Ghostscript run it."""
+    Image.fromarray(RGB).save(tmp_path / "drawing.eps")
+    path = (tmp_path / "drawing.eps").rename(tmp_path / "photo.jpg")
+    ghostscript = tmp_path / "bin" / "gs"
+    ghostscript.parent.mkdir()
+    ghostscript.write_text(f"#!/bin/sh\ntouch '{tmp_path}/started'\n", encoding="utf-8")
+    ghostscript.chmod(0o755)
+    monkeypatch.setenv("PATH", str(ghostscript.parent), prepend=os.pathsep)
+    with Image.open(io.BytesIO(path.read_bytes())) as opened:
+        for source in (path, opened):
+            with pytest.raises(ImageError, match=r"is a drawing \(EPS\).*convert it to PNG"):
+                load_image(source)
+    assert not (tmp_path / "started").exists()
 
 
 def test_rgb_file_is_read_exactly_and_contiguously(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from escnet_runtime.errors import ImageError
+from escnet_runtime.images import require_pixels
 from escnet_runtime.preprocess import resize
 
 from .plan import LabelMap, Pair
@@ -45,6 +46,7 @@ def put_shrunk(pair: Pair, folder: Path, side: int) -> bool:
     """
     try:
         with Image.open(pair.image) as image:
+            require_pixels(image, "the file")
             height, width = shrunk_size(image.height, image.width, side)
             if (width, height) == image.size:
                 return False
