@@ -1,6 +1,7 @@
 """Videos and cameras as frames, and frames as a video, through PyAV (``escnet-runtime[video]``)."""
 
 import logging
+import os
 import sys
 from collections import deque
 from collections.abc import Iterator
@@ -157,7 +158,7 @@ class VideoWriter(Closing):
         if not path.parent.is_dir():  # found out only with the first frame otherwise
             raise InputError(f"cannot write the video {path}: there is no folder {path.parent}")
         try:
-            self._container: OutputContainer = av.open(str(path), "w")
+            self._container: OutputContainer = av.open(os.path.abspath(path), "w")
         except (OSError, ValueError, av.FFmpegError) as error:
             raise InputError(f"cannot write the video {path}: {_reason(error)}") from error
         self._stream: VideoStream | None = None
@@ -305,7 +306,8 @@ def _opened(source: str) -> InputContainer:
     if number is not None:
         return _open_camera(number)
     if not is_address(source):
-        return av.open(source)
+        # A name with a colon is a protocol to FFmpeg: "12:30.mp4", or "tcp:" and a machine.
+        return av.open(os.path.abspath(source))
     # Over UDP, RTSP's default, a busy network tears pictures.
     options = {"rtsp_transport": "tcp"} if source.lower().startswith("rtsp") else {}
     return av.open(source, timeout=_PATIENCE, options=options)

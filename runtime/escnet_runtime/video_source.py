@@ -44,9 +44,16 @@ def without_secrets(text: str, source: str) -> str:
     """``text``, such as an error, with no user, password or query of an address in it."""
     if not is_address(source):
         return text
-    protocol, _, place = re.split("[?#]", source)[0].partition("://")
-    host, slash, path = place.partition("/")
-    return text.replace(source, f"{protocol}://{host.rpartition('@')[2]}{slash}{path}")
+    protocol, _, place = source.partition("://")
+    host = re.split("[/?#]", place)[0]
+    rest = place.removeprefix(host)
+    if ":" in host and "@" in rest:
+        shown = "…"  # its password may hold a slash, and what seems to be a port begin it
+    else:
+        shown = host.rpartition("@")[2] + re.split("[?#]", rest)[0]
+    for written in (source, repr(source)[1:-1]):  # errors quote it as Python does
+        text = text.replace(written, f"{protocol}://{shown}")
+    return text
 
 
 def source_stem(source: str) -> str:

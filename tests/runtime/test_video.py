@@ -276,7 +276,10 @@ _CAMERA = "rtsp://operator:secret@10.0.0.5:554/front/1?token=secret"
         (_CAMERA, "rtsp://10.0.0.5:554/front/1", "10.0.0.5_554_front_1"),
         ("https://cdn.example/a b/live.m3u8", "https://cdn.example/a b/live.m3u8", None),
         ("http://user@host", "http://host", "host"),
-        ("RTSP://user:p%40ss/word@[::1]/x", None, None),
+        ("RTSP://user:p%40ss/word@[::1]/x", "RTSP://…", "stream"),
+        ("rtsp://user:12#secret@cam/x", "rtsp://…", "stream"),
+        ("rtsp://user:s@e?cret@cam:554/x", "rtsp://…", "stream"),
+        ("http://cam/live@1", "http://cam/live@1", "cam_live_1"),
         ("udp://@239.0.0.1:1234", "udp://239.0.0.1:1234", "239.0.0.1_1234"),
         ("srt://", "srt://", "stream"),
         ("camera:0", "camera:0", "camera0"),
@@ -290,6 +293,27 @@ def test_what_a_source_is_called(source: str, shown: str | None, stem: str | Non
         assert without_secrets(f"error in {source}!", source) == f"error in {shown}!"
     found = source_stem(source)
     assert found == stem or (stem is None and re.fullmatch(r"[\w.-]{1,100}", found))
+
+
+def test_no_password_is_in_what_an_error_quotes() -> None:
+    source = "rtsp://user:sec\\ret@127.0.0.1:1/x"
+    with pytest.raises(ImageError, match=r"rtsp://127\.0\.0\.1:1/x") as caught:
+        VideoReader(source)
+    assert "ret" not in str(caught.value)
+
+
+def test_a_name_with_a_colon_is_a_file(
+    video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To FFmpeg it begins with a protocol, and some of these connect to another machine."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("2026-11-28T12:30:00.mp4", "tcp:127.0.0.1:9.mp4"):
+        Path(name).write_bytes(video.read_bytes())
+        with VideoReader(name) as reader:
+            assert len(list(reader)) == 5
+    with VideoWriter(Path("12:31.mp4"), Fraction(10)) as writer:
+        writer.write(frame(0))
+    assert Path("12:31.mp4").stat().st_size
 
 
 def test_the_address_of_an_image_is_no_video() -> None:
