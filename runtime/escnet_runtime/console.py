@@ -16,6 +16,7 @@ import io
 import json
 import logging
 import os
+import re
 import sys
 import time
 import traceback
@@ -25,6 +26,7 @@ from typing import Any, Final, NoReturn, Protocol, TypeAlias
 import rich.console
 import rich.progress
 from rich.markup import escape
+from rich.segment import Segment
 from rich.text import Text
 
 from . import __version__
@@ -47,6 +49,9 @@ _clock = time.monotonic
 _LOGGERS: Final = ("escnet", "escnet_bench", "escnet_engines", "escnet_export", "escnet_runtime")
 _FAILED, _WRONG_INPUT, _INTERRUPTED, _PIPE_CLOSED = 1, 2, 130, 141
 _SAID_SECONDS: Final = 30.0  # between two lines of progress where there is no bar
+#: What moves cursors, sets titles and more: C0 and C1, but for tabs and ends of lines; and what
+#: turns the direction of the text behind it.
+_OBEYED: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 #: Columns where the width cannot be known: tables are as wide as they need, up to this.
 _WIDE: Final = 200
 
@@ -220,6 +225,16 @@ class _RichConsole(rich.console.Console):
             emoji=False,
             width=None if terminal or "COLUMNS" in os.environ else _WIDE,
         )
+
+    def render(
+        self,
+        renderable: rich.console.RenderableType,
+        options: rich.console.ConsoleOptions | None = None,
+    ) -> Iterator[Segment]:
+        """Names of strangers' files and models may hold what a terminal obeys."""
+        for segment in super().render(renderable, options):
+            obeyed = not segment.control and _OBEYED.search(segment.text)
+            yield segment._replace(text=_OBEYED.sub("�", segment.text)) if obeyed else segment
 
     def on_broken_pipe(self) -> None:
         raise BrokenPipeError

@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from rich.table import Table
+from rich.text import Text
 
 from escnet_runtime.console import Command, Console, command_parser, printable, run_command
 from escnet_runtime.errors import BackendError, EscNetError, ImageError
@@ -229,6 +231,23 @@ parser = command_parser("escnet-test", "A command of this test.")
 parser.add_argument("--wait", action="store_true")
 sys.exit(run_command(parser, command))
 """
+
+
+def test_what_a_terminal_obeys_is_not_printed(capsys: Captured) -> None:
+    """A bundle's model or a class may be called anything."""
+    evil = "tiny\x1b]0;title\x07\x1b[2J\x9b1A\u202e\r"
+
+    def command(_: argparse.Namespace, console: Console) -> tuple[int, Mapping[str, Any]]:
+        table = Table(evil, title=evil)
+        table.add_row(Text(evil, "red"))
+        console.print(table, Text(evil), evil, "two\nlines\tand a tab")
+        return 0, {}
+
+    assert run(command) == 0
+    out = capsys.readouterr().out
+    assert not set(out) & set("\x1b\x07\x9b\u202e\r")
+    assert out.count("tiny�]0;title�[2J") == 5
+    assert "two\nlines" in out
 
 
 def test_names_that_the_encoding_lacks_are_escaped() -> None:
