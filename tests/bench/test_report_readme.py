@@ -57,6 +57,18 @@ def test_no_name_breaks_the_table() -> None:
     assert row.endswith("| `x\\|y.json` |")
 
 
+def test_nothing_in_a_file_is_markdown_of_the_readme() -> None:
+    """Anybody's file may be among the committed ones."""
+    [one, *_] = [timing for r in committed() if r.benchmark == "footprint" for timing in r.timings]
+    evil = "x` [free](https://evil.example) <img src=x> **y**"
+    odd = dataclasses.replace(one, model=evil, precision=evil, implementation=evil, file=evil)
+    result = dataclasses.replace(committed()[0], benchmark="footprint", timings=(odd,))
+    row = readme_table([result]).splitlines()[2]
+    outside = "".join(row.split("`")[::2])  # what is no code
+    assert not set("[]<>*") & set(outside)
+    assert row.count("`") == 8
+
+
 def test_what_is_around_the_table_stays(tmp_path: Path) -> None:
     readme = tmp_path / "README.md"
     readme.write_text(f"# A\n\n{BEGIN}\nold\n{END}\n\nrest\n", encoding="utf-8")

@@ -1,5 +1,6 @@
 """The README's table, from committed results: nobody copies a number by hand."""
 
+import re
 from collections.abc import Sequence
 from typing import Final
 
@@ -41,10 +42,10 @@ def _row(one: Timing) -> str:
     memory = one.peak_memory_bytes
     size = "not measured" if memory is None else f"{memory / 1e6:.0f} MB"
     first = "not measured" if start is None else f"{start:.1f} s"
-    bundle = f"`{one.model}` {one.precision}"
+    bundle = f"{_word(one.model)} {_plain(one.precision)}"
     if one.implementation != _USUAL:
-        bundle += f", {one.implementation}"
-    cells = (bundle, str(one.categories), seconds, prompts, size, first, f"`{one.file}`")
+        bundle += f", {_plain(one.implementation)}"
+    cells = (bundle, str(one.categories), seconds, prompts, size, first, _word(one.file))
     return _line(cells)
 
 
@@ -53,8 +54,18 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def _cell(words: str) -> str:
-    """Words that stay in their cell, whatever a file or a model is called."""
-    return "".join(one for one in words if one.isprintable()).replace("|", "\\|")
+    """Words that stay in their cell."""
+    return words.replace("|", "\\|")
+
+
+def _plain(text: str) -> str:
+    """A text of a file as it is, if it is a name; else as code."""
+    return text if re.fullmatch(r"[\w -]*", text) else _word(text)
+
+
+def _word(text: str) -> str:
+    """A text of a file as code: whatever it is, it is no Markdown and no HTML."""
+    return f"`{''.join(one for one in text if one.isprintable() and one != '`')}`"
 
 
 def updated_readme(text: str, results: Sequence[Result], name: str = "README.md") -> str:
