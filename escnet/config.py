@@ -31,6 +31,11 @@ SamPrompts: TypeAlias = Literal["points+masks", "points", "masks", "boxes"]
 
 _MOST_TOKENS: Final = 1024  # a prompt generator's kernel has a thread for each
 
+# Far above every real model: a checkpoint says how many layers to build before any is compared.
+_LAYERS: Final = frozenset({"vision_layers", "text_layers", "depth"})
+_MOST_LAYERS: Final = 256
+_MOST_SIZE: Final = 2**20
+
 # Fields of SamConfig that configurations written before they existed do not have, with the value
 # that was the only one then: the paper's form.
 _SAM_FIELDS_ADDED_LATER: Final = {"in_blocks": True, "prompts": "points+masks"}
@@ -143,6 +148,7 @@ class EscNetConfig:
 
     def __post_init__(self) -> None:
         _check_positive(self)
+        _check_plausible(self)
         _check_divisions(self)
         _check_skips(self)
         self._check_grid()
@@ -244,6 +250,21 @@ def _check_positive(config: EscNetConfig) -> None:
             f"configuration {config.name!r}: sam.prompts is {config.sam.prompts!r}, expected one "
             f"of {', '.join(get_args(SamPrompts))}"
         )
+
+
+def _check_plausible(config: EscNetConfig) -> None:
+    """Refuse sizes that no model has, before modules are built for them."""
+    sizes = [("blocks", config.blocks, _MOST_LAYERS)]
+    for part in ("clip", "sam", "fusion", "decoder"):
+        for key, value in dataclasses.asdict(getattr(config, part)).items():
+            most = _MOST_LAYERS if key in _LAYERS else _MOST_SIZE
+            each = value if isinstance(value, tuple) else (value,)
+            sizes += [(f"{part}.{key}", size, most) for size in each if type(size) is int]
+    for name, size, most in sizes:
+        if size > most:
+            raise InputError(
+                f"configuration {config.name!r}: {name} is {size!r:.40}, expected at most {most:,}"
+            )
 
 
 def _check_divisions(config: EscNetConfig) -> None:

@@ -94,6 +94,12 @@ def test_what_is_no_configuration_is_refused(change: Change, message: str) -> No
         (lambda d: d["clip"].update(skip_layers=[1, 5]), "expected blocks from 0 to 4"),
         (lambda d: d["clip"].update(skip_layers=[-1, 3]), "expected blocks from 0 to 4"),
         (lambda d: d.update(blocks=-1), "blocks is -1, expected ≥ 0"),
+        # A checkpoint of a stranger's: each would be built, for hours, before it is compared.
+        (lambda d: d.update(blocks=10**5), "blocks is 100000, expected at most 256"),
+        (lambda d: d["clip"].update(vision_layers=10**5), r"vision_layers is 1.*at most 256"),
+        (lambda d: d["sam"].update(depth=10**30), r"sam\.depth is 1.*at most 256"),
+        (lambda d: d["clip"].update(vocab_size=10**30), r"vocab_size is 1.*at most 1,048,576"),
+        (lambda d: d["decoder"].update(channels=[32, 10**12]), "channels is 1.*at most 1,048,576"),
     ],
 )
 def test_sizes_that_do_not_fit_are_refused(change: Change, message: str) -> None:
