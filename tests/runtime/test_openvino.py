@@ -23,6 +23,7 @@ from escnet_runtime.lanes import best_lanes, usable_cores
 from escnet_runtime.manifest import Precision
 from escnet_runtime.verify import verify_bundle
 from tests.runtime.forked import exit_status_of_a_child
+from tests.runtime.hostile import replace_file
 
 
 def _files(root: Path) -> dict[str, GraphFile]:
@@ -41,6 +42,18 @@ def test_it_repeats_the_golden_run_beside_the_others(tiny_bundle: Path) -> None:
     checks = {check.name for check in report.checks}
     stages = ("image_encoder", "esc0_sam", "esc1_image", "decoder", "labels")
     assert {f"openvino: {stage}" for stage in stages} <= checks
+
+
+def test_a_graph_in_a_format_of_its_own_is_refused(bundle_copy: Path) -> None:
+    """Its weights are in a second file, which has no hash in the bundle."""
+    path = bundle_copy / "graphs/decoder.onnx"
+    openvino.save_model(openvino.Core().read_model(path), path.with_suffix(".xml"))
+    replace_file(bundle_copy, "graphs/decoder.onnx", path.with_suffix(".xml").read_bytes())
+    assert path.with_suffix(".bin").is_file()
+    with Segmenter(bundle_copy, "openvino", cache=None) as segmenter:
+        vocabulary = segmenter.vocabulary(["red ring"])
+        with pytest.raises(BackendError, match="graph 'decoder' failed in OpenVINO"):
+            segmenter(np.zeros((8, 8, 3), np.uint8), vocabulary)
 
 
 def test_words_have_the_same_place(tiny_bundle: Path) -> None:

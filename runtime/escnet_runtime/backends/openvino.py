@@ -22,6 +22,7 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 import numpy.typing as npt
 import openvino
+from openvino.frontend import FrontEndManager
 
 from ..errors import BackendError, BundleIntegrityError
 from ..forks import not_freed_in_children
@@ -257,7 +258,7 @@ class OpenVinoBackend:
         """The graph compiled, and kept so."""
         file = self._graphs[graph]
         with file.reading() as path:  # weights are read while it compiles
-            model = self._core.read_model(path)
+            model = _read(path)
             model.reshape(dict(shapes))
             compiled = self._core.compile_model(model, _DEVICE, dict(options))
         if self._cache is not None and file.stage is not None:
@@ -269,6 +270,16 @@ class OpenVinoBackend:
             except Exception as error:  # a full disk, or OpenVINO's own
                 _LOG.debug("a compiled graph is not kept: %s", error)
         return compiled
+
+
+def _read(path: Path) -> Any:
+    """The graph of a file, read as ONNX and as nothing else.
+
+    The library's own reading looks into a file to tell what it is. A format of its own has the
+    weights in a second file, which no hash of the bundle's is of.
+    """
+    reader = FrontEndManager().load_by_framework("onnx")
+    return reader.convert(reader.load(str(path)))
 
 
 def _key(graph: str, shapes: Mapping[str, list[int]], options: Mapping[str, Any]) -> str:
