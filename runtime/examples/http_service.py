@@ -8,8 +8,10 @@ POST /area?classes=...     an image in; the fraction of each category that is th
 GET  /health               what runs, as JSON
 SIGHUP                     opens the bundle anew, warms it up, and changes over
 
-Requests are segmented one after the other, whatever their number. It is meant for a network that is
-trusted: nothing is encrypted and nobody has to say who they are.
+Requests are segmented one after the other, whatever their number; beyond MOST_AT_ONCE they are sent
+away. Images may be anybody's: bytes, pixels and categories are limited. It is meant for a network
+that is trusted all the same: nothing is encrypted, nobody has to say who they are, and who sends
+slowly keeps a place. Before an open network, put a proxy in front that sees to these.
 """
 
 import argparse
@@ -35,11 +37,14 @@ from escnet_runtime import (
     InputError,
     Segmentation,
     Segmenter,
+    VocabularyError,
 )
 from escnet_runtime.vocabulary import Vocabulary, parse_classes
 
 MOST_BYTES = 32 * 2**20
-MOST_PIXELS = 50_000_000
+MOST_PIXELS = 50_000_000  # a gigabyte while it is segmented
+MOST_CATEGORIES = 200  # time grows with them, and a new one is encoded first
+MOST_AT_ONCE = 16  # requests that are held in memory
 KEPT_VOCABULARIES = 32
 log = logging.getLogger("http_service")
 
@@ -54,7 +59,12 @@ class Model:
             self.segmenter(np.zeros((480, 640, 3), np.uint8), self.vocabulary("wall, floor"))
 
     def _vocabulary(self, classes: str) -> Vocabulary:
-        return self.segmenter.vocabulary(parse_classes(classes))
+        names = parse_classes(classes)
+        if len(names) > MOST_CATEGORIES:
+            raise VocabularyError(
+                f"got {len(names):,} categories; at most {MOST_CATEGORIES} are taken"
+            )
+        return self.segmenter.vocabulary(names)
 
 
 class Service(ThreadingHTTPServer):
@@ -65,6 +75,8 @@ class Service(ThreadingHTTPServer):
     def __init__(self, address: tuple[str, int], bundle: Path) -> None:
         self.bundle = bundle
         self.model = Model(bundle)
+        self.places = threading.BoundedSemaphore(MOST_AT_ONCE)
+        self.turn = threading.Lock()  # for decoding too: a small file may be a large image
         super().__init__(address, Handler)
 
     def reload(self) -> None:
@@ -107,18 +119,27 @@ class Handler(BaseHTTPRequestHandler):
                 f"got {size:,} bytes, expected an image of 1 to {MOST_BYTES:,}",
             )
             return
+        if not self.server.places.acquire(blocking=False):
+            self._skip(size)
+            self._refuse(HTTPStatus.SERVICE_UNAVAILABLE, "too many requests at once: ask again")
+            return
+        try:
+            self._work(parts.path, parse_qs(parts.query).get("classes", [""])[0], size)
+        finally:
+            self.server.places.release()
+
+    def _work(self, path: str, classes: str, size: int) -> None:
         content = self.rfile.read(size)
         try:
-            result = self._segmented(content, parse_qs(parts.query).get("classes", [""])[0])
-        except EscNetError as error:
-            theirs = isinstance(error, InputError) and not isinstance(error, BundleError)
-            if not theirs:
-                log.exception("a request failed")
-            self._refuse(
-                HTTPStatus.BAD_REQUEST if theirs else HTTPStatus.INTERNAL_SERVER_ERROR, str(error)
-            )
+            result = self._segmented(content, classes)
+        except Exception as error:  # whatever it is, who asked gets an answer
+            if isinstance(error, InputError) and not isinstance(error, BundleError):
+                self._refuse(HTTPStatus.BAD_REQUEST, str(error))
+                return
+            log.exception("a request failed")  # what it says of this machine is not for everybody
+            self._refuse(HTTPStatus.INTERNAL_SERVER_ERROR, "the service failed; its log says why")
         else:
-            self._answer(result.area() if parts.path == "/area" else result.label_image())
+            self._answer(result.area() if path == "/area" else result.label_image())
 
     def _skip(self, size: int) -> None:
         while size > 0 and (part := self.rfile.read(min(size, 2**16))):
@@ -129,14 +150,15 @@ class Handler(BaseHTTPRequestHandler):
         vocabulary = model.vocabulary(classes)
         try:
             image = Image.open(io.BytesIO(content))
-        except (OSError, Image.DecompressionBombError) as error:
-            raise ImageError(f"the body is no image that can be read: {error}") from error
+        except Exception as error:  # decoders raise nearly anything
+            raise ImageError("the body is no image that can be read") from error
         if image.width * image.height > MOST_PIXELS:
             raise ImageError(
                 f"the image has {image.width}×{image.height} pixels; at most {MOST_PIXELS:,} are "
                 "taken"
             )
-        return model.segmenter(image, vocabulary)
+        with self.server.turn:
+            return model.segmenter(image, vocabulary)
 
     def _refuse(self, status: HTTPStatus, why: str) -> None:
         self._answer({"error": why}, status)

@@ -9,6 +9,7 @@ import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -92,6 +93,13 @@ def test_the_service(service: Any, bundle_copy: Path, tiny_bundle: Path) -> None
         ("/segment?classes=", png(pixels), 400, "No category"),
         ("/segment?classes=cat", b"no image", 400, "no image that can be read"),
         ("/segment?classes=cat", png(pixels)[:200], 400, "cannot read"),
+        (
+            "/segment?classes=cat",
+            b"P6\n" + b"9" * 30 + b" 1 255\n",
+            400,
+            "no image that can be read",
+        ),
+        ("/area?classes=" + ",".join(map(str, range(300))), png(pixels), 400, "at most 200"),
         ("/segment?classes=cat", bytes(100_001), 413, "expected an image of 1 to"),
         ("/segment?classes=cat", png(np.zeros((400, 400, 3), np.uint8)), 400, "400×400 pixels"),
         ("/elsewhere", png(pixels), 404, "/segment"),
@@ -102,11 +110,12 @@ def test_the_service(service: Any, bundle_copy: Path, tiny_bundle: Path) -> None
         assert why in json.loads(body)["error"]
 
     def broken(*_: object) -> None:
-        raise BundleError("the bundle was replaced while it was open")
+        raise BundleError("/srv/models/tiny was replaced while it was open")
 
     with pytest.MonkeyPatch.context() as changed:
         changed.setattr(service.model.segmenter, "vocabulary", broken)
-        assert asked(service, "/segment?classes=new", png(pixels))[0] == 500
+        status, body = asked(service, "/segment?classes=new", png(pixels))
+        assert (status, b"/srv" in body) == (500, False)
 
     # Another bundle in its place: the old one goes on, until the new one is there and warm.
     old = service.model
@@ -118,6 +127,39 @@ def test_the_service(service: Any, bundle_copy: Path, tiny_bundle: Path) -> None
     service.reload()
     assert service.model is not old
     assert json.loads(asked(service, "/area?classes=cat,sofa", png(pixels))[1]) == expected.area()
+
+
+def test_the_service_holds_a_few_requests_and_decodes_one_at_a_time(
+    service: Any, example: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A small file may be a large image, of which a hundred would fill the memory."""
+    busy, most = 0, 0
+    counting, go_on = threading.Lock(), threading.Event()
+
+    def segment(*_: object) -> SimpleNamespace:
+        nonlocal busy, most
+        with counting:
+            busy, most = busy + 1, max(most, busy + 1)
+        go_on.wait(10)
+        with counting:
+            busy -= 1
+        return SimpleNamespace(area=dict)
+
+    monkeypatch.setattr(service.model, "segmenter", segment)
+    service.model.vocabulary = lambda _: None
+    pixels = png(np.zeros((4, 4, 3), np.uint8))
+    with ThreadPoolExecutor(example.MOST_AT_ONCE + 1) as pool:
+        running = [
+            pool.submit(asked, service, "/area?classes=cat", pixels)
+            for _ in range(example.MOST_AT_ONCE + 1)
+        ]
+        refused = next(as_completed(running)).result()
+        go_on.set()
+        found = sorted(one.result()[0] for one in running)
+    assert refused[0] == 503
+    assert "ask again" in json.loads(refused[1])["error"]
+    assert found == [200] * example.MOST_AT_ONCE + [503]
+    assert most == 1
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1024, 1024), (1500, 2049), (300, 3000)])
