@@ -225,6 +225,22 @@ def test_what_another_user_can_write_is_not_loaded(
     assert not path.stat().st_mode & 0o002  # replaced by one's own
 
 
+def test_nothing_is_loaded_where_another_user_can_put_a_file(
+    compiler: str, tmp_path: Path, script: Script, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It could take the place of one between the look at it and its loading."""
+    script(f'exec {compiler} "$@"')
+    assert native_status().active
+    (path,) = kept(tmp_path)
+    path.parent.chmod(0o777)
+    assert not again()
+    assert "Set ESCNET_CACHE to a writable folder of your own" in native_status().detail
+    assert calls(tmp_path) == 1  # nothing is compiled either
+    path.parent.chmod(0o1777)  # sticky: others add files, and leave these alone
+    assert again()
+    assert calls(tmp_path) == 1
+
+
 def test_a_cache_that_cannot_be_written(
     compiler: str, tmp_path: Path, script: Script, caplog: pytest.LogCaptureFixture
 ) -> None:

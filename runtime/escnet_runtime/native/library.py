@@ -114,8 +114,8 @@ def _built(store: "LibraryStore") -> tuple[NativeLibrary | None, str]:
         compiler = find_compiler()
         if not store.is_writable():
             raise NotCompiledError(
-                f"the compiled library cannot be kept in {store.folder}. Set ESCNET_CACHE to a "
-                "writable folder."
+                f"the compiled library cannot be kept in {store.folder}: it cannot be written, or "
+                "another user can write it. Set ESCNET_CACHE to a writable folder of your own."
             )
         known = store.failure(compiler.identity)
         if known is not None:

@@ -45,6 +45,8 @@ class LibraryStore:
             names = sorted(os.listdir(self.folder))
         except OSError:
             return None
+        if not self._is_safe():
+            return None
         for name in names:
             key, _, rest = name.partition("-")
             if key == self._key and rest.endswith(".so"):
@@ -55,12 +57,17 @@ class LibraryStore:
         return None
 
     def is_writable(self) -> bool:
-        """Whether a library could be kept; creates the folder."""
+        """Whether a library could be kept, out of reach of other users; creates the folder."""
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            self.folder.parent.mkdir(parents=True, exist_ok=True)
+            self.folder.mkdir(mode=0o755, exist_ok=True)
         except OSError:
             return False
-        return os.access(self.folder, os.W_OK | os.X_OK)
+        return os.access(self.folder, os.W_OK | os.X_OK) and self._is_safe()
+
+    def _is_safe(self) -> bool:
+        """Whether no other user could put a file in the place of one after it was looked at."""
+        return _is_own(self.folder) and _is_own(self.folder.parent, shared=True)
 
     @contextmanager
     def keeping(self, code: bytes) -> Iterator[Path]:
@@ -99,17 +106,20 @@ class LibraryStore:
         return self.folder / f"{self._key}-{digest[:16]}.failed"
 
 
-def _is_own(path: Path) -> bool:
-    """Whether nobody but this user and root can have written the code."""
+def _is_own(path: Path, *, shared: bool = False) -> bool:
+    """Whether a file or folder belongs to this user or root and, unless it may be ``shared``, only
+    they can write it (in a sticky folder such as /tmp: others cannot touch what is in it)."""
     if not hasattr(os, "getuid"):
         return True
     try:
         about = path.stat()
     except OSError:
         return False
-    if about.st_uid in {os.getuid(), 0} and not about.st_mode & stat.S_IWOTH:
+    sticky = stat.S_ISDIR(about.st_mode) and about.st_mode & stat.S_ISVTX
+    closed = shared or sticky or not about.st_mode & stat.S_IWOTH
+    if about.st_uid in {os.getuid(), 0} and closed:
         return True
-    _log.info("The compiled library %s is not loaded: another user can write it.", path)
+    _log.info("No compiled library is loaded from %s: another user can write it.", path)
     return False
 
 
