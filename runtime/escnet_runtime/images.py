@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import IO, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +29,7 @@ __all__ = [
     "find_images",
     "load_image",
     "load_oriented",
+    "opened_image",
     "require_pixels",
 ]
 
@@ -143,10 +144,7 @@ def _from_file(path: Path) -> tuple[ImageArray, int]:
             raise ImageError(f"{path} is a folder; expected an image file")
         if path.stat().st_size == 0:
             raise ImageError(f"{path} is empty; expected an image file")
-        # Pillow warns at half the size that it refuses; between the two the image is just large.
-        with _WARNING_FILTERS, warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            opened = Image.open(path)
+        opened = opened_image(path)
     except FileNotFoundError:
         raise ImageError(f"{path} does not exist; expected an image file") from None
     except UnidentifiedImageError:
@@ -168,6 +166,16 @@ def _from_file(path: Path) -> tuple[ImageArray, int]:
         raise ImageError(f"cannot read {path}: {_reason(error)}") from error
     with opened:
         return _from_pillow(opened, str(path))
+
+
+def opened_image(
+    source: str | os.PathLike[str] | IO[bytes], formats: list[str] | None = None
+) -> ImageFile.ImageFile:
+    """``Image.open`` without its warning of large images; it raises what that raises."""
+    # Pillow warns at half the size that it refuses; between the two the image is just large.
+    with _WARNING_FILTERS, warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        return Image.open(source, formats=formats)
 
 
 def require_pixels(image: Image.Image, name: str) -> None:

@@ -12,7 +12,7 @@ from PIL import Image, PngImagePlugin
 
 from escnet_runtime.atomic import atomic_file
 from escnet_runtime.errors import ImageError, InputError
-from escnet_runtime.images import ImageArray
+from escnet_runtime.images import ImageArray, opened_image
 from escnet_runtime.legend import legend_entries, with_legend
 from escnet_runtime.palette import PERIOD, palette
 
@@ -182,7 +182,7 @@ def read_label_png(path: str | os.PathLike[str]) -> tuple[Labels, list[str] | No
         with open(path, "rb") as file:
             head = file.read(_PNG_HEAD)
             file.seek(0)
-            with Image.open(file, formats=["PNG"]) as image:
+            with opened_image(file, ["PNG"]) as image:
                 image.load()
                 mode, labels = image.mode, np.array(image)
                 text = getattr(image, "text", {}).get(CLASSES_KEY)
@@ -209,7 +209,7 @@ def read_label_png(path: str | os.PathLike[str]) -> tuple[Labels, list[str] | No
 def label_png_origin(path: str | os.PathLike[str]) -> str | None:
     """The ``origin`` of save_label_png(), from a file's head; None where there is none."""
     try:
-        with Image.open(path, formats=["PNG"]) as image:
+        with opened_image(path, ["PNG"]) as image:
             found = image.info.get(ORIGIN_KEY)
     except Exception:  # decoders raise nearly anything for damaged files
         return None
@@ -242,7 +242,7 @@ def is_own_picture(path: Path) -> bool:
     if path.suffix.lower() != ".png":
         return False
     try:
-        with Image.open(path, formats=["PNG"]) as image:
+        with opened_image(path, ["PNG"]) as image:
             return CLASSES_KEY in image.info or PICTURE_KEY in image.info
     except Exception:  # a damaged file is not ours to judge: reading it reports it
         return False

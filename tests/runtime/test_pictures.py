@@ -18,7 +18,9 @@ from escnet_runtime.palette import oklab, palette
 from escnet_runtime.pictures import (
     Labels,
     draw_overlay,
+    is_own_picture,
     label_image,
+    label_png_origin,
     read_label_png,
     save_label_png,
     save_picture,
@@ -302,6 +304,19 @@ def test_black_and_white_is_a_label_map_of_two_classes(tmp_path: Path) -> None:
     labels, _ = read_label_png(tmp_path / "a.png")
     assert labels.dtype == np.uint8
     assert labels.tolist() == [[0, 1]]
+
+
+def test_large_pictures_are_no_attack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow warns of one at half of what it refuses; a warning is an error in these tests."""
+    labels = np.zeros((5, 6), np.uint8)
+    save_label_png(tmp_path / "labels.png", labels, ["cat"], origin="here")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20)
+    np.testing.assert_array_equal(read_label_png(tmp_path / "labels.png")[0], labels)
+    assert label_png_origin(tmp_path / "labels.png") == "here"
+    assert is_own_picture(tmp_path / "labels.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    with pytest.raises(ImageError, match="exceeds limit of 20 pixels"):
+        read_label_png(tmp_path / "labels.png")
 
 
 def test_what_is_no_label_map_is_refused(tmp_path: Path) -> None:
