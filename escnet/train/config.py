@@ -199,6 +199,8 @@ def parse_config(text: str, source: str, overrides: Sequence[str] = ()) -> Train
         data = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise InputError(f"{source} is not TOML: {error}") from error
+    except RecursionError:
+        raise InputError(f"{source} is nested too deeply to be a configuration") from None
     for override in overrides:
         _override(data, override)
     _default_augmentation(data)

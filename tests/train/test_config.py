@@ -213,6 +213,11 @@ def test_what_is_not_toml_is_refused(tmp_path: Path, content: bytes) -> None:
         read_config(path)
 
 
+def test_toml_that_is_nested_too_deeply_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"config\.toml is nested too deeply"):
+        read(tmp_path, "a = " + "[" * 100_000)
+
+
 def test_a_missing_file_is_an_input_error(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cannot read the configuration"):
         read_config(tmp_path / "none.toml")
