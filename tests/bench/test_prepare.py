@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from escnet_bench.prepare import PREPARATIONS
+from escnet_bench.prepare.layout import numbered_names
 from escnet_bench.prepare.matlab import read_matrix
 from escnet_bench.prepare.plan import lookup, remap
 from escnet_bench.prepare_command import main
@@ -213,6 +214,13 @@ def test_ade20k_150(
     assert sample.labels.tolist() == [[255, 0, 149]]
 
 
+def test_a_number_of_any_length_is_an_input_error(tmp_path: Path) -> None:
+    """Python makes no number of more than 4,300 digits."""
+    write_text(tmp_path / "labels.txt", "9" * 5000 + ": cat\n")
+    with pytest.raises(InputError, match=r"labels\.txt, line 1: .* expected NUMBER: NAME"):
+        numbered_names(tmp_path / "labels.txt")
+
+
 def test_ade20k_150_that_is_something_else(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -221,6 +229,8 @@ def test_ade20k_150_that_is_something_else(
     assert "has the values [151]" in refused(capsys, "ade20k-150", source)
     write_text(source / "objectInfo150.txt", "Idx\tName\n1\twall\n")
     assert "the numbers 1 to 150" in refused(capsys, "ade20k-150", source)
+    write_text(source / "objectInfo150.txt", "Idx\tName\n1\t" + "x" * 200_000 + "\n")
+    assert "expected a table with tabs" in refused(capsys, "ade20k-150", source)
     (source / "objectInfo150.txt").unlink()
     assert "objectInfo150.txt, which is not there" in refused(capsys, "ade20k-150", source)
     shutil.rmtree(source / "annotations")

@@ -70,7 +70,7 @@ def _own_names(root: Path) -> tuple[str, tuple[str, ...]]:
         text = path.read_text(encoding="utf-8-sig")
         rows = list(csv.DictReader(text.splitlines(), delimiter="\t"))
         names = {int(row["Idx"]): row["Name"].strip() for row in rows}
-    except (OSError, UnicodeDecodeError, KeyError, ValueError, AttributeError, TypeError) as error:
+    except (OSError, KeyError, ValueError, AttributeError, TypeError, csv.Error) as error:
         raise wrong from error
     if sorted(names) != list(range(1, _CLASSES + 1)) or not all(names.values()):
         raise wrong

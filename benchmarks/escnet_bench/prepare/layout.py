@@ -24,7 +24,7 @@ __all__ = [
     "require_source",
 ]
 
-_NUMBERED = re.compile(r"\s*(\d+)\s*:\s*(.+?)\s*")
+_NUMBERED = re.compile(r"\s*(\d{1,9})\s*:\s*(.+?)\s*")
 
 
 def require_source(source: Path) -> None:
