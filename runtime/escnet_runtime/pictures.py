@@ -117,7 +117,7 @@ def _blend(image: ImageArray, labels: Labels, classes: int, alpha: float) -> Ima
     share = round(alpha * 256)
     mixed = palette(classes)[labels].astype(np.uint16)
     mixed *= share
-    mixed += image * np.uint16(256 - share)
+    mixed += np.multiply(image, 256 - share, dtype=np.uint16)  # NumPy 1 would stay in eight bits
     mixed += 128
     mixed >>= 8
     result = mixed.astype(np.uint8)
