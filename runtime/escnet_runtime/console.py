@@ -98,7 +98,8 @@ class Console:
         bar = rich.progress.Progress(
             console=self.err, transient=True, disable=hidden, redirect_stdout=False
         )
-        with bar:
+        # Entered where it is shown alone: Rich before 14.3 ends a hidden one by an empty line.
+        with contextlib.nullcontext() if hidden else bar:
             task = bar.add_task(description, total=total)
             done, said = 0.0, _clock()
 
