@@ -8,7 +8,7 @@ RUN := $(PYTHON) tools/run.py
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo tiny ablations gpu-check test lint types format check clean
+.PHONY: help demo tiny ablations gpu-check test floors lint types format check clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1	/p' $(MAKEFILE_LIST) | expand -t 16
@@ -27,6 +27,9 @@ gpu-check:  ## all that only a GPU can tell: tests, parity, memory, latency, a s
 
 test:  ## run the tests
 	@$(RUN) python -m pytest -q -n auto --dist loadfile $(ARGS)
+
+floors:  ## test what devices install at the lowest versions it accepts (floors.txt; about 1 GB)
+	@$(RUN) python -m tools.floors $(ARGS)
 
 lint:  ## check style and formatting
 	@$(RUN) ruff check .

@@ -1,8 +1,8 @@
-"""Where tests find what lies outside the repository."""
+"""Where tests find what lies outside the repository, and the bundle that many of them read."""
 
 from pathlib import Path
 
-__all__ = ["ROOT", "shared_data"]
+__all__ = ["ROOT", "export_tiny", "shared_data"]
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -14,3 +14,20 @@ def shared_data() -> Path | None:
     """
     folder = ROOT.parent / "shared" / "data"
     return folder if folder.is_dir() else None
+
+
+def export_tiny(output: Path) -> None:
+    """The bundle of most tests: the default preset at fp16 with seeded random weights."""
+    from escnet.build import build_model
+    from escnet.presets import preset
+    from escnet_export import export_bundle
+    from escnet_runtime.manifest import Precision
+
+    export_bundle(
+        build_model(preset("tiny")),
+        output,
+        precision=Precision.FP16,
+        weights="seeded random (seed 0)",
+        trained=False,
+        check_categories=(2,),
+    )

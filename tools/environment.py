@@ -37,6 +37,10 @@ __all__ = [
     "adopt_commands",
     "cache_folder",
     "checkout_environment",
+    "is_complete",
+    "locked",
+    "run_installer",
+    "say",
 ]
 
 # Not tested here. The first installs over onnxruntime's files, the second is built by nvcc, the
@@ -59,12 +63,12 @@ def checkout_environment(root: Path) -> Path:
     requirements = third_party(root, without=NOT_INSTALLED)
     dependencies = cache / f"dependencies-{dependency_key(root, requirements)}"
     checkout = cache / f"checkout-{checkout_key(root, dependencies)}"
-    if _is_complete(dependencies) and _is_complete(checkout):
+    if is_complete(dependencies) and is_complete(checkout):
         return checkout
-    with _locked(cache) as lock:
-        if not _is_complete(dependencies):
+    with locked(cache) as lock:
+        if not is_complete(dependencies):
             _build_dependencies(dependencies, root, requirements, lock)
-        if not _is_complete(checkout):
+        if not is_complete(checkout):
             _build_checkout(checkout, root, dependencies, lock)
     return checkout
 
@@ -108,34 +112,34 @@ def _build_dependencies(target: Path, root: Path, requirements: list[str], lock:
             f"{target.parent} has {free / 1e9:.1f} GB free. Make room, or set ESCNET_ENV_CACHE "
             "to a folder on another disk."
         )
-    _say(f"building the shared environment in {target}")
-    _say("  once for all checkouts: about 6 GB, one to five minutes and quiet meanwhile")
+    say(f"building the shared environment in {target}")
+    say("  once for all checkouts: about 6 GB, one to five minutes and quiet meanwhile")
     others = sorted(one.name for one in target.parent.glob("dependencies-*/"))
     if others:
-        _say(f"  no longer needed by this checkout, yours to delete: {', '.join(others)}")
+        say(f"  no longer needed by this checkout, yours to delete: {', '.join(others)}")
     started = time.monotonic()
     log = target.with_suffix(".log")
-    _run([sys.executable, "-m", "venv", str(target)], log, lock)
+    run_installer([sys.executable, "-m", "venv", str(target)], log, lock)
     python = str(target / "bin" / "python")
     install = [python, "-m", "pip", "install", "-c", str(root / "constraints.txt"), *requirements]
-    _run(install, log, lock)
+    run_installer(install, log, lock)
     (target / "complete").touch()
-    _say(f"  done in {time.monotonic() - started:.0f} s")
+    say(f"  done in {time.monotonic() - started:.0f} s")
 
 
 def _build_checkout(target: Path, root: Path, dependencies: Path, lock: int) -> None:
-    _say(f"installing this checkout's packages in {target} (a few seconds)")
+    say(f"installing this checkout's packages in {target} (a few seconds)")
     shutil.rmtree(target, ignore_errors=True)
     log = target.with_suffix(".log")
     base = str(dependencies / "bin" / "python")
-    _run([base, "-m", "venv", "--without-pip", str(target)], log, lock)
+    run_installer([base, "-m", "venv", "--without-pip", str(target)], log, lock)
     python = target / "bin" / "python"
     (_site_packages(target) / "_escnet_dependencies.pth").write_text(
         f"{_site_packages(dependencies)}\n", encoding="utf-8"
     )
     projects = [argument for folder in DISTRIBUTIONS for argument in ("-e", str(root / folder))]
     options = ["--no-deps", "--no-index", "--no-build-isolation"]
-    _run([str(python), "-m", "pip", "install", *options, *projects], log, lock)
+    run_installer([str(python), "-m", "pip", "install", *options, *projects], log, lock)
     adopt_commands(dependencies / "bin", target / "bin")
     (target / "complete").touch()
 
@@ -166,7 +170,7 @@ def _site_packages(environment: Path) -> Path:
     return environment / "lib" / version / "site-packages"
 
 
-def _run(command: list[str], log: Path, lock: int) -> None:
+def run_installer(command: list[str], log: Path, lock: int) -> None:
     """Run an installer with its output in ``log``; raise with the end of it when it fails."""
     variables = {k: v for k, v in os.environ.items() if k not in ("PYTHONHOME", "PYTHONPATH")}
     variables |= {"PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_NO_INPUT": "1"}
@@ -191,7 +195,7 @@ def _run(command: list[str], log: Path, lock: int) -> None:
 
 
 @contextmanager
-def _locked(cache: Path) -> Iterator[int]:
+def locked(cache: Path) -> Iterator[int]:
     """Hold the cache's lock; yield its file descriptor. Waits, saying so, while another builds."""
     try:
         cache.mkdir(parents=True, exist_ok=True)
@@ -205,14 +209,15 @@ def _locked(cache: Path) -> Iterator[int]:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            _say(f"waiting: another process is building an environment in {cache}")
+            say(f"waiting: another process is building an environment in {cache}")
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield descriptor
     finally:
         os.close(descriptor)
 
 
-def _is_complete(layer: Path) -> bool:
+def is_complete(layer: Path) -> bool:
+    """Whether an environment was built to its end."""
     return (layer / "complete").is_file()
 
 
@@ -220,5 +225,6 @@ def _digest(parts: list[object]) -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
-def _say(message: str) -> None:
+def say(message: str) -> None:
+    """Tell the user; standard output is the command's."""
     print(f"escnet: {message}", file=sys.stderr, flush=True)

@@ -239,11 +239,10 @@ def test_numpy_takes_our_arrays_and_we_take_numpys(
 
 def test_memory_lives_as_long_as_another_library_uses_it(device: HostDevice) -> None:
     """PyTorch's tensor keeps the bytes, though nobody else does."""
-    import torch
-
+    torch = pytest.importorskip("torch")
     memory = device.allocate(24)
     array = DeviceArray.of(device, memory, (2, 3), np.float32)
-    tensor = torch.from_dlpack(array)  # type: ignore[attr-defined]
+    tensor = torch.from_dlpack(array)
     assert tensor.data_ptr() == memory.address
     del array
     gc.collect()
@@ -405,16 +404,14 @@ def test_an_array_that_is_not_handed_out_is_refused(gpu_like: GpuLike) -> None:
 
 
 def test_bfloat16_has_no_type_in_numpy(device: HostDevice) -> None:
-    import torch
-
+    torch = pytest.importorskip("torch")
     tensor = torch.zeros(4, dtype=torch.bfloat16)
     with pytest.raises(InputError, match="DLPack's type 4 with 16 bits"):
         device_array(tensor, device=device, reader=device.stream())
 
 
 def test_only_arrays_on_a_gpu_are_told_apart_from_the_hosts() -> None:
-    import torch
-
+    torch = pytest.importorskip("torch")
     assert is_device_array(pycuda_array(FRAME))
     assert is_device_array(Refusing())
     assert not is_device_array(FRAME)

@@ -21,6 +21,16 @@ OWN = {name_of(one.name) for one in WORKSPACE.values()}
 #: What only type checkers import, which bring it.
 FOR_CHECKERS = {"typing_extensions"}
 FOR_DEVICES = {"escnet-runtime", "escnet-engines", "escnet-bench"}
+#: What `make floors` does not install: it needs PyTorch, or a GPU.
+WITHOUT_FLOOR = NOT_INSTALLED | {
+    "einops",
+    "nvidia-cuda-nvrtc",
+    "scikit-learn",
+    "tensorrt-rtx-cu13-bindings",
+    "tensorrt-rtx-cu13-libs",
+    "timm",
+    "torch",
+}
 SCRIPTS = [
     pytest.param(script, target, id=script)
     for one in WORKSPACE.values()
@@ -41,9 +51,9 @@ def one(request: pytest.FixtureRequest) -> Distribution:
     return WORKSPACE[str(request.param)]
 
 
-def pins() -> dict[str, Version]:
+def pins(file: str = "constraints.txt") -> dict[str, Version]:
     """Normalised name → version, as ``constraints.txt`` has it."""
-    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    lines = (ROOT / file).read_text(encoding="utf-8").splitlines()
     pairs = [line.split("==") for line in lines if line and not line.startswith("#")]
     return {name_of(name): Version(version) for name, version in pairs}
 
@@ -82,6 +92,19 @@ def test_what_is_required_is_pinned_and_allowed_by_its_bound(one: Distribution) 
             if name not in OWN | NOT_INSTALLED and not elsewhere:
                 assert name in pinned, f"{requirement} of {one.name} is not in constraints.txt"
                 assert pinned[name] in requirement.specifier
+
+
+def test_floors_are_the_lowest_versions_that_devices_accept() -> None:
+    accepted: dict[str, set[Version]] = {}
+    for one in (one for one in WORKSPACE.values() if one.name in FOR_DEVICES):
+        tables = [lines for table, lines in one.requirements().items() if table != "build"]
+        for requirement in (Requirement(line) for lines in tables for line in lines):
+            name = name_of(requirement.name)
+            elsewhere = requirement.marker is not None and not requirement.marker.evaluate()
+            if name not in OWN | WITHOUT_FLOOR and not elsewhere:
+                bounds = {part.version for part in requirement.specifier if part.operator == ">="}
+                accepted.setdefault(name, set()).update(map(Version, bounds))
+    assert accepted == {name: {version} for name, version in pins("floors.txt").items()}
 
 
 def test_what_is_imported_is_required(one: Distribution) -> None:

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL
 import pytest
+from packaging.version import Version
 from PIL import Image
 
 from escnet_runtime.errors import ImageError
@@ -72,6 +74,8 @@ def test_rgb_file_is_read_exactly_and_contiguously(tmp_path: Path) -> None:
     ],
 )
 def test_every_mode_gives_the_same_picture(tmp_path: Path, mode: str, suffix: str | None) -> None:
+    if (mode, suffix) == ("YCbCr", "tif") and Version(PIL.__version__) < Version("12.3"):
+        pytest.skip("this Pillow cannot read the YCbCr TIFF that it writes")
     smooth = np.zeros((24, 32, 3), np.uint8)
     smooth[:, 16:] = 255  # black and white survive every mode
     image = Image.fromarray(smooth)

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import openvino
 import pytest
-import torch
 
 from escnet_runtime import Segmenter
 from escnet_runtime.backends import GraphFile, create_backend
@@ -234,6 +233,7 @@ def test_bf16_graphs_run_as_typed_where_the_processor_can(
 def test_bf16_goes_in_rounded_and_comes_out_as_what_it_is(tiny_bundle: Path) -> None:
     draw = np.random.default_rng(0).standard_normal(5000)
     special = [0.0, -0.0, np.inf, -np.inf, np.nan, 1.00390625, 1.01171875, 3.4e38, 1e-40]
+    torch = pytest.importorskip("torch")
     values = np.concatenate([draw, special]).astype(np.float32)
     given = _given(values, bf16=True)
     assert given.dtype == np.float16  # what OpenVINO calls its bits
