@@ -6,6 +6,8 @@ linear map of the category's embedding plus a term that all categories share, an
 such.
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -153,13 +155,22 @@ class UpStage(nn.Module):
         return F.relu(_group_norm(self.norm2, self.second(x)))
 
 
+def _exporting() -> bool:
+    """Is the model being traced for a file?
+
+    Torch 2.6 cannot tell that from ``torch.compile``, whose graphs then take that form as well.
+    """
+    asked: Callable[[], bool] = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
+    return asked()
+
+
 def _group_norm(norm: nn.GroupNorm, x: Tensor) -> Tensor:
     """``norm(x)``; in a graph, a scale and a shift of each channel, in float32.
 
     ONNX has it as an InstanceNormalization of reshaped maps, and the reshaping costs a runtime that
     holds channels last two moves of all its maps: half of the decoder's time in OpenVINO.
     """
-    if not torch.compiler.is_exporting():
+    if not _exporting():
         out: Tensor = norm(x)
         return out
     wide, pixels = x.float(), x.shape[2] * x.shape[3]

@@ -178,7 +178,7 @@ def test_the_norm_in_a_graph_is_group_norm(
     variance = float(maps.var()) + norm.eps
     rounding = float(maps.abs().max()) * 1.2e-7 / variance**0.5
     relative = float(maps.mean()) ** 2 * 1.2e-7 / variance
-    monkeypatch.setattr(torch.compiler, "is_exporting", lambda: True)
+    monkeypatch.setattr(torch.compiler, "is_exporting", lambda: True, raising=False)
     got = _group_norm(norm, maps)
     tolerance = 1e-5 + 2 * rounding + 4 * min(relative, 1.0) * float(expected.std())
     torch.testing.assert_close(got, expected, rtol=1e-5, atol=tolerance)
