@@ -4,7 +4,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch.optim import AdamW, Muon, Optimizer
+from torch.optim import AdamW, Optimizer
+
+from escnet_runtime.errors import EscNetError
 
 from .task import ParameterGroup
 
@@ -21,6 +23,9 @@ def optimiser_of(groups: Sequence[ParameterGroup]) -> Optimizer:
 
     Muon makes the momentum of a matrix orthogonal before it takes the step (Newton-Schulz, see
     ``torch.optim.Muon``), so it takes matrices only.
+
+    Raises:
+        EscNetError: a group asks for Muon, and this torch is older than 2.9, which brought it.
     """
     parts: list[Optimizer] = []
     plain = [_options(group) for group in groups if not group.muon]
@@ -28,8 +33,20 @@ def optimiser_of(groups: Sequence[ParameterGroup]) -> Optimizer:
     if plain:
         parts.append(AdamW(plain))
     if matrices:
-        parts.append(Muon(matrices))
+        parts.append(_muon(matrices))
     return parts[0] if len(parts) == 1 else _Together(parts)
+
+
+def _muon(groups: list[dict[str, Any]]) -> Optimizer:
+    # Imported here: only the foundations of tiny ask for it, and training a model does not need it.
+    try:
+        from torch.optim import Muon
+    except ImportError:
+        raise EscNetError(
+            "Muon, which trains the CLIP of `tiny`, came with torch 2.9, and this is torch "
+            f"{torch.__version__}: install a newer one"
+        ) from None
+    return Muon(groups)
 
 
 def _options(group: ParameterGroup) -> dict[str, Any]:

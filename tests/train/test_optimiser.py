@@ -12,6 +12,7 @@ from torch.optim import AdamW, Muon
 from escnet.train.loop import train
 from escnet.train.optimiser import optimiser_of, ordered
 from escnet.train.task import ParameterGroup
+from escnet_runtime.errors import EscNetError
 from tests.train.toys import ToyTask, settings, weights
 
 
@@ -103,3 +104,13 @@ def test_vectors_are_refused_by_muon() -> None:
     )
     with pytest.raises(ValueError, match="2D"):
         optimiser_of([group])
+
+
+def test_a_torch_without_muon_trains_what_does_not_ask_for_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Torch before 2.9."""
+    monkeypatch.delattr(torch.optim, "Muon")
+    assert isinstance(optimiser_of(ToyTask().groups), AdamW)
+    with pytest.raises(EscNetError, match=r"torch 2\.9.*this is torch .*: install"):
+        optimiser_of(Mixed().groups)
