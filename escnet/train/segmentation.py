@@ -8,6 +8,7 @@ written for one image, whose categories are a batch of their own, and ``torch.vm
 of those images that have equally many: on a GPU a pass is bound by the number of its kernels.
 """
 
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -173,7 +174,8 @@ class _Segmentation(nn.Module):
         # torch.vmap excludes checkpoints, and mixed precision too: it leaves the bias of a
         # convolution in float32 (torch 2.11 and 2.15).
         mixed = torch.is_autocast_enabled(text.device.type)
-        if self.checkpoint or mixed or len(some) == 1:
+        alone = self.checkpoint or mixed or len(some) == 1
+        if alone or not _vmap_takes_the_model(text.device.type):
             traces = [
                 part.model.segment(part.encoded.of(place), one, checkpoint=self.checkpoint)
                 for place, one in zip(places, text, strict=True)
@@ -195,6 +197,17 @@ class _Segmentation(nn.Module):
         temperature = self.model.config.ppg.temperature
         each = [correlation_loss(one, shares, temperature) for one in scores]
         return torch.stack(each).mean(0)
+
+
+@functools.cache
+def _vmap_takes_the_model(device: str) -> bool:
+    """Torch 2.9 and older refuse in it the norms of maps whose channels are last in memory."""
+    try:
+        norm = torch.func.vmap(lambda maps: F.group_norm(maps.permute(0, 3, 1, 2), 1))
+        norm(torch.zeros(1, 2, 2, 2, 2, device=device))
+    except RuntimeError:
+        return False
+    return True
 
 
 def _equally_large(images: Sequence[Tensor]) -> list[list[int]]:

@@ -14,7 +14,7 @@ from escnet.train.categories import CategorySampling
 from escnet.train.data import TrainingSample
 from escnet.train.groups import Rates
 from escnet.train.loss import LossWeights
-from escnet.train.segmentation import SegmentationTask, normalised
+from escnet.train.segmentation import SegmentationTask, _vmap_takes_the_model, normalised
 from escnet.train.text import TextEncoding
 from escnet.weights import view_at
 from escnet_runtime.preprocess import preprocess
@@ -169,6 +169,26 @@ def test_images_at_once_give_what_they_give_one_by_one(
     assert len(at_once[1]) == len(one_by_one[1]) > 50
     for one, other in zip(at_once[1], one_by_one[1], strict=True):
         torch.testing.assert_close(one, other, rtol=2e-3, atol=1e-5)
+
+
+def test_a_torch_whose_vmap_refuses_the_model_trains_one_by_one(
+    net: EscNet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As torch 2.6 to 2.9 do."""
+    trained = task(net)
+    batch = trained.collate([trained.samples[i] for i in range(2)])
+    want = trained.module(batch)["loss"].item()
+
+    def refused(_: Callable[..., Any]) -> Callable[..., Any]:
+        raise RuntimeError("NYI: querying is_contiguous inside of vmap")
+
+    monkeypatch.setattr(torch, "vmap", refused)
+    monkeypatch.setattr(torch.func, "vmap", refused)
+    _vmap_takes_the_model.cache_clear()
+    try:
+        assert trained.module(batch)["loss"].item() == pytest.approx(want, rel=1e-5)
+    finally:
+        _vmap_takes_the_model.cache_clear()
 
 
 class Sizes:
