@@ -6,12 +6,11 @@ linear map of the category's embedding plus a term that all categories share, an
 such.
 """
 
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .exporting import exporting
 from .precision import composed
 
 __all__ = ["Decoder", "SkipProjection", "UpStage"]
@@ -155,22 +154,13 @@ class UpStage(nn.Module):
         return F.relu(_group_norm(self.norm2, self.second(x)))
 
 
-def _exporting() -> bool:
-    """Is the model being traced for a file?
-
-    Torch 2.6 cannot tell that from ``torch.compile``, whose graphs then take that form as well.
-    """
-    asked: Callable[[], bool] = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
-    return asked()
-
-
 def _group_norm(norm: nn.GroupNorm, x: Tensor) -> Tensor:
     """``norm(x)``; in a graph, a scale and a shift of each channel, in float32.
 
     ONNX has it as an InstanceNormalization of reshaped maps, and the reshaping costs a runtime that
     holds channels last two moves of all its maps: half of the decoder's time in OpenVINO.
     """
-    if not _exporting():
+    if not exporting():
         out: Tensor = norm(x)
         return out
     wide, pixels = x.float(), x.shape[2] * x.shape[3]
@@ -216,7 +206,7 @@ def _one_channel(convolution: nn.Conv2d, x: Tensor) -> Tensor:
     of a 3×3 kernel are nine of them and need no neighbours. In less than float32 each map would be
     rounded.
     """
-    if not torch.compiler.is_exporting() or x.dtype != torch.float32:
+    if not exporting() or x.dtype != torch.float32:
         out: Tensor = convolution(x)[:, 0]
         return out
     assert convolution.bias is not None

@@ -18,6 +18,8 @@ import torch
 from segment_anything.modeling.transformer import Attention, TwoWayAttentionBlock, TwoWayTransformer
 from torch import Tensor, nn
 
+from .exporting import exporting
+
 __all__ = ["DenseKeys", "LowRankKeys", "two_way"]
 
 
@@ -178,7 +180,7 @@ def _softmax_of_few(logits: Tensor) -> Tensor:
     ONNX Runtime turns the axes for a softmax over any but the last, and then has few numbers a row:
     three times the time (measured, 1.32). In less than float32 the parts would be rounded.
     """
-    if not torch.compiler.is_exporting() or logits.dtype != torch.float32:
+    if not exporting() or logits.dtype != torch.float32:
         return torch.softmax(logits, dim=2)
     exponentials = (logits - logits.amax(dim=2, keepdim=True)).exp()
     return exponentials / exponentials.sum(dim=2, keepdim=True)

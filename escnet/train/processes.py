@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
 from typing import Any, Final
 
+import numpy as np
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
 from accelerate.state import AcceleratorState, GradientState
@@ -106,6 +107,8 @@ def _flushed_denormals() -> Iterator[None]:
     if not _has_denormals():
         yield
         return
+    for kind in (np.float32, np.float64):  # 1.26 warns if it first looks without denormals
+        np.finfo(kind)
     torch.set_flush_denormal(True)
     try:
         yield

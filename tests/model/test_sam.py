@@ -104,7 +104,7 @@ def test_the_softmax_in_a_graph_is_a_softmax(
     largest = torch.finfo(dtype).max / 8
     logits = (torch.randn(2, 3, 5, 7) * scale).clamp(-largest, largest).to(dtype)
     expected = torch.softmax(logits, dim=2)
-    monkeypatch.setattr(torch.compiler, "is_exporting", lambda: True)
+    monkeypatch.setattr(torch.compiler, "is_exporting", lambda: True, raising=False)
     got = _softmax_of_few(logits)
     assert got.dtype == dtype
     torch.testing.assert_close(got, expected, rtol=1e-6, atol=1e-7)
