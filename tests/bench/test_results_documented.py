@@ -44,10 +44,10 @@ def ratio(name: str, allocator: str, categories: int, implementation: str) -> fl
 @pytest.mark.parametrize(
     ("name", "allocator", "implementation", "over", "quoted"),
     [
-        ("epyc-compiled-cpu", "kept", "torch-plain", None, {150: "2.34", 19: "2.16"}),
-        ("epyc-compiled-cpu", "kept", "torch-compile-static", None, {150: "2.11", 19: "2.01"}),
-        ("epyc-compiled-cpu", "kept", "torch-compile-dynamic", None, {150: "2.94", 19: "2.61"}),
-        ("epyc-compiled-cpu", "kept", "openvino", None, {150: "0.84", 19: "0.82"}),
+        ("epyc-compiled-cpu", "kept", "torch-plain", None, {150: "2.40", 19: "2.30"}),
+        ("epyc-compiled-cpu", "kept", "torch-compile-static", None, {150: "2.12", 19: "2.09"}),
+        ("epyc-compiled-cpu", "kept", "torch-compile-dynamic", None, {150: "2.71", 19: "2.59"}),
+        ("epyc-compiled-cpu", "kept", "openvino", None, {150: "0.89", 19: "0.89"}),
         ("epyc-cpu", "kept", "torch", None, {150: "1.72", 19: "1.79"}),
         ("epyc-cpu", "kept", "torch-shared-compile-static", None, {19: "1.60"}),
         ("epyc-again-cpu", "kept", "torch-shared-compile-static", None, {150: "1.53"}),
@@ -77,14 +77,14 @@ def ratio(name: str, allocator: str, categories: int, implementation: str) -> fl
             "kept",
             "torch-cat-seg",
             None,
-            {19: "1.88", 58: "1.29", 150: "1.01"},
+            {19: "1.89", 58: "1.28", 150: "1.04"},
         ),
         (
             "epyc-cat-seg-kept-cpu",
             "kept",
             "torch-cat-seg",
             "openvino",
-            {19: "2.22", 58: "1.36", 150: "1.17"},
+            {19: "2.14", 58: "1.33", 150: "1.20"},
         ),
         (
             "cat-seg-cpu",
