@@ -1,8 +1,10 @@
-"""Where tests find what lies outside the repository, and the bundle that many of them read."""
+"""Where tests find what lies outside the repository; the bundle of most tests; the examples."""
 
+import importlib.util
 from pathlib import Path
+from types import ModuleType
 
-__all__ = ["ROOT", "export_tiny", "shared_data"]
+__all__ = ["ROOT", "example", "export_tiny", "shared_data"]
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -31,3 +33,14 @@ def export_tiny(output: Path) -> None:
         trained=False,
         check_categories=(2,),
     )
+
+
+def example(name: str) -> ModuleType:
+    """An example of the runtime, which no package holds: ``runtime/examples/NAME.py``."""
+    path = ROOT / "runtime" / "examples" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -1,10 +1,9 @@
 """docs/bundle.md is enough: a program that follows it, and nothing else, gives the same bits."""
 
 import ast
-import importlib.util
+import inspect
 from collections.abc import Mapping
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -19,22 +18,12 @@ from escnet_runtime.images import ImageArray, load_image
 from escnet_runtime.ppg import PpgConstants, pseudo_prompts
 from escnet_runtime.preprocess import resize
 from escnet_runtime.sketch import relative_l2
-from tests.shared import ROOT
+from tests.shared import example
 
-_PATH = ROOT / "runtime" / "examples" / "bundle_client.py"
 _PROMPTS = ("points", "point_labels", "regions", "probabilities")
 
 
-def _module() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("bundle_client", _PATH)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-client = _module()
+client = example("bundle_client")
 
 
 def _pixels(height: int, width: int, seed: int = 0) -> ImageArray:
@@ -49,7 +38,7 @@ def _names(count: int) -> list[str]:
 
 
 def test_it_uses_nothing_of_ours() -> None:
-    tree = ast.parse(_PATH.read_text(encoding="utf-8"))
+    tree = ast.parse(inspect.getsource(client))
     imported = [
         name
         for node in ast.walk(tree)
@@ -97,28 +86,28 @@ def test_every_stage_is_that_of_the_runtime(tiny_bundle: Path, count: int) -> No
     np.testing.assert_allclose(confidence, result.confidence, rtol=1e-3)
 
 
-class _Filled(client.Chunks):  # type: ignore[misc, name-defined]
-    """Chunks of whole groups: the last category is repeated, with weight 0."""
-
-    def run(self, one: Any, graph: str, known: Mapping[str, Any]) -> dict[str, Any]:
-        ports = one.manifest["stages"][graph]["inputs"]
-        joined: dict[str, list[Any]] = {}
-        for own in self.parts:
-            weight = self.weight(len(own))
-            rows = np.concatenate([own, np.repeat(own[-1:], weight.size - len(own))])
-            by_category = [port["name"] for port in ports if port["shape"][0] == "n"]
-            inputs = {**known, "weight": weight} | {name: known[name][rows] for name in by_category}
-            for name, array in one.run(graph, inputs).items():
-                kept = array if name.endswith("_sum") else array[: len(own)]
-                joined.setdefault(name, []).append(kept)
-        return {name: np.concatenate(arrays) for name, arrays in joined.items()}
+def _run_filled(
+    chunks: Any, one: Any, graph: str, known: Mapping[str, Any]
+) -> dict[str, np.ndarray[Any, Any]]:
+    """``Chunks.run`` with whole groups: the last category is repeated, with weight 0."""
+    ports = one.manifest["stages"][graph]["inputs"]
+    joined: dict[str, list[Any]] = {}
+    for own in chunks.parts:
+        weight = chunks.weight(len(own))
+        rows = np.concatenate([own, np.repeat(own[-1:], weight.size - len(own))])
+        by_category = [port["name"] for port in ports if port["shape"][0] == "n"]
+        inputs = {**known, "weight": weight} | {name: known[name][rows] for name in by_category}
+        for name, array in one.run(graph, inputs).items():
+            kept = array if name.endswith("_sum") else array[: len(own)]
+            joined.setdefault(name, []).append(kept)
+    return {name: np.concatenate(arrays) for name, arrays in joined.items()}
 
 
 def test_chunks_may_be_filled_up(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     one = client.Client(tiny_bundle)
     image, (text, _) = one.preprocess(_pixels(40, 50)), one.vocabulary(_names(19))
     plain = one.logits(image, text)
-    monkeypatch.setattr(client, "Chunks", _Filled)
+    monkeypatch.setattr(client.Chunks, "run", _run_filled)
     np.testing.assert_array_equal(one.logits(image, text), plain)
     # In sessions of fixed shapes, by the names that the axes have in the files.
     options = ort.SessionOptions()

@@ -1,6 +1,5 @@
 """What docs/deploy.md gives to copy: the web service, tiles of a large image, a message of ROS."""
 
-import importlib.util
 import io
 import json
 import re
@@ -20,8 +19,7 @@ from PIL import Image
 
 from escnet_runtime import BundleError, Segmenter
 from escnet_runtime.images import ImageArray
-
-ROOT = Path(__file__).parents[2]
+from tests.shared import ROOT, example
 
 
 def snippet(name: str) -> Any:
@@ -34,23 +32,17 @@ def snippet(name: str) -> Any:
 
 
 @pytest.fixture(scope="module")
-def example() -> ModuleType:
-    path = ROOT / "runtime" / "examples" / "http_service.py"
-    spec = importlib.util.spec_from_file_location("http_service", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def http_service() -> ModuleType:
+    return example("http_service")
 
 
 @pytest.fixture
 def service(
-    example: ModuleType, bundle_copy: Path, monkeypatch: pytest.MonkeyPatch
+    http_service: ModuleType, bundle_copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Any]:
-    monkeypatch.setattr(example, "MOST_BYTES", 100_000)
-    monkeypatch.setattr(example, "MOST_PIXELS", 100_000)
-    with example.Service(("127.0.0.1", 0), bundle_copy) as made:
+    monkeypatch.setattr(http_service, "MOST_BYTES", 100_000)
+    monkeypatch.setattr(http_service, "MOST_PIXELS", 100_000)
+    with http_service.Service(("127.0.0.1", 0), bundle_copy) as made:
         thread = threading.Thread(target=made.serve_forever)
         thread.start()
         yield made
@@ -130,7 +122,7 @@ def test_the_service(service: Any, bundle_copy: Path, tiny_bundle: Path) -> None
 
 
 def test_the_service_holds_a_few_requests_and_decodes_one_at_a_time(
-    service: Any, example: ModuleType, monkeypatch: pytest.MonkeyPatch
+    service: Any, http_service: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A small file may be a large image, of which a hundred would fill the memory."""
     busy, most = 0, 0
@@ -148,17 +140,17 @@ def test_the_service_holds_a_few_requests_and_decodes_one_at_a_time(
     monkeypatch.setattr(service.model, "segmenter", segment)
     service.model.vocabulary = lambda _: None
     pixels = png(np.zeros((4, 4, 3), np.uint8))
-    with ThreadPoolExecutor(example.MOST_AT_ONCE + 1) as pool:
+    with ThreadPoolExecutor(http_service.MOST_AT_ONCE + 1) as pool:
         running = [
             pool.submit(asked, service, "/area?classes=cat", pixels)
-            for _ in range(example.MOST_AT_ONCE + 1)
+            for _ in range(http_service.MOST_AT_ONCE + 1)
         ]
         refused = next(as_completed(running)).result()
         go_on.set()
         found = sorted(one.result()[0] for one in running)
     assert refused[0] == 503
     assert "ask again" in json.loads(refused[1])["error"]
-    assert found == [200] * example.MOST_AT_ONCE + [503]
+    assert found == [200] * http_service.MOST_AT_ONCE + [503]
     assert most == 1
 
 
