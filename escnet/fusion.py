@@ -15,8 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .groups import by_group, weighted_sums
+from .pieces import equal_pieces, tokens_at_once
 from .precision import product
-from .swin import GuidedSwinLayer, Mlp
+from .swin import GuidedSwinLayer, Mlp, token_count
 
 __all__ = ["CategoryAttention", "ImageGuidance", "ImageGuided", "TextGuidance"]
 
@@ -116,7 +117,15 @@ class ImageGuidance(nn.Module):
         x, guide = x.flatten(1, 2), guide.flatten(1, 2)
         for index, layer in enumerate(layers):
             move, order = self.get_buffer(f"move{index}"), self.get_buffer(f"order{index}")
-            x = layer(x.index_select(1, move), guide.index_select(1, order))
+            pieces = layer.pieces(tokens_at_once(x, layer.mlp.hidden))
+            cuts = [token_count(areas) for areas in pieces]
+            moved = [
+                layer(x.index_select(1, places), guide.index_select(1, tokens), areas)
+                for places, tokens, areas in zip(
+                    move.split(cuts), order.split(cuts), pieces, strict=True
+                )
+            ]
+            x = torch.cat(moved, dim=1) if len(moved) > 1 else moved[0]
         return x.index_select(1, self.get_buffer("back")).view_as(embedding)
 
 
@@ -191,6 +200,20 @@ class TextGuidance(nn.Module):
         return out
 
     def _finish(self, x: Tensor, scores: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
-        x = x + self.mlp(self.norm2(x))
-        change = self.read_out(self.read_norm(x)).float()
+        pieces = equal_pieces(x, self.mlp.hidden)
+        if pieces == 1:
+            x, change = self._refined(x)
+        else:
+            # Cut where it is one block of memory: a piece may begin within a category.
+            cut = x.reshape(pieces, -1, x.shape[-1]).split(1)
+            parts = [self._refined(part) for part in cut]
+            x, change = (
+                torch.cat(results).reshape(-1, height * width, results[0].shape[-1])
+                for results in zip(*parts, strict=True)
+            )
         return x.unflatten(1, (height, width)), scores + change.reshape(-1, height, width)
+
+    def _refined(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens [..., C], each by itself → [..., C], and the float32 change of scores [..., 1]."""
+        x = x + self.mlp(self.norm2(x))
+        return x, self.read_out(self.read_norm(x)).float()

@@ -9,6 +9,7 @@ attention wants them, areas that may see each other side by side, and nothing is
 """
 
 from collections import Counter
+from collections.abc import Mapping
 from itertools import pairwise
 
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 from .clip import attend
 
-__all__ = ["GuidedSwinLayer", "Mlp"]
+__all__ = ["GuidedSwinLayer", "Mlp", "token_count"]
 
 
 class Mlp(nn.Module):
@@ -26,6 +27,11 @@ class Mlp(nn.Module):
     def __init__(self, up: nn.Linear, down: nn.Linear) -> None:
         super().__init__()
         self.up, self.down = up, down
+
+    @property
+    def hidden(self) -> int:
+        """Channels between the two linear layers."""
+        return self.up.out_features
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.down(F.gelu(self.up(x)))
@@ -63,11 +69,14 @@ class GuidedSwinLayer(nn.Module):
         self.query, self.key, self.value, self.output = query, key, value, output
         self.mlp, self.norm1, self.norm2 = mlp, norm1, norm2
         self.heads, self.window, self.shift, self.grid = heads, window, shift, grid
-        #: Tokens of an area → how many areas have so many; areas of one size are one batch.
-        self._sizes = Counter(len(area) for area in self._areas())
 
-    def forward(self, x: Tensor, guidance: Tensor) -> Tensor:
-        """Tokens [n, P, C] and [1, P, G], in the order of :meth:`order`, → [n, P, C]."""
+    def forward(
+        self, x: Tensor, guidance: Tensor, areas: Mapping[int, int] | None = None
+    ) -> Tensor:
+        """Tokens [n, P, C] and [1, P, G], in the order of :meth:`order`, → [n, P, C].
+
+        ``areas`` is one of :meth:`pieces`, if the tokens are that piece's and not all.
+        """
         own, width = self.norm1(x), x.shape[-1]
         guided = [
             F.linear(own, linear.weight[:, :width])
@@ -77,7 +86,8 @@ class GuidedSwinLayer(nn.Module):
         # A row of the attention sums to 1, so what is added to every value is added to the result.
         value = F.linear(own, self.value.weight)
         bias = (self.output.weight * self.value.bias).sum(dim=1) + self.output.bias
-        mixed = self._attention(guided[0], guided[1], value)
+        [everything] = self.pieces(x.shape[1]) if areas is None else [areas]
+        mixed = self._attention(guided[0], guided[1], value, everything)
         return self._rest(x, F.linear(mixed, self.output.weight, bias))
 
     def forward_plain(self, x: Tensor, guidance: Tensor) -> Tensor:
@@ -97,6 +107,19 @@ class GuidedSwinLayer(nn.Module):
         Tokens that attend to each other stand together, larger areas first.
         """
         return [token for area in self._areas() for token in area]
+
+    def pieces(self, tokens: int) -> list[Counter[int]]:
+        """The areas cut into pieces of at most so many tokens, but of one area at least.
+
+        A piece is {tokens of an area: how many areas have so many}, larger areas first. Tokens of
+        different pieces never meet.
+        """
+        cut: list[Counter[int]] = []
+        for area in self._areas():
+            if not cut or token_count(cut[-1]) + len(area) > tokens:
+                cut.append(Counter())
+            cut[-1][len(area)] += 1
+        return cut
 
     def _areas(self) -> list[list[int]]:
         """The tokens that attend to each other.
@@ -127,15 +150,18 @@ class GuidedSwinLayer(nn.Module):
         x = x.transpose(2, 3).flatten(1, 2).flatten(2, 3)
         return torch.roll(x, (self.shift, self.shift), dims=(1, 2)) if self.shift else x
 
-    def _attention(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    def _attention(
+        self, query: Tensor, key: Tensor, value: Tensor, areas: Mapping[int, int]
+    ) -> Tensor:
         """Each area by itself: [n, P, C] in the order of :meth:`order`, → [n, P, C]."""
-        if len(self._sizes) == 1:  # a split in one would be a copy
-            return self._attend(query, key, value, next(iter(self._sizes)))
-        tokens = [size * count for size, count in self._sizes.items()]
+        if len(areas) == 1:  # a split in one would be a copy
+            return self._attend(query, key, value, next(iter(areas)))
+        tokens = [size * count for size, count in areas.items()]
         queries, keys, values = (x.split(tokens, dim=1) for x in (query, key, value))
+        # Areas of one size are one batch.
         mixed = [
             self._attend(queries[index], keys[index], values[index], size)
-            for index, size in enumerate(self._sizes)
+            for index, size in enumerate(areas)
         ]
         return torch.cat(mixed, dim=1)
 
@@ -156,6 +182,11 @@ class GuidedSwinLayer(nn.Module):
         x = x + attended
         out: Tensor = x + self.mlp(self.norm2(x))
         return out
+
+
+def token_count(areas: Mapping[int, int]) -> int:
+    """How many tokens the areas of a piece have together."""
+    return sum(size * count for size, count in areas.items())
 
 
 def _bands(length: int, window: int, shift: int) -> list[range]:

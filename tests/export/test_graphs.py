@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
@@ -75,6 +76,31 @@ def test_other_numbers_of_regions_export(regions: int, mini: EscNet, tmp_path: P
     GraphExporter(config, Precision.FP32).export(graph, path)
     found = GraphCheck(config, Precision.FP32, categories=(1, 19)).check(graph, path)
     assert all(0 <= error <= 1e-4 for error in found.values())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["esc0_image", "esc0_text"])
+def test_a_graph_in_pieces_gives_the_same_bits(
+    name: str, mini: EscNet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At other numbers of categories than the example's, too."""
+    graph = graph_called(mini, name)
+    GraphExporter(mini.config, Precision.FP32).export(graph, tmp_path / "whole.onnx")
+    monkeypatch.setattr("escnet.pieces._BYTES", 1)
+    GraphExporter(mini.config, Precision.FP32).export(graph, tmp_path / "pieces.onnx")
+    paths = [tmp_path / "whole.onnx", tmp_path / "pieces.onnx"]
+    few, many = (
+        sum(node.op_type == "Gelu" for node in onnx.load(path).graph.node) for path in paths
+    )
+    assert many >= 4 * few
+    whole, pieces = (
+        onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]) for path in paths
+    )
+    for categories in (1, 2, 19, 40):
+        given = example_inputs(graph, mini.config, categories=categories)
+        feeds = {port.name: value.numpy() for port, value in zip(graph.inputs, given, strict=True)}
+        for got, want in zip(pieces.run(None, feeds), whole.run(None, feeds), strict=True):
+            np.testing.assert_array_equal(got, want)
 
 
 def test_a_number_that_the_exporter_bakes_in_is_refused_by_name(

@@ -239,6 +239,55 @@ def test_logits_come_chunk_by_chunk(graphs: MadeUpGraphs, pipeline: Pipeline, te
     assert sum(name == "decoder" for name, _ in graphs.calls) == 1
 
 
+@pytest.mark.parametrize(
+    ("chunk", "seen"), [(12, [3, 4, 4]), (6, [3, 3, 2, 3]), (3, [3, 3, 3, 2]), (100, [3, 4, 4])]
+)
+def test_the_decoder_is_given_few_categories_at_a_time(
+    chunk: int,
+    seen: list[int],
+    graphs: MadeUpGraphs,
+    pipeline: Pipeline,
+    text: Floats,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """By the bytes of its maps, never one alone, and the observer does not notice."""
+    want = all_logits(pipeline, text, chunk)
+    graphs.calls.clear()
+    monkeypatch.setattr("escnet_runtime.pipeline._DECODED_BYTES", 4 * (4 * GRID * GRID) + 3)
+    stages: list[tuple[slice, int]] = []
+
+    def observe(stage: str, where: slice, outputs: Mapping[str, Any]) -> None:
+        if stage == "decoder":
+            stages.append((where, len(outputs["logits"])))
+
+    encoded = pipeline.encode_image(image())
+    parts = list(pipeline.logits(encoded, text, chunk=chunk, observer=observe))
+    np.testing.assert_array_equal(np.concatenate([logits for _, logits in parts]), want)
+    calls = [inputs["embedding"] for name, inputs in graphs.calls if name == "decoder"]
+    assert [len(embedding) for embedding in calls] == seen
+    assert [where for where, _ in stages] == [where for where, _ in parts]
+    # A category left over at the end has its double behind it, as in every graph.
+    assert all(where.stop - where.start <= count for where, count in stages)
+
+
+@pytest.mark.parametrize("categories", range(1, 12))
+@pytest.mark.parametrize("budget", [0, 1, 64, 500])
+def test_no_category_is_decoded_alone_unless_it_is_alone(
+    budget: int,
+    categories: int,
+    graphs: MadeUpGraphs,
+    pipeline: Pipeline,
+    text: Floats,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("escnet_runtime.pipeline._DECODED_BYTES", budget)
+    logits = all_logits(pipeline, text[:categories], 12)
+    assert len(logits) == categories
+    calls = [len(inputs["embedding"]) for name, inputs in graphs.calls if name == "decoder"]
+    assert sum(calls) == categories
+    assert min(calls) >= min(2, categories)
+
+
 def test_the_callers_embeddings_are_left_alone(pipeline: Pipeline, text: Floats) -> None:
     """They belong to a vocabulary that other threads use: a read-only array must do."""
     locked = text.copy()

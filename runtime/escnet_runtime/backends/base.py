@@ -1,7 +1,8 @@
 """What the pipeline asks of a backend.
 
 A tensor is whatever the backend makes of one: the pipeline hands outputs of one graph to the next
-without looking inside, and asks for a NumPy array only where it computes itself.
+without looking inside, and asks for a NumPy array only where it computes itself. It has a shape and
+can be cut along its first axis.
 """
 
 from collections.abc import Mapping
