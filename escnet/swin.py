@@ -69,6 +69,7 @@ class GuidedSwinLayer(nn.Module):
         self.query, self.key, self.value, self.output = query, key, value, output
         self.mlp, self.norm1, self.norm2 = mlp, norm1, norm2
         self.heads, self.window, self.shift, self.grid = heads, window, shift, grid
+        self._area_tokens = [len(area) for area in self._areas()]  # asked for in every call
 
     def forward(
         self, x: Tensor, guidance: Tensor, areas: Mapping[int, int] | None = None
@@ -115,10 +116,10 @@ class GuidedSwinLayer(nn.Module):
         different pieces never meet.
         """
         cut: list[Counter[int]] = []
-        for area in self._areas():
-            if not cut or token_count(cut[-1]) + len(area) > tokens:
+        for count in self._area_tokens:
+            if not cut or token_count(cut[-1]) + count > tokens:
                 cut.append(Counter())
-            cut[-1][len(area)] += 1
+            cut[-1][count] += 1
         return cut
 
     def _areas(self) -> list[list[int]]:

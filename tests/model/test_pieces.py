@@ -1,17 +1,16 @@
 """A chunk's tokens in pieces: what a float32 graph computes is what the whole computes."""
 
-import copy
 from collections import Counter
 
 import pytest
 import torch
+from torch import nn
 
 from escnet import EscNetConfig, preset
 from escnet.groups import group_weights, sum_of_groups
 from escnet.pieces import equal_pieces, tokens_at_once
-from escnet.swin import GuidedSwinLayer, token_count
+from escnet.swin import GuidedSwinLayer, Mlp, token_count
 from escnet_runtime.groups import GROUP
-from tests.model.models import model
 from tests.model.test_fusion import inputs
 
 FLOAT32 = 4
@@ -65,15 +64,24 @@ def test_a_preset_is_cut_where_its_maps_are_large(name: str, pieces: int) -> Non
 
 
 def layers_of(config: EscNetConfig) -> list[GuidedSwinLayer]:
-    """Swin layers of that grid and window, whose weights do not matter."""
-    layers = []
-    for layer in model("tiny").esc_blocks[0].image_guidance.layers:
-        assert isinstance(layer, GuidedSwinLayer)
-        other = copy.copy(layer)
-        other.window, other.grid = config.fusion.window, (config.grid, config.grid)
-        other.shift = config.fusion.window // 2 if layer.shift else 0
-        layers.append(other)
-    return layers
+    """The pair of Swin layers on that grid, without weights that matter."""
+    window = config.fusion.window
+    return [
+        GuidedSwinLayer(
+            query=nn.Linear(2, 1),
+            key=nn.Linear(2, 1),
+            value=nn.Linear(1, 1),
+            output=nn.Linear(1, 1),
+            mlp=Mlp(nn.Linear(1, 4), nn.Linear(4, 1)),
+            norm1=nn.LayerNorm(1),
+            norm2=nn.LayerNorm(1),
+            heads=1,
+            window=window,
+            shift=shift,
+            grid=(config.grid, config.grid),
+        )
+        for shift in (0, window // 2)
+    ]
 
 
 def test_areas_are_cut_into_pieces_in_their_order() -> None:
