@@ -87,8 +87,8 @@ class GuidedSwinLayer(nn.Module):
         # A row of the attention sums to 1, so what is added to every value is added to the result.
         value = F.linear(own, self.value.weight)
         bias = (self.output.weight * self.value.bias).sum(dim=1) + self.output.bias
-        [everything] = self.pieces(x.shape[1]) if areas is None else [areas]
-        mixed = self._attention(guided[0], guided[1], value, everything)
+        areas = areas or Counter(self._area_tokens)
+        mixed = self._attention(guided[0], guided[1], value, areas)
         return self._rest(x, F.linear(mixed, self.output.weight, bias))
 
     def forward_plain(self, x: Tensor, guidance: Tensor) -> Tensor:

@@ -37,8 +37,8 @@ PromptSource = Callable[[int, _Floats], Prompts]
 
 _FLOAT32_BYTES: Final = 4
 #: Embeddings that the decoder is given at a time, in float32. It makes maps of them that are four
-#: times as large, several at once. Measured with ``vit-b-16`` on two cores of an AMD EPYC: with 4
-#: categories, which these are, a category takes a tenth less time than with 16.
+#: times as large, several at once. Measured with ``vit-b-16`` on two cores of an AMD EPYC, with 4
+#: categories, which these are, in place of 16: 3 % less time in the decoder, 80 MB less memory.
 _DECODED_BYTES: Final = 1_250_000
 #: … but so many categories at least: of pieces as equal as they can be, none is then a category
 #: alone, unless that is alone in its chunk (see _rows).
