@@ -5,7 +5,7 @@ import os
 import threading
 import weakref
 from collections import deque
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final, Literal, Protocol
@@ -221,7 +221,8 @@ class Segmenter(Closing):
             OutOfDeviceMemory: it does not fit the GPU; says what would. With an observer the chunk
                 is not made smaller by itself, since what the observer has seen cannot be undone.
         """
-        self._check(vocabulary, window)
+        self._check(vocabulary)
+        _check_window(window)
         chosen = self._chosen(shortlist, vocabulary)
         loaded = self._loaded(image)
         with self._lock:
@@ -244,7 +245,7 @@ class Segmenter(Closing):
     def stream(
         self,
         images: Iterable[ImageSource],
-        vocabulary: Vocabulary,
+        vocabulary: Vocabulary | Callable[[], Vocabulary],
         *,
         window: Window = "none",
         shortlist: Keep | Shortlist | None = None,
@@ -261,7 +262,9 @@ class Segmenter(Closing):
 
         Args:
             images: as for :meth:`__call__`.
-            vocabulary: as for :meth:`__call__`.
+            vocabulary: as for :meth:`__call__`; or a function that is called for each image, once
+                the image is there, so that words can change while a camera runs. ``names`` of a
+                result are those that its image was asked for.
             window: as for :meth:`__call__`.
             shortlist: as for :meth:`__call__`; each image has its own.
 
@@ -269,8 +272,12 @@ class Segmenter(Closing):
             ImageError: an image cannot be read.
             BackendError: a graph failed.
         """
-        self._check(vocabulary, window)
-        return self._streamed(images, vocabulary, window, self._chosen(shortlist, vocabulary))
+        _check_window(window)
+        if not callable(vocabulary):
+            self._check(vocabulary)
+        if not (shortlist is None or isinstance(shortlist, Shortlist)):
+            shortlist = Shortlist(shortlist)
+        return self._streamed(images, vocabulary, window, shortlist)
 
     def image_logits(
         self, pixels: ImageArray, vocabulary: Vocabulary, observer: Observer | None = None
@@ -289,7 +296,7 @@ class Segmenter(Closing):
             EscNetError: this Segmenter is closed, or was closed in between.
             BackendError: a graph failed.
         """
-        self._check(vocabulary, "none")
+        self._check(vocabulary)
         return self._logits_of(pixels, vocabulary.embeddings, observer)
 
     def _logits_of(
@@ -377,20 +384,20 @@ class Segmenter(Closing):
     def _streamed(
         self,
         images: Iterable[ImageSource],
-        vocabulary: Vocabulary,
+        words: Vocabulary | Callable[[], Vocabulary],
         window: Window,
         shortlist: Shortlist | None,
     ) -> Generator[Segmentation, None, None]:
         sender = self._sender
-        source = iter(images)
-        waiting: deque[Sent] = deque()
+        asked = self._asked(images, words)
+        waiting: deque[tuple[Sent, Vocabulary]] = deque()
         failure: Exception | None = None
         try:
             while True:
                 if sender is not None and len(waiting) == IN_FLIGHT:
-                    yield self._next(sender, waiting, vocabulary)
+                    yield self._next(sender, waiting)
                 try:
-                    loaded = self._loaded(next(source))
+                    loaded, vocabulary = next(asked)
                 except StopIteration:
                     break
                 except Exception as error:  # of the source's own kind
@@ -403,29 +410,37 @@ class Segmenter(Closing):
                 try:
                     with self._lock:
                         self._check_open()
-                        waiting.append(
-                            sender.send(
-                                loaded, vocabulary.embeddings, window=window, shortlist=shortlist
-                            )
-                        )
+                        chosen = self._chosen(shortlist, vocabulary)
+                        text = vocabulary.embeddings
+                        sent = sender.send(loaded, text, window=window, shortlist=chosen)
+                        waiting.append((sent, vocabulary))
                 except InputError as error:  # an array on the device is looked at only there
                     failure = error
                     break
             while sender is not None and waiting:
-                yield self._next(sender, waiting, vocabulary)
+                yield self._next(sender, waiting)
         finally:
             with self._lock:
-                for sent in waiting:
+                for sent, _ in waiting:
                     if sender is not None:
                         sender.drop(sent)
         if failure is not None:
             raise failure
 
-    def _next(
-        self, sender: DeviceImages, waiting: deque[Sent], vocabulary: Vocabulary
-    ) -> Segmentation:
+    def _asked(
+        self, images: Iterable[ImageSource], words: Vocabulary | Callable[[], Vocabulary]
+    ) -> Generator[tuple[object, Vocabulary], None, None]:
+        """Each image as it is loaded, and the words that are wanted then."""
+        for image in images:
+            loaded = self._loaded(image)
+            vocabulary = words() if callable(words) else words
+            self._check(vocabulary)
+            yield loaded, vocabulary
+
+    def _next(self, sender: DeviceImages, waiting: deque[tuple[Sent, Vocabulary]]) -> Segmentation:
         with self._lock:
-            return self._result(*sender.receive(waiting.popleft()), vocabulary)
+            sent, vocabulary = waiting.popleft()
+            return self._result(*sender.receive(sent), vocabulary)
 
     def _loaded(self, image: ImageSource) -> object:
         """Pixels on the host, or what the device takes: an array there, or NV12, as it is."""
@@ -466,7 +481,7 @@ class Segmenter(Closing):
         group = self.bundle.manifest.constants.group
         return Shortlist.of(shortlist, len(vocabulary.embeddings), group)
 
-    def _check(self, vocabulary: object, window: str) -> None:
+    def _check(self, vocabulary: object) -> None:
         if not isinstance(vocabulary, Vocabulary):
             raise InputError(
                 f"vocabulary is {type(vocabulary).__name__}, expected a Vocabulary; make one with "
@@ -477,7 +492,6 @@ class Segmenter(Closing):
                 "the vocabulary was made with another model's text encoder; make it with this "
                 "Segmenter: segmenter.vocabulary([...])"
             )
-        _check_window(window)
 
     def _check_open(self) -> None:
         if self._closed:

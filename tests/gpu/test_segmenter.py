@@ -161,6 +161,45 @@ def test_other_calls_may_come_between(
     np.testing.assert_array_equal(got, want)
 
 
+@pytest.mark.parametrize("where", ["device", "host"])
+def test_words_may_change_while_a_stream_runs(
+    segmenter: Segmenter, on_cpu: Segmenter, picture: ImageArray, where: str
+) -> None:
+    """The function is asked once an image is there; also for another number of words."""
+    made = segmenter if where == "device" else on_cpu
+    wanted = [NAMES, ["sea", "sun"], NAMES[:3], [f"thing {number}" for number in range(20)]]
+    words = [made.vocabulary(names) for names in wanted]
+    asked: list[int] = []
+    results = list(made.stream(frames(picture, 4, asked), lambda: words[len(asked) - 1]))
+    pixels = frames(picture, 4, [])
+    for image, names, vocabulary, result in zip(pixels, wanted, words, results, strict=True):
+        assert list(result.names) == names
+        np.testing.assert_array_equal(result.labels, made(image, vocabulary).labels)
+
+
+@pytest.mark.parametrize("where", ["device", "host"])
+def test_a_function_without_words_ends_a_stream_behind_the_results_before_it(
+    segmenter: Segmenter, on_cpu: Segmenter, picture: ImageArray, where: str
+) -> None:
+    made = segmenter if where == "device" else on_cpu
+    answers: list[Any] = [made.vocabulary(NAMES), ["sea", "sun"]]
+    stream = made.stream([picture, picture], lambda: answers.pop(0))
+    next(stream)
+    with pytest.raises(InputError, match="vocabulary is list, expected a Vocabulary"):
+        next(stream)
+
+    def failing() -> Vocabulary:
+        raise LookupError("the operator is away")
+
+    with pytest.raises(LookupError, match="away"):
+        next(made.stream([picture], failing))
+    with pytest.raises(InputError, match="window is 'slide'"):
+        made.stream([picture], failing, window="slide")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="shortlist is 0"):
+        made.stream([picture], failing, shortlist=0)
+    made(picture, made.vocabulary(NAMES))
+
+
 def test_a_stream_that_is_closed_early_leaves_nothing_behind(
     segmenter: Segmenter, vocabulary: Vocabulary, picture: ImageArray, device: HostDevice
 ) -> None:
