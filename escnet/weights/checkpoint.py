@@ -15,12 +15,16 @@ from escnet.model import EscNet
 from escnet_runtime.errors import InputError
 from escnet_runtime.strict_json import parse_object
 
-from .files import require_file, write_tensors
+from .files import no_safetensors, require_file, write_tensors
 from .state import WeightsError, copy_into, fitted
 
 __all__ = ["LoadedCheckpoint", "load_checkpoint", "save_checkpoint"]
 
 _SUFFIX: Final = ".safetensors"
+_EXPECTED: Final = (
+    f"A checkpoint is a {_SUFFIX} of escnet-train, such as last{_SUFFIX}; weights of CLIP or SAM "
+    "alone are loaded into a model of a preset."
+)
 _KEY: Final = "escnet"  # of the metadata, whose values can only be strings
 _FORMAT: Final = 1
 _FIELDS: Final = {"format": int, "configuration": dict, "trained": bool, "weights": str}
@@ -78,7 +82,10 @@ def load_checkpoint(path: Path) -> LoadedCheckpoint:
             header = _header((file.metadata() or {}).get(_KEY), path)
             tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
-        raise WeightsError(f"{path} cannot be read as safetensors: {error}.") from error
+        problem = no_safetensors(path, error)
+        if path.suffix != _SUFFIX:
+            problem = WeightsError(f"{problem} {_EXPECTED}")
+        raise problem from error
     try:
         config = EscNetConfig.from_dict(header["configuration"])
     except InputError as error:

@@ -1,6 +1,7 @@
 """CLIP's weights, from open_clip's registry or a file."""
 
 import dataclasses
+import json
 import math
 from pathlib import Path
 from typing import Any, Final
@@ -15,6 +16,7 @@ from escnet.config import ClipConfig, EscNetConfig
 from escnet.model import EscNet
 
 from .files import SUFFIXES, read_tensors
+from .hugging_face import in_open_clips_names, is_clip_model
 from .state import WeightsError, copy_into, fitted
 
 __all__ = ["load_clip"]
@@ -22,9 +24,13 @@ __all__ = ["load_clip"]
 # open_clip's names without "-quickgelu", which have the same sizes and all the tags; of several
 # names that fit, the first that has the tag is taken.
 _NAMES: Final = ("ViT-B-16", "ViT-L-14-336", "ViT-L-14")
-# OpenAI's files carry these sizes among their tensors.
-_UNUSED: Final = ("input_resolution", "context_length", "vocab_size")
+# OpenAI's files carry three sizes among their tensors, TorchScript of open_clip's model its mask.
+_UNUSED: Final = ("input_resolution", "context_length", "vocab_size", "attn_mask")
 _IMAGE_POSITIONS: Final = "visual.positional_embedding"
+_SCALE: Final = "logit_scale"
+#: Beside the weights in a folder of the Hugging Face hub: what no tensor shows.
+_OPEN_CLIPS: Final = "open_clip_config.json"
+_HUGGING_FACES: Final = "config.json"
 
 
 def load_clip(model: EscNet, source: str) -> None:
@@ -32,21 +38,63 @@ def load_clip(model: EscNet, source: str) -> None:
 
     Positional embeddings of another image size are resized bicubically, as open_clip does. A file
     does not say whether it was trained with QuickGELU: the configuration's ``quick_gelu`` has to.
+    Where the hub's description of the model lies beside the file, it is compared.
 
     Args:
         model: changed in place, or not at all.
         source: one of open_clip's tags for the model's CLIP, such as ``openai``, which may
-            download it; or a file, told from a tag by its suffix or a slash.
+            download it; or a file, told from a tag by its suffix or a slash. Its tensors have the
+            names of OpenAI and open_clip, or those of Hugging Face's ``CLIPModel``.
 
     Raises:
         WeightsError: there is no such tag or file, a download failed, or a tensor does not fit.
     """
     path = Path(source) if _is_path(source) else _downloaded(model.config, source)
     tensors = {name: value for name, value in read_tensors(path).items() if name not in _UNUSED}
+    if is_clip_model(tensors):
+        tensors = in_open_clips_names(tensors)
     expected = model.clip.state_dict()
     _resize_positions(tensors, model)
-    values = fitted(tensors, expected, str(path))
+    if _SCALE in tensors and tensors[_SCALE].numel() == 1:  # some have it as [1]
+        tensors[_SCALE] = tensors[_SCALE].reshape(())
+    values = fitted(tensors, expected, str(path), _advice(model.config))
+    if _is_path(source):
+        _require_described(path, model.config)
     copy_into((expected[name], value) for name, value in values.items())
+
+
+def _advice(config: EscNetConfig) -> str:
+    return (
+        f" Expected a CLIP of the sizes of {config.name!r}, in the layout of OpenAI, open_clip or "
+        "Hugging Face; how to bring others to it is in docs/training.md."
+    )
+
+
+def _require_described(path: Path, config: EscNetConfig) -> None:
+    """Compare what no tensor shows with the description that the hub has beside its weights."""
+    for name, read in ((_OPEN_CLIPS, _of_open_clip), (_HUGGING_FACES, _of_hugging_face)):
+        beside = path.with_name(name)
+        try:
+            entry = read(json.loads(beside.read_text(encoding="utf-8")))
+            mismatch = _mismatch(entry, config)
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            continue  # there is none, or it describes something else
+        if mismatch is not None:
+            raise WeightsError(
+                f"CLIP weights {path} were trained with {mismatch}, says {beside}. Where it is of "
+                "another file, keep the weights in a folder of their own."
+            )
+        return
+
+
+def _of_open_clip(content: dict[str, Any]) -> dict[str, Any]:
+    seen = content.get("preprocess_cfg", {})
+    return {"quick_gelu": content["model_cfg"].get("quick_gelu", False), **seen}
+
+
+def _of_hugging_face(content: dict[str, Any]) -> dict[str, Any]:
+    vision = content["vision_config"]
+    return {"quick_gelu": vision.get("hidden_act", "quick_gelu") == "quick_gelu"}
 
 
 def _is_path(source: str) -> bool:
@@ -115,7 +163,7 @@ def _mismatch(entry: dict[str, Any], config: EscNetConfig) -> str | None:
     if quick != config.clip.quick_gelu:
         return f"quick_gelu {quick}, the configuration has {config.clip.quick_gelu}"
     for key, own in (("mean", config.image_mean), ("std", config.image_std)):
-        if tuple(entry[key]) != own:
+        if key in entry and tuple(entry[key]) != own:
             return f"the image {key} {tuple(entry[key])}, the configuration has {own}"
     return None
 

@@ -19,16 +19,19 @@ from torch import Tensor
 
 from escnet_runtime.atomic import atomic_file
 
+from .kinds import PYTORCH, SAFETENSORS, kind_of_file
 from .state import WeightsError, listed
 
-__all__ = ["SUFFIXES", "read_tensors", "require_file", "write_tensors"]
+__all__ = ["SUFFIXES", "no_safetensors", "read_tensors", "require_file", "write_tensors"]
 
-_PICKLED = (".pt", ".pth", ".bin")
+_PICKLED = (".pt", ".pth", ".bin", ".ckpt")
 SUFFIXES = (".safetensors", *_PICKLED)
 
-_PREFIX = "module."  # what DistributedDataParallel puts in front of every name
+_PREFIX = "module."  # what DistributedDataParallel and AveragedModel put in front of every name
+_COUNT = "n_averaged"  # AveragedModel's own, beside them
+_COMPILED = "_orig_mod."  # what torch.compile puts in front of a module's names
 #: Where those who train keep the tensors, beside epochs and optimisers; the first that is there.
-_WRAPPERS: Final = ("state_dict", "model", "state_dict_ema")
+_WRAPPERS: Final = ("state_dict", "model_state_dict", "model", "state_dict_ema")
 _COLOURS: Final = re.compile(r"\x1b\[[0-9;]*m")
 #: PyTorch's unpickler on a class that is no tensor's; behind it comes advice to allow it.
 _GLOBAL: Final = re.compile(r"Unsupported global: GLOBAL (\S+)")
@@ -39,9 +42,10 @@ _ADVICE: Final = ("weights_only", "torch.load", "torch.serialization", "still be
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a file, on the CPU.
 
-    ``.safetensors``, or PyTorch's ``.pt``, ``.pth`` and ``.bin``: a dictionary of tensors, bare or
-    under the key ``state_dict``, ``model`` or ``state_dict_ema``. ``module.`` in front of every
-    name is taken away.
+    ``.safetensors``, or PyTorch's ``.pt``, ``.pth``, ``.bin`` and ``.ckpt``: a dictionary of
+    tensors, bare or under the key ``state_dict``, ``model_state_dict``, ``model`` or
+    ``state_dict_ema``. What PyTorch's wrappers put in front of names is taken away: ``module.`` of
+    all of them, ``_orig_mod.`` of each.
 
     Raises:
         WeightsError: there is no such file, it is damaged, of another kind, or would need Python
@@ -52,7 +56,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         try:
             return _unprefixed(load_file(path))
         except (SafetensorError, OSError) as error:
-            raise WeightsError(f"{path} cannot be read as safetensors: {error}.") from error
+            raise no_safetensors(path, error) from error
     if path.suffix in _PICKLED:
         return _tensors_of(_unpickled(path), path)
     raise WeightsError(f"{path} has the suffix {path.suffix!r}, expected {', '.join(SUFFIXES)}.")
@@ -85,7 +89,17 @@ def require_file(path: Path) -> None:
         raise WeightsError(f"{path} {got}, expected a file of weights.")
 
 
+def no_safetensors(path: Path, error: Exception) -> WeightsError:
+    """The error of a file that cannot be read as safetensors: what it is, where that shows."""
+    kind = kind_of_file(path)
+    if kind in (None, SAFETENSORS):
+        kind = f"{str(error).rstrip('.')}; it may be damaged or cut short"
+    return WeightsError(f"{path} cannot be read as safetensors: {kind}.")
+
+
 def _unpickled(path: Path) -> object:
+    if (kind := kind_of_file(path)) not in (None, PYTORCH):
+        raise WeightsError(f"{path} cannot be read as a file of PyTorch: {kind}.")
     if _is_torchscript(path):
         raise WeightsError(
             f"{path} is a TorchScript program, and programs of others are not run here. Convert "
@@ -140,7 +154,10 @@ def _tensors_of(content: object, path: Path) -> dict[str, Tensor]:
         if not isinstance(key, str) or not isinstance(value, Tensor)
     ]
     if wrong:
-        raise WeightsError(f"{path} holds more than named tensors: {listed(wrong)}.")
+        raise WeightsError(
+            f"{path} holds more than named tensors: {listed(wrong)}. Expected them alone, or under "
+            f"one of the keys {', '.join(_WRAPPERS)}."
+        )
     return _unprefixed(state)
 
 
@@ -152,9 +169,11 @@ def _unwrapped(content: dict[object, object]) -> object:
 
 
 def _unprefixed(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    if all(name.startswith(_PREFIX) for name in state):
+    state = {name.replace(_COMPILED, ""): value for name, value in state.items()}
+    if all(name.startswith(_PREFIX) or name == _COUNT for name in state):
+        state.pop(_COUNT, None)
         return {name.removeprefix(_PREFIX): value for name, value in state.items()}
-    return dict(state)
+    return state
 
 
 def _described(value: object) -> str:

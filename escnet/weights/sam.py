@@ -1,6 +1,7 @@
 """SAM's weights, from Meta's files or MobileSAM's, into every ESC block."""
 
 from pathlib import Path
+from typing import Final
 
 from torch import Tensor
 
@@ -21,6 +22,10 @@ _UNUSED = (
     "mask_decoder.mask_tokens.",
     "mask_decoder.output_upscaling.",
     "mask_decoder.output_hypernetworks_mlps.",
+)
+_ADVICE: Final = (
+    " Expected Meta's first SAM, or one with its decoder: sam_vit_b_01ec64.pth, mobile_sam.pt or "
+    "the like; SAM-HQ and SAM 2 have decoders of their own."
 )
 
 
@@ -44,7 +49,7 @@ def load_sam(model: EscNet, path: Path) -> None:
         name: value for name, value in read_tensors(path).items() if not name.startswith(_UNUSED)
     }
     blocks = [block.sam.state_dict() for block in model.esc_blocks]
-    values = fitted(tensors, _in_sams_names(blocks[0]), str(path))
+    values = fitted(tensors, _in_sams_names(blocks[0]), str(path), _ADVICE)
     targets = [_in_sams_names(block) for block in blocks]
     copy_into((target[name], value) for target in targets for name, value in values.items())
 

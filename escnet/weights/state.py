@@ -15,6 +15,8 @@ _OF_A_KIND = 5  # missing ones, and surplus ones, before any more of either
 #: What the first parts of some names tell, the narrower layouts first.
 _LAYOUTS: Final = (
     (("text_model.", "vision_model."), "Hugging Face's CLIPModel, not open_clip's layout"),
+    (("vision_encoder.", "mask_decoder."), "Hugging Face's SamModel, not Meta's layout"),
+    (("visual.", "text."), "open_clip's CustomTextCLIP, such as SigLIP or EVA, not its CLIP"),
     (("sam_mask_decoder.", "sam_prompt_encoder."), "a SAM 2"),
     (("mask_decoder.", "prompt_encoder."), "a SAM"),
     (("sem_seg_head.", "backbone."), "a segmenter of Detectron2, such as CAT-Seg"),
@@ -28,7 +30,7 @@ class WeightsError(InputError):
 
 
 def fitted(
-    tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], source: str
+    tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], source: str, advice: str = ""
 ) -> dict[str, Tensor]:
     """The tensors, converted to the types of those expected.
 
@@ -36,6 +38,7 @@ def fitted(
         tensors: what a file holds; float16, bfloat16, float32 or float64.
         expected: what a module has, under the same names (``Module.state_dict()``).
         source: what messages call the file.
+        advice: the end of the message, after a full stop: what is expected, and what to do.
 
     Raises:
         WeightsError: tensors are missing, surplus, of another shape, not floating-point, or hold
@@ -60,7 +63,7 @@ def fitted(
                 problem = _not_finite(name, result[name])
             problems += [] if problem is None else [problem]
     if problems or missing or surplus:
-        layout = _layout(list(tensors)) if 2 * len(missing) > len(expected) else ""
+        layout = _layout(list(tensors)) if 4 * len(missing) > len(expected) else ""
         problems = [
             *missing[:_OF_A_KIND],
             *surplus[:_OF_A_KIND],
@@ -68,14 +71,14 @@ def fitted(
             *missing[_OF_A_KIND:],
             *surplus[_OF_A_KIND:],
         ]
-        raise WeightsError(f"{source} does not fit the model{layout}: {listed(problems)}.")
+        raise WeightsError(f"{source} does not fit the model{layout}: {listed(problems)}.{advice}")
     return result
 
 
 def _layout(names: Sequence[str]) -> str:
     """What else the tensors are, as a clause; empty where that is not known."""
-    prefix = "model."
-    if names and all(name.startswith(prefix) for name in names):
+    prefix = names[0].partition(".")[0] + "." if names else ""
+    if len(names) > 1 and all(name.startswith(prefix) for name in names):
         return f", it has {prefix!r} in front of every name"
     for starts, layout in _LAYOUTS:
         if all(any(name.startswith(start) for name in names) for start in starts):

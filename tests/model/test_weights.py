@@ -24,6 +24,7 @@ from segment_anything.modeling.mask_decoder import MaskDecoder
 from segment_anything.modeling.prompt_encoder import PromptEncoder
 from segment_anything.modeling.transformer import TwoWayTransformer
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from escnet import EscNet, EscNetConfig, build_model, preset
 from escnet.build import build_clip
@@ -35,6 +36,7 @@ from escnet.weights import (
     save_checkpoint,
     write_tensors,
 )
+from escnet.weights.kinds import kind_of_file
 from escnet_runtime.errors import InputError
 from tests.model.models import image, relative_l2, text, tokens
 
@@ -138,7 +140,7 @@ def test_other_number_formats_become_the_models(
     assert torch.equal(net.clip.visual.proj, state["visual.proj"].float())
 
 
-@pytest.mark.parametrize("key", ["state_dict", "model", "state_dict_ema"])
+@pytest.mark.parametrize("key", ["state_dict", "model_state_dict", "model", "state_dict_ema"])
 def test_wrapped_and_prefixed_states_are_understood(key: str, net: EscNet, tmp_path: Path) -> None:
     state = clip_state()
     training = {
@@ -161,9 +163,39 @@ def test_a_prefix_of_distributed_training_is_taken_away_in_safetensors_too(
     assert torch.equal(net.clip.visual.proj, state["module.visual.proj"])
 
 
+@pytest.mark.parametrize("prefix", ["_orig_mod.", "module._orig_mod.", "_orig_mod.module."])
+def test_what_compiling_puts_into_names_is_taken_away(
+    prefix: str, net: EscNet, tmp_path: Path
+) -> None:
+    state = {f"{prefix}{name}": value for name, value in clip_state().items()}
+    load_clip(net, str(write(state, tmp_path / "w.safetensors")))
+    assert torch.equal(net.clip.visual.proj, state[f"{prefix}visual.proj"])
+    state = {
+        name.replace("visual.", "visual._orig_mod."): v for name, v in clip_state(seed=8).items()
+    }
+    load_clip(net, str(write(state, tmp_path / "w.ckpt")))
+    assert torch.equal(net.clip.visual.proj, state["visual._orig_mod.proj"])
+
+
+def test_an_averaged_model_is_understood(net: EscNet, tmp_path: Path) -> None:
+    averaged = AveragedModel(build_clip(TINY))
+    averaged.update_parameters(build_clip(TINY))
+    state = averaged.state_dict()
+    assert {name.partition(".")[0] for name in state} == {"module", "n_averaged"}
+    load_clip(net, str(write(state, tmp_path / "ema.pt")))
+    assert torch.equal(net.clip.visual.proj, state["module.visual.proj"])
+
+
+def test_a_scale_of_one_dimension_is_the_scale(net: EscNet, tmp_path: Path) -> None:
+    state = clip_state() | {"logit_scale": torch.tensor([3.5])}
+    load_clip(net, str(write(state, tmp_path / "w.pt")))
+    assert torch.equal(net.clip.logit_scale, torch.tensor(3.5))
+
+
 def test_the_sizes_among_openais_tensors_are_ignored(net: EscNet, tmp_path: Path) -> None:
     sizes = {"input_resolution": 128, "context_length": 77, "vocab_size": 520}
     state = clip_state() | {name: torch.tensor(value) for name, value in sizes.items()}
+    state["attn_mask"] = torch.full((77, 77), -torch.inf).triu(1)
     load_clip(net, str(write(state, tmp_path / "w.pt")))
     assert torch.equal(net.clip.visual.proj, state["visual.proj"])
 
@@ -261,6 +293,10 @@ def of_detectron2() -> State:
     return {**clip, "backbone.patch_embed.proj.bias": torch.zeros(2)}
 
 
+def of_a_custom_text_clip() -> State:
+    return {"visual.trunk.pos_embed": torch.zeros(1), "text.ln_final.weight": torch.zeros(1)}
+
+
 @pytest.mark.parametrize(
     ("state", "message"),
     [
@@ -268,14 +304,134 @@ def of_detectron2() -> State:
         (sam_state, "looks like a SAM: missing .*surplus prompt_encoder"),
         (lambda: {f"model.{k}": v for k, v in clip_state().items()}, "has 'model.' in front of"),
         (of_detectron2, "looks like a segmenter of Detectron2.*surplus sem_seg_head"),
+        (of_a_custom_text_clip, "looks like open_clip's CustomTextCLIP.*surplus visual.trunk"),
+        (lambda: {f"clip_model.{k}": v for k, v in clip_state().items()}, "has 'clip_model.' in f"),
     ],
 )
 def test_a_known_layout_of_something_else_is_named(
     state: Callable[[], State], message: str, net: EscNet, tmp_path: Path
 ) -> None:
-    with pytest.raises(WeightsError, match=f"does not fit the model, it {message}"):
+    advice = (
+        r"\. Expected a CLIP of the sizes of 'tiny', in the layout of OpenAI.*docs/training\.md\.$"
+    )
+    with pytest.raises(WeightsError, match=f"does not fit the model, it {message}.*{advice}"):
         load_clip(net, str(write(state(), tmp_path / "w.pt")))
     assert unchanged(net)
+
+
+def in_hugging_faces_names(state: State) -> State:
+    """The tensors of a ``CLIPModel``, in which query, key and value are apart."""
+    result: State = {"logit_scale": state["logit_scale"]}
+    for tower, ours, prefix in (("text", "", ""), ("vision", "visual.", "visual.")):
+        for index in range(3 if tower == "vision" else 1):
+            block = f"{ours}transformer.resblocks.{index}."
+            layer = f"{tower}_model.encoder.layers.{index}."
+            for kind in ("weight", "bias"):
+                for part, rows in zip(
+                    "qkv", state[f"{block}attn.in_proj_{kind}"].chunk(3), strict=True
+                ):
+                    result[f"{layer}self_attn.{part}_proj.{kind}"] = rows
+                for theirs, name in (
+                    ("self_attn.out_proj", "attn.out_proj"),
+                    ("layer_norm1", "ln_1"),
+                    ("layer_norm2", "ln_2"),
+                    ("mlp.fc1", "mlp.c_fc"),
+                    ("mlp.fc2", "mlp.c_proj"),
+                ):
+                    result[f"{layer}{theirs}.{kind}"] = state[f"{block}{name}.{kind}"]
+        embeddings = f"{tower}_model.embeddings."
+        positions = state[f"{prefix}positional_embedding"]
+        result[f"{embeddings}position_embedding.weight"] = positions
+        result[f"{embeddings}position_ids"] = torch.arange(len(positions))[None]
+    for kind in ("weight", "bias"):
+        result[f"text_model.final_layer_norm.{kind}"] = state[f"ln_final.{kind}"]
+        result[f"vision_model.pre_layrnorm.{kind}"] = state[f"visual.ln_pre.{kind}"]
+        result[f"vision_model.post_layernorm.{kind}"] = state[f"visual.ln_post.{kind}"]
+    return result | {
+        "text_model.embeddings.token_embedding.weight": state["token_embedding.weight"],
+        "vision_model.embeddings.class_embedding": state["visual.class_embedding"],
+        "vision_model.embeddings.patch_embedding.weight": state["visual.conv1.weight"],
+        "text_projection.weight": state["text_projection"].T,
+        "visual_projection.weight": state["visual.proj"].T,
+    }
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
+def test_hugging_faces_clip_model_is_the_same_clip(name: str, net: EscNet, tmp_path: Path) -> None:
+    state = clip_state()
+    load_clip(net, str(write(in_hugging_faces_names(state), tmp_path / name)))
+    assert all(torch.equal(value, state[key]) for key, value in net.clip.state_dict().items())
+
+
+@pytest.mark.parametrize("layer", ["q", "k", "v"])
+def test_hugging_faces_clip_model_without_a_tensor_is_refused(
+    layer: str, net: EscNet, tmp_path: Path
+) -> None:
+    state = in_hugging_faces_names(clip_state())
+    del state[f"vision_model.encoder.layers.2.self_attn.{layer}_proj.bias"]
+    message = (
+        r"missing visual\.transformer\.resblocks\.2\.attn\.in_proj_bias.*; surplus vision_model"
+    )
+    with pytest.raises(WeightsError, match=message):
+        load_clip(net, str(write(state, tmp_path / "w.safetensors")))
+    assert unchanged(net)
+
+
+def quick(config: EscNetConfig) -> EscNet:
+    return build_model(
+        dataclasses.replace(config, clip=dataclasses.replace(config.clip, quick_gelu=True))
+    )
+
+
+_OPEN_CLIP = {"model_cfg": {"embed_dim": 128}, "preprocess_cfg": {"mean": [0.5] * 3}}
+_QUICK = {"model_cfg": {"quick_gelu": True}}
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        (
+            "open_clip_config.json",
+            _QUICK,
+            "trained with quick_gelu True, the configuration has False",
+        ),
+        (
+            "open_clip_config.json",
+            _OPEN_CLIP,
+            r"the image mean \(0\.5, 0\.5, 0\.5\), the configura",
+        ),
+        ("config.json", {"vision_config": {}}, "trained with quick_gelu True"),
+        ("config.json", {"vision_config": {"hidden_act": "quick_gelu"}}, "quick_gelu True, the"),
+        ("config.json", {"vision_config": {"hidden_act": "gelu"}}, None),
+        ("open_clip_config.json", {"model_cfg": {}}, None),
+        ("open_clip_config.json", {"model_cfg": {}, "preprocess_cfg": {"mean": 7}}, None),
+        ("config.json", {"architecture": "vit_base_patch16_clip_224"}, None),
+        ("config.json", [1], None),
+    ],
+)
+def test_what_lies_beside_a_file_and_says_another_activation_refuses_it(
+    file: str, content: object, message: str | None, net: EscNet, tmp_path: Path
+) -> None:
+    path = write(clip_state(), tmp_path / "open_clip_model.safetensors")
+    (tmp_path / file).write_text(json.dumps(content), encoding="utf-8")
+    if message is None:
+        load_clip(net, str(path))
+        assert torch.equal(net.clip.visual.proj, clip_state()["visual.proj"])
+        return
+    with pytest.raises(WeightsError, match=f"{message}.*, says .*{file}"):
+        load_clip(net, str(path))
+    assert unchanged(net)
+
+
+def test_open_clips_description_goes_before_hugging_faces(tmp_path: Path) -> None:
+    path = write(clip_state(), tmp_path / "open_clip_model.safetensors")
+    (tmp_path / "config.json").write_text('{"vision_config": {"hidden_act": "gelu"}}')
+    net = quick(TINY)
+    with pytest.raises(WeightsError, match=r"trained with quick_gelu False.* says .*config\.json"):
+        load_clip(net, str(path))
+    (tmp_path / "open_clip_config.json").write_text('{"model_cfg": {"quick_gelu": true}}')
+    load_clip(net, str(path))
+    assert torch.equal(net.clip.visual.proj, clip_state()["visual.proj"])
 
 
 def test_a_clip_in_which_one_tensor_is_missing_is_not_called_something_else(
@@ -454,6 +610,50 @@ def test_a_sam_that_does_not_fit_is_named_and_nothing_is_loaded(
     path = write(misfit(change, sam_state()), tmp_path / "sam.pth")
     with pytest.raises(WeightsError, match=message):
         load_sam(net, path)
+    assert unchanged(net)
+
+
+def of_sam_2() -> State:
+    return {f"sam_{name}": v for name, v in sam_state().items() if not name.startswith("image")}
+
+
+def of_hugging_faces_sam() -> State:
+    renamed = {
+        "image_encoder": "vision_encoder",
+        "prompt_encoder.mask_downscaling": "prompt_encoder.mask_embed",
+        "point_embeddings": "point_embed",
+        ".norm": ".layer_norm",
+    }
+    state = sam_state()
+    for ours, theirs in renamed.items():
+        state = {name.replace(ours, theirs): value for name, value in state.items()}
+    return state
+
+
+def of_sam_hq() -> State:
+    return sam_state() | {"mask_decoder.hf_token.weight": torch.zeros(1, 64)}
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        (of_sam_2, "model, it looks like a SAM 2: missing prompt_encoder"),
+        (of_hugging_faces_sam, "model, it looks like Hugging Face's SamModel, not Meta's layout: "),
+        (of_sam_hq, "model: surplus mask_decoder.hf_token"),
+        (
+            lambda: {f"sam.{k}": v for k, v in sam_state().items()},
+            "model, it has 'sam.' in front of",
+        ),
+    ],
+)
+def test_another_sam_is_refused_with_what_is_expected(
+    state: Callable[[], State], message: str, net: EscNet, tmp_path: Path
+) -> None:
+    advice = (
+        r"\. Expected Meta's first SAM.*sam_vit_b_01ec64\.pth.*SAM-HQ and SAM 2 have decoders of"
+    )
+    with pytest.raises(WeightsError, match=f"does not fit the {message}.*{advice}"):
+        load_sam(net, write(state(), tmp_path / "sam.pt"))
     assert unchanged(net)
 
 
@@ -784,6 +984,68 @@ def test_pickles_of_something_else(
     torch.save(content, path)
     with pytest.raises(WeightsError, match=message):
         load_sam(net, path)
+
+
+def test_tensors_under_another_key_are_refused_with_the_keys_that_are_known(
+    net: EscNet, tmp_path: Path
+) -> None:
+    torch.save({"epoch": 3, "weights": clip_state()}, tmp_path / "w.pt")
+    message = "'weights' is OrderedDict. Expected them alone, or under one of the keys state_dict, "
+    with pytest.raises(WeightsError, match=message):
+        load_clip(net, str(tmp_path / "w.pt"))
+
+
+_POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
+
+
+@each
+@pytest.mark.parametrize("name", ["w.safetensors", "w.pt"])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "it is empty; download it anew"),
+        (_POINTER, "it is a pointer of Git LFS.*`git lfs pull`"),
+        (b"\n<!DOCTYPE html>\n<html>", "it is text and begins with '<!DOCTYPE html> <html>', as a"),
+        (b'{"error":"Entry not found"}', 'it is text and begins with .{"error":"Entry not found"}'),
+        (b"<h1>Zugang verweigert: " + b"\xc3\xbc" * 600, "it is text and begins with '<h1>Zugang"),
+        (b"\x1f\x8b\x08\x00\x00\x00\x00\x00", "it is packed by gzip; unpack it first"),
+    ],
+)
+def test_what_a_failed_download_leaves_is_told(
+    content: bytes,
+    message: str,
+    name: str,
+    load: Callable[[EscNet, Path], None],
+    net: EscNet,
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(WeightsError, match=f"w.* cannot be read as .*: {message}") as caught:
+        load(net, path)
+    assert len(str(caught.value).removeprefix(str(path))) < 400
+
+
+def test_a_suffix_that_is_not_the_files_own_is_told(net: EscNet, tmp_path: Path) -> None:
+    write(clip_state(), tmp_path / "a.safetensors").rename(tmp_path / "a.bin")
+    write(clip_state(), tmp_path / "b.pt").rename(tmp_path / "b.safetensors")
+    with zipfile.ZipFile(tmp_path / "c.pt", "w") as archive:
+        archive.writestr("weights/clip.safetensors", b"")
+    for name, message in (
+        ("a.bin", "it is a file of safetensors; rename it"),
+        ("b.safetensors", r"it is a file of PyTorch, whose suffixes are \.pt"),
+        ("c.pt", "a ZIP archive, not PyTorch's, of 'weights/clip.safetensors'; unpack it first"),
+    ):
+        with pytest.raises(WeightsError, match=message):
+            load_clip(net, str(tmp_path / name))
+    with pytest.raises(
+        WeightsError, match=r"it is a file of PyTorch.* A checkpoint is a \.safeten"
+    ):
+        load_checkpoint(write(clip_state(), tmp_path / "state.pt"))
+
+
+def test_the_kind_of_what_cannot_be_opened_is_not_known(tmp_path: Path) -> None:
+    assert kind_of_file(tmp_path) is None
 
 
 def test_sparse_tensors_are_refused(net: EscNet, tmp_path: Path) -> None:
