@@ -140,18 +140,30 @@ def _fits(pair: _Pair) -> bool:
         with Image.open(pair.labels, formats=["PNG"]) as labels:
             size, mode = labels.size, labels.mode
         with Image.open(pair.image) as image:
-            return mode in _LABEL_MODES and size == _upright(image)
+            return mode in _LABEL_MODES and size == _upright(image) and not _ambiguous(image)
     except Exception:  # whatever a decoder makes of a damaged header
         return False
 
 
 def _upright(image: Image.Image) -> tuple[int, int]:
     """Width and height as the picture is meant to be seen."""
-    # Asking for the orientation would read all of a PNG; Pillow turns the size of a TIFF itself.
-    if image.format == "TIFF" or not _EXIF & image.info.keys():
-        return image.size
-    turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+    # Pillow turns the size of a TIFF itself.
+    turned = image.format != "TIFF" and _orientation(image) >= 5
     return (image.height, image.width) if turned else image.size
+
+
+def _ambiguous(image: Image.Image) -> bool:
+    """Whether labels of the stored and of the turned pixels would have one size."""
+    orientation = _orientation(image)
+    return orientation > 1 and (orientation < 5 or image.width == image.height)
+
+
+def _orientation(image: Image.Image) -> int:
+    # Asking a PNG that has none would read all of it.
+    if image.format != "TIFF" and not _EXIF & image.info.keys():
+        return 1
+    found = image.getexif().get(ExifTags.Base.Orientation, 1)
+    return found if found in range(1, 9) else 1
 
 
 def _wrong(pairs: Sequence[_Pair], advance: Advance) -> tuple[list[str], int]:

@@ -119,6 +119,21 @@ def test_a_turned_photo_is_as_large_as_it_is_seen(
     check_folder(folder)
 
 
+@pytest.mark.parametrize(("orientation", "side"), [(2, 40), (3, 40), (4, 40), (6, 32), (8, 32)])
+@pytest.mark.parametrize("suffix", ["jpg", "png", "tiff"])
+def test_an_orientation_that_leaves_open_what_the_labels_are_of_is_named(
+    folder: Path, suffix: str, orientation: int, side: int
+) -> None:
+    """Found when its turn came, it would end a run of hours."""
+    (folder / "images" / "photo1.jpg").unlink()
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.new("RGB", (side, 32)).save(folder / "images" / f"photo1.{suffix}", exif=exif)
+    save_labels(folder / "labels" / "photo1.png", np.zeros((32, side), np.uint8))
+    with pytest.raises(InputError, match=f"photo1.{suffix} has the EXIF orientation {orientation}"):
+        check_folder(folder)
+
+
 def test_the_reader_has_the_last_word(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever it learns to read is not refused here."""
     coloured(folder / "labels" / "photo0.png")
