@@ -8,6 +8,7 @@
     classes.json        list of names; synonyms separated by ", "
 """
 
+import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ __all__ = [
 ]
 
 CLASSES: Final = "classes.json"
+_LABEL_SUFFIXES: Final = frozenset({".png"})
 IMAGES: Final = "images"
 LABELS: Final = "labels"
 _LISTED: Final = 10
@@ -215,39 +217,59 @@ def _turned(labels: Labels, orientation: int) -> Labels:
 def _pairs(root: Path) -> list[tuple[Path, Path]]:
     """The files of both folders, by their stems; every one must have its partner."""
     images = _by_stem(root / IMAGES, IMAGE_SUFFIXES)
-    labels = _by_stem(root / LABELS, {".png"})
-    lonely = images.keys() - labels.keys()
-    if lonely and labels:
-        raise InputError(
-            f"images of {root / IMAGES} without a label map {root / LABELS}/NAME.png: "
-            f"{listed(images[stem].name for stem in sorted(lonely))}"
-        )
-    lonely = labels.keys() - images.keys()
-    if lonely and images:
-        raise InputError(
-            f"label maps of {root / LABELS} without an image in {root / IMAGES}: "
-            f"{listed(labels[stem].name for stem in sorted(lonely))}"
-        )
+    labels = _by_stem(root / LABELS, _LABEL_SUFFIXES)
     if not images or not labels:
         raise InputError(
             f"no pair of an image {root / IMAGES}/NAME.jpg (or another format) and a label map "
             f"{root / LABELS}/NAME.png: found {len(images)} images and {len(labels)} label maps"
+            f"{_unread(root)}"
         )
+    lonely = []
+    if alone := sorted(images.keys() - labels.keys()):
+        lonely.append(
+            f"images of {root / IMAGES} without a label map {root / LABELS}/NAME.png: "
+            f"{listed(images[stem].name for stem in alone)}"
+        )
+    # Named together: a name that is spelled in two ways is among both.
+    if alone := sorted(labels.keys() - images.keys()):
+        lonely.append(
+            f"label maps of {root / LABELS} without an image in {root / IMAGES}: "
+            f"{listed(labels[stem].name for stem in alone)}"
+        )
+    if lonely:
+        raise InputError("; ".join(lonely) + _unread(root))
     return [(images[stem], labels[stem]) for stem in sorted(images)]
 
 
-def _by_stem(folder: Path, suffixes: Iterable[str]) -> dict[str, Path]:
+def _by_stem(folder: Path, suffixes: frozenset[str]) -> dict[str, Path]:
     found: dict[str, list[Path]] = defaultdict(list)
-    wanted = frozenset(suffixes)
-    for path in folder.iterdir():
-        # Hidden files are not data: some systems leave "._NAME.jpg" beside every file.
-        if path.suffix.lower() in wanted and not path.name.startswith(".") and path.is_file():
-            found[path.stem].append(path)
+    for path in _visible(folder):
+        if path.suffix.lower() in suffixes and path.is_file():
+            # Archives of a Mac may spell "ö" in two characters where another tool has one.
+            found[unicodedata.normalize("NFC", path.stem)].append(path)
     for paths in found.values():
         if len(paths) > 1:
             names = listed(path.name for path in sorted(paths))
             raise InputError(f"{folder} has several files of one name: {names}; keep one of them")
     return {stem: paths[0] for stem, paths in found.items()}
+
+
+def _visible(folder: Path) -> Iterator[Path]:
+    # Hidden files are not data: some systems leave "._NAME.jpg" beside every file.
+    return (path for path in folder.iterdir() if not path.name.startswith("."))
+
+
+def _unread(root: Path) -> str:
+    """What else is in both folders, as a clause for a message."""
+    said = ""
+    for folder, suffixes in ((root / IMAGES, IMAGE_SUFFIXES), (root / LABELS, _LABEL_SUFFIXES)):
+        names = sorted(
+            f"{path.name}/" if path.is_dir() else path.name
+            for path in _visible(folder)
+            if path.suffix.lower() not in suffixes or not path.is_file()
+        )
+        said += f"; not read in {folder}: {listed(names)}" if names else ""
+    return said
 
 
 def listed(names: Iterable[str]) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, PngImagePlugin
+from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
 from escnet_runtime.atomic import atomic_file
 from escnet_runtime.errors import ImageError, InputError
@@ -187,12 +187,17 @@ def read_label_png(path: str | os.PathLike[str]) -> tuple[Labels, list[str] | No
                 mode, labels = image.mode, np.array(image)
                 text = getattr(image, "text", {}).get(CLASSES_KEY)
         names = None if text is None else json.loads(text)
+    except UnidentifiedImageError as error:
+        raise ImageError(
+            f"{path} is {_format(path)}; a label map is a PNG, which keeps every value as it is"
+        ) from error
     except Exception as error:  # decoders raise nearly anything for damaged files
         raise ImageError(f"cannot read the label map {path}: {error}") from error
     if mode not in ("P", "L", "1", "I;16") or head[12:16] != b"IHDR":
         raise ImageError(
             f"{path} has mode {mode}; a label map is a palette or grey PNG of up to 8 bits, or "
-            "16-bit grey"
+            "16-bit grey, with the index of each pixel's class (docs/datasets.md makes it of "
+            "colours)"
         )
     if mode == "1":
         labels = labels.astype(np.uint8)
@@ -204,6 +209,15 @@ def read_label_png(path: str | os.PathLike[str]) -> tuple[Labels, list[str] | No
     ):
         raise ImageError(f"{path}: its chunk {CLASSES_KEY!r} is not a JSON list of names")
     return labels, names
+
+
+def _format(path: str | os.PathLike[str]) -> str:
+    """What a file is that is no PNG, for a message."""
+    try:
+        with opened_image(path) as image:
+            return f"a picture in {image.format}, whatever its suffix"
+    except Exception:  # decoders raise nearly anything for damaged files
+        return "no image that Pillow can read, or its start is damaged"
 
 
 def label_png_origin(path: str | os.PathLike[str]) -> str | None:

@@ -273,7 +273,10 @@ def _json_names(path: Path, text: str) -> list[str]:
     try:
         entries = json.loads(text)
     except json.JSONDecodeError as error:
-        raise VocabularyError(f"{path}, line {error.lineno}: not JSON: {error.msg}.") from error
+        raise VocabularyError(
+            f"{path}, line {error.lineno}: not JSON: {error.msg}; expected a list such as "
+            '["cat", "sofa, couch"].'
+        ) from error
     except (RecursionError, ValueError) as error:
         raise VocabularyError(f"{path}, line 1: not a JSON list of categories: {error}.") from error
     if not isinstance(entries, list):

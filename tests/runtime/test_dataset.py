@@ -113,6 +113,71 @@ def test_folders_that_are_no_dataset_are_refused(
     assert str(root) in str(caught.value)
 
 
+def _rename(old: str, new: str) -> Callable[[Path], None]:
+    def rename(root: Path) -> None:
+        (root / old).rename(root / new)
+
+    return rename
+
+
+def _in_subfolder(root: Path) -> None:
+    (root / "images" / "kitchen").mkdir()
+    for path in sorted((root / "images").glob("*.jpg")):
+        path.rename(root / "images" / "kitchen" / path.name)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (
+            _rename("labels/photo1.png", "labels/Photo1.png"),
+            r"without a label map .*: photo1\.jpg; label maps of .* without .*: Photo1\.png$",
+        ),
+        (
+            _rename("images/photo1.jpg", "images/photo1.heic"),
+            r"without an image in .*: photo1\.png; not read in .*images: photo1\.heic$",
+        ),
+        (
+            _rename("labels/photo0.png", "labels/photo0.npy"),
+            r"without a label map .*: photo0\.jpg; not read in .*labels: photo0\.npy$",
+        ),
+        (_in_subfolder, r"found 0 images and 2 label maps; not read in .*images: kitchen/$"),
+        (
+            lambda root: (root / "images" / "photo2.png").symlink_to(root / "gone.png"),
+            None,
+        ),
+        (
+            lambda root: (
+                (root / "labels" / "photo2.png").write_bytes(b""),
+                (root / "images" / "photo2.png").symlink_to(root / "gone.png"),
+            ),
+            r"without an image in .*: photo2\.png; not read in .*images: photo2\.png$",
+        ),
+    ],
+)
+def test_what_is_there_and_not_read_is_named_beside_what_is_missing(
+    damage: Callable[[Path], object], message: str | None, tmp_path: Path
+) -> None:
+    root = made_dataset(tmp_path / "data")
+    damage(root)
+    if message is None:
+        assert len(Dataset.open(root)) == 2
+        return
+    with pytest.raises(InputError, match=message):
+        Dataset.open(root)
+
+
+def test_a_name_is_the_same_however_its_accents_are_spelled(tmp_path: Path) -> None:
+    root = made_dataset(tmp_path / "data", images=1)
+    one, two = "gr\u00f6\u00dfe", "gro\u0308\u00dfe"
+    (root / "images" / "photo0.jpg").rename(root / "images" / f"{one}.jpg")
+    (root / "labels" / "photo0.png").rename(root / "labels" / f"{two}.png")
+    assert [sample.name for sample in Dataset.open(root)] == [one]
+    save_image(root / "images" / f"{two}.jpg", 40, 32)
+    with pytest.raises(InputError, match="several files of one name"):
+        Dataset.open(root)
+
+
 @pytest.mark.parametrize(
     ("labels", "message"),
     [

@@ -331,8 +331,11 @@ def test_what_is_no_label_map_is_refused(tmp_path: Path) -> None:
         read_label_png(path)
     image = label_image(np.zeros((2, 2), np.uint8), 2)
     image.save(tmp_path / "labels.jpg.png", "BMP")
-    with pytest.raises(ImageError, match=r"labels\.jpg\.png"):
+    with pytest.raises(ImageError, match=r"labels\.jpg\.png is a picture in BMP, whatever"):
         read_label_png(tmp_path / "labels.jpg.png")
+    path.write_bytes(b"no image")
+    with pytest.raises(ImageError, match=r"labels\.png is no image .*; a label map is a PNG"):
+        read_label_png(path)
 
 
 @pytest.mark.parametrize("text", ["not json", '{"a": 1}', "[1, 2]"])

@@ -82,6 +82,11 @@ def test_a_json_file_of_categories(tmp_path: Path) -> None:
     ("name", "data", "message"),
     [
         ("c.json", b'["cat",\n"dog"', r"c\.json, line 2: not JSON"),
+        (
+            "c.json",
+            b"cat\ndog\n",
+            r'not JSON: .*; expected a list such as \["cat", "sofa, couch"\]',
+        ),
         ("c.json", b'{"cat": 1}', r"c\.json, line 1: expected a JSON list.*got dict"),
         ("c.json", b'["cat", 3]', r"c\.json, entry 2: expected the name of a category; got 3"),
         ("c.json", b'["cat", ["sofa", "couch"]]', r"entry 2.*one text"),
