@@ -63,9 +63,10 @@ def open_model(
             )
         return Segmenter(path, backend, chunk=chunk)
     if path.suffix != CHECKPOINT_SUFFIX or not path.is_file():
+        missing = "" if path.exists() else ": there is no such file or folder"
         raise InputError(
             f"{path} is neither a bundle (a folder with bundle.json) nor a checkpoint (a file "
-            f"NAME{CHECKPOINT_SUFFIX})"
+            f"NAME{CHECKPOINT_SUFFIX}){missing}"
         )
     if backend not in ("auto", "torch"):
         raise InputError(

@@ -586,6 +586,7 @@ def test_an_image_that_cannot_be_read_is_an_error(
     [
         (["{bundle}"], "DATASET"),
         (["no-such-model", "{data}"], "neither a bundle"),
+        (["best.safetensors", "{data}"], "NAME.safetensors): there is no such file or folder"),
         (["{data}/classes.json", "{data}"], "neither a bundle"),
         (["{data}", "{data}"], "it holds no bundle.json"),
         (["{bundle}", "no-such-dataset"], "there is no dataset at no-such-dataset"),

@@ -137,6 +137,18 @@ def test_coco_stuff_with_the_names_of_a_file(
             ),
             "000000000285.png has mode RGB",
         ),
+        (
+            lambda root: save_labels(root / "annotations/val2017/000000000285.png", row(0, 1)),
+            "285.png has 2×1 pixels and its image ",
+        ),
+        (
+            lambda root: (root / "images/val2017/000000000632.jpg").write_bytes(b""),
+            "000000000632.jpg is empty; expected an image file",
+        ),
+        (
+            lambda root: (root / "images/val2017/000000000632.jpg").write_bytes(b"<html>"),
+            "000000000632.jpg is not an image that Pillow can read",
+        ),
         (lambda root: write_text(root / "labels.txt", "1: a\nb\n"), "line 2: got 'b'"),
         (lambda root: write_text(root / "labels.txt", "1: a\n"), "no name for [2, 3, 4"),
     ],

@@ -26,6 +26,7 @@ from escnet_runtime.dataset import (
     require_distinct,
 )
 from escnet_runtime.errors import InputError
+from escnet_runtime.images import load_image, opened_image
 from escnet_runtime.labelled import PREPARED
 from escnet_runtime.replaceable import require_replaceable
 
@@ -85,15 +86,16 @@ def write_dataset(
         progress: called after each image with its name.
 
     Raises:
-        InputError: ``output`` cannot be written, images cannot be linked, a label is wrong, or two
-            classes have one name.
-        ImageError: a file of labels, or an image that is shrunk, cannot be read.
+        InputError: ``output`` cannot be written, images cannot be linked, a label is wrong, an
+            image and its labels differ in size, or two classes have one name.
+        ImageError: a file of labels, an image's header, or an image that is shrunk cannot be read.
     """
     side, larger = plan.shorter_side, 0
 
     def put(pair: Pair, images: Path) -> LabelMap:
         nonlocal larger
         labels = plan.read(pair.labels)
+        _require_fitting(pair, labels)
         if side is not None:
             labels = shrunk_labels(labels, side)
         if plan.published_side is not None:
@@ -201,6 +203,25 @@ def _write(
         said = {"warnings": list(written.warnings)}
         _write_json(folder / MARKER, {**about, **said, **figures, "producer": producer})
     return written
+
+
+def _require_fitting(pair: Pair, labels: LabelMap) -> None:
+    """Look at an image's header, without its pixels; what is wrong would end an evaluation later.
+
+    An EXIF orientation may turn it: the reader sees to that.
+    """
+    try:
+        with opened_image(pair.image) as image:
+            width, height = image.size
+    except Exception:  # whatever a decoder makes of a damaged header
+        load_image(pair.image)  # says what it is
+        return
+    if sorted((height, width)) != sorted(labels.shape):
+        raise InputError(
+            f"{pair.labels} has {labels.shape[1]}×{labels.shape[0]} pixels and its image "
+            f"{pair.image} {width}×{height}; expected the same size: are both of one release, and "
+            "is the download complete?"
+        )
 
 
 def _save(labels: LabelMap, path: Path, bits: int) -> None:
