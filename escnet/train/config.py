@@ -6,6 +6,7 @@ it. ``docs/training.md`` lists the keys; the attributes below are the same.
 
 import dataclasses
 import json
+import os
 import tomllib
 import typing
 from collections.abc import Iterable, Mapping, Sequence
@@ -209,8 +210,24 @@ def parse_config(text: str, source: str, overrides: Sequence[str] = ()) -> Train
     except BundleFormatError as error:
         message = str(error).removeprefix("$: ").removeprefix("$.").replace(" or NoneType", "")
         raise InputError(f"{source}: {message}") from error
+    config = _from_home(config)
     require_utf8(config)
     return config
+
+
+def _from_home(config: TrainConfig) -> TrainConfig:
+    """``~`` in front of a path as a shell reads it, which sees none in a file or behind a key."""
+
+    def expanded(section: Any, *names: str) -> Any:
+        values = {name: getattr(section, name) for name in names}
+        given = {name: os.path.expanduser(value) for name, value in values.items() if value}
+        return dataclasses.replace(section, **given)
+
+    return dataclasses.replace(
+        expanded(config, "output"),
+        model=expanded(config.model, "checkpoint", "clip", "sam"),
+        data=expanded(config.data, "train", "validation"),
+    )
 
 
 def require_utf8(config: TrainConfig) -> None:

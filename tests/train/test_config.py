@@ -119,6 +119,15 @@ def test_an_override_without_a_value_takes_the_key_away(tmp_path: Path) -> None:
         read(tmp_path, LEAST, "training.stepz=")
 
 
+def test_a_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A shell expands none in a file or behind a key, and a folder called "~" is a trap."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    text = 'output = "~/runs"\n' + LEAST.replace('"tiny"', '"tiny"\nsam = "~/s.pth"')
+    config = read(tmp_path, text, "data.train=~/my/train", "model.clip=openai")
+    assert (config.output, config.model.sam) == (f"{tmp_path}/runs", f"{tmp_path}/s.pth")
+    assert (config.data.train, config.model.clip) == (f"{tmp_path}/my/train", "openai")
+
+
 def test_names_that_toml_cannot_keep(tmp_path: Path) -> None:
     config = read(tmp_path, LEAST, "data.train=a\x7fb")
     assert read(tmp_path, to_toml(config)).data.train == "a\x7fb"
