@@ -5,6 +5,7 @@ from typing import Final
 
 from torch import Tensor
 
+from escnet.config import EscNetConfig
 from escnet.model import EscNet
 
 from .files import read_tensors
@@ -23,10 +24,7 @@ _UNUSED = (
     "mask_decoder.output_upscaling.",
     "mask_decoder.output_hypernetworks_mlps.",
 )
-_ADVICE: Final = (
-    " Expected Meta's first SAM, or one with its decoder: sam_vit_b_01ec64.pth, mobile_sam.pt or "
-    "the like; SAM-HQ and SAM 2 have decoders of their own."
-)
+_METAS_DIM: Final = 256  # embed_dim of every SAM of Meta's
 
 
 def load_sam(model: EscNet, path: Path) -> None:
@@ -49,9 +47,22 @@ def load_sam(model: EscNet, path: Path) -> None:
         name: value for name, value in read_tensors(path).items() if not name.startswith(_UNUSED)
     }
     blocks = [block.sam.state_dict() for block in model.esc_blocks]
-    values = fitted(tensors, _in_sams_names(blocks[0]), str(path), _ADVICE)
+    values = fitted(tensors, _in_sams_names(blocks[0]), str(path), _advice(model.config))
     targets = [_in_sams_names(block) for block in blocks]
     copy_into((target[name], value) for target in targets for name, value in values.items())
+
+
+def _advice(config: EscNetConfig) -> str:
+    dim = config.sam.embed_dim
+    expected = (
+        f" Expected a SAM in Meta's layout, of the sizes of {config.name!r} (embed_dim {dim})"
+    )
+    if dim != _METAS_DIM:
+        return f"{expected}; Meta's files have {_METAS_DIM}, for the larger presets."
+    return (
+        f"{expected}: sam_vit_b_01ec64.pth, mobile_sam.pt or the like; SAM-HQ and SAM 2 have "
+        "decoders of their own."
+    )
 
 
 def _in_sams_names(block: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -649,12 +649,18 @@ def of_sam_hq() -> State:
 def test_another_sam_is_refused_with_what_is_expected(
     state: Callable[[], State], message: str, net: EscNet, tmp_path: Path
 ) -> None:
-    advice = (
-        r"\. Expected Meta's first SAM.*sam_vit_b_01ec64\.pth.*SAM-HQ and SAM 2 have decoders of"
-    )
+    advice = r"\. Expected a SAM in Meta's layout, of the sizes of 'tiny' \(embed_dim 64\); Meta's"
     with pytest.raises(WeightsError, match=f"does not fit the {message}.*{advice}"):
         load_sam(net, write(state(), tmp_path / "sam.pt"))
     assert unchanged(net)
+
+
+def test_who_wants_metas_sam_is_told_its_files(tmp_path: Path) -> None:
+    sam = dataclasses.replace(preset("vit-b-16").sam, mlp_dim=64)
+    net = build_model(dataclasses.replace(TINY, sam=sam, blocks=1))
+    message = r"\(embed_dim 256\): sam_vit_b_01ec64\.pth, mobile_sam\.pt .* SAM 2 have decoders of"
+    with pytest.raises(WeightsError, match=message):
+        load_sam(net, write(of_sam_2(), tmp_path / "sam2_hiera_base_plus.pt"))
 
 
 def test_clips_file_is_no_sam_and_the_other_way_round(net: EscNet, tmp_path: Path) -> None:
