@@ -1,9 +1,11 @@
 """What this process holds of the machine's memory, and what the machine can still give."""
 
-import resource
 import sys
 from pathlib import Path
 from typing import Final
+
+if sys.platform != "win32":
+    import resource
 
 __all__ = ["available_memory", "peak_memory"]
 

@@ -70,6 +70,22 @@ sys.meta_path.insert(0, Hidden())
 __import__(sys.argv[1])
 """
 
+# Imports modules, then imports those of our packages once more as on Windows: under its name, and
+# without what Python's standard library has on POSIX alone. Other libraries stay loaded.
+IMPORT_AS_ON_WINDOWS = """
+import importlib, sys
+for name in sys.argv[1:]:
+    importlib.import_module(name)
+for name in list(sys.modules):
+    if name.startswith("escnet_"):
+        del sys.modules[name]
+for name in ("fcntl", "grp", "pwd", "resource", "termios"):
+    sys.modules[name] = None
+sys.platform = "win32"
+for name in sys.argv[1:]:
+    importlib.import_module(name)
+"""
+
 
 def imports_of(source: str) -> set[str]:
     """Top-level names a module imports anywhere in it, relative imports left out."""
@@ -141,6 +157,13 @@ def test_importing_every_module_leaves_torch_unloaded(package: str) -> None:
 def test_the_benchmark_command_imports_without_torch() -> None:
     """It installs on the device too: torch is only an extra of it."""
     done = _python(HIDE_TORCH, "escnet_bench.command", *TORCH_WORLD)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("package", ["escnet_runtime", "escnet_engines", "escnet_bench"])
+def test_commands_of_a_device_import_what_windows_has(package: str) -> None:
+    scripts = WORKSPACE[package].project["scripts"]
+    done = _python(IMPORT_AS_ON_WINDOWS, *(each.partition(":")[0] for each in scripts.values()))
     assert done.returncode == 0, done.stderr
 
 
