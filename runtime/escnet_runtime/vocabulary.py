@@ -316,6 +316,7 @@ def _checked_names(names: Iterable[str]) -> tuple[str, ...]:
     for index, name in enumerate(given):
         if not isinstance(name, str) or not name.strip():
             raise VocabularyError(f"Category {index}: expected a name; got {name!r:.60}.")
+        _require_text(name, f"Category {index}")
     return tuple(name.strip() for name in given)
 
 
@@ -330,7 +331,22 @@ def _checked_templates(templates: Iterable[str]) -> tuple[str, ...]:
             raise VocabularyError(
                 f'A template holds exactly one "{{}}", where the name goes; got {template!r:.80}.'
             )
+        _require_text(template, "A template")
     return given
+
+
+def _require_text(text: str, what: str) -> None:
+    """Refuse halves of surrogate pairs: Python makes them of bytes of a command line that are not
+    in its encoding. They would be encoded as something else, and no strict reader of JSON takes
+    them."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise VocabularyError(
+            f"{what}: {text!r:.60} has bytes that were read in another encoding than theirs; "
+            "expected text in UTF-8. Set a locale of UTF-8 (LANG=C.UTF-8), or use a file of "
+            "categories."
+        ) from None
 
 
 def _taken(texts: Iterable[str], what: str) -> tuple[str, ...]:

@@ -283,6 +283,8 @@ def test_unusual_names_are_fine(name: str) -> None:
         (["cat", 3], "Category 1: expected a name; got 3"),
         ([None], "Category 0: expected a name; got None"),
         ([["sofa", "couch"]], "Category 0: expected a name"),
+        # As Python reads a Latin-1 command line in a locale of UTF-8.
+        (["cat", "B\udce4r"], r"Category 1: 'B\\udce4r' has bytes"),
         (["\x00"], "nothing is left of"),
         (None, "a list of categories; got NoneType"),
         (np.array("cat"), "a list of categories; got ndarray"),
@@ -302,6 +304,7 @@ def test_names_that_cannot_be_used(names: list[str], message: str) -> None:
         (["a photo"], 'exactly one "{}"'),
         (["{} and {}"], 'exactly one "{}"'),
         (["a { }"], 'exactly one "{}"'),
+        (["\udcfcber {}"], r"A template: '\\udcfcber \{\}' has bytes"),
         ([3], "got 3"),
         (7, "a list of templates; got int"),
         (np.array([1.5]), "got "),
