@@ -71,20 +71,22 @@ def library_check(producer: Mapping[str, str]) -> Check:
     """
     installed = _installed_onnxruntime()
     made_with = _version(producer, "onnxruntime")
+    minimum = _version(producer, "onnxruntime_minimum")
     if installed is None:
-        wanted = f">={made_with}" if made_with else ""
-        advice = f"install {_EXTRAS}, with onnxruntime{wanted}."
+        wanted = minimum or made_with
+        advice = f"install {_EXTRAS}{f', with onnxruntime>={wanted}' if wanted else ''}."
+        checked = f" The bundle was checked with {made_with}." if made_with else ""
         return Check(
             name="library",
             passed=False,
-            detail=f"ONNX Runtime is not installed; {advice}",
+            detail=f"ONNX Runtime is not installed; {advice}{checked}",
             reason="ONNX Runtime, which runs its graphs, is not installed",
             advice=advice[0].upper() + advice[1:],
         )
     if made_with is None:
         detail = f"ONNX Runtime {installed}; the bundle does not say what it was checked with."
         return Check(name="library", passed=True, detail=detail)
-    least = _version(producer, "onnxruntime_minimum") or made_with
+    least = minimum or made_with
     passed = _release(installed) >= _release(least)
     detail = f"ONNX Runtime {installed} is here; the bundle was checked with {made_with}."
     if not passed:
@@ -112,7 +114,11 @@ def _installed_onnxruntime() -> str | None:
             return importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return None
+    try:  # under another name, such as onnxruntime-openvino or a build of one's own
+        from .backends.onnxruntime import VERSION
+    except (ImportError, OSError):
+        return None
+    return VERSION
 
 
 def _release(version: str) -> tuple[int, ...]:

@@ -3,6 +3,7 @@
 import importlib.metadata
 import importlib.util
 import json
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 
 from escnet_runtime import backends_here, verify
 from escnet_runtime.backends import BACKENDS
-from escnet_runtime.backends.onnxruntime import OnnxRuntimeBackend
+from escnet_runtime.backends.onnxruntime import VERSION, OnnxRuntimeBackend
 from escnet_runtime.bundle import Bundle, sha256_file
 from escnet_runtime.commands.verify import main
 from escnet_runtime.engine_record import Engine, EngineRecord, Fingerprint
@@ -23,6 +24,7 @@ from escnet_runtime.gpu import choose
 from escnet_runtime.manifest import FileRef, Manifest
 from escnet_runtime.nvidia import Gpu
 from escnet_runtime.verify import Check, verify_bundle
+from escnet_runtime.verify_checks import library_check
 from tests.device.host_device import HostDevice
 from tests.gpu.host_graphs import host_opener
 from tests.kernels.machines import HostMachine
@@ -186,6 +188,9 @@ def test_the_library_must_be_able_to_read_the_bundle(
             raise importlib.metadata.PackageNotFoundError(name)
         return installed
 
+    if installed is None:
+        monkeypatch.setitem(sys.modules, "escnet_runtime.backends.onnxruntime", None)
+
     path = bundle_copy / "bundle.json"
     manifest = Manifest.from_json(path.read_text(encoding="utf-8"))
     producer = {**manifest.producer, "onnxruntime": "1.32.0"}
@@ -196,6 +201,27 @@ def test_the_library_must_be_able_to_read_the_bundle(
     assert check.passed == passed
     assert "1.32.0" in check.detail
     assert (installed or "install") in check.detail
+
+
+def test_a_library_that_is_missing_need_not_be_the_one_of_the_export(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of a Python that is older, such as a Jetson's, that one may not exist."""
+    monkeypatch.setattr("escnet_runtime.verify_checks._installed_onnxruntime", lambda: None)
+    check = library_check({"onnxruntime": "1.32.0", "onnxruntime_minimum": "1.18"})
+    assert check.advice.endswith("with onnxruntime>=1.18.")
+
+
+def test_a_library_of_another_distribution_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """onnxruntime-openvino and onnxruntime-directml bring the same module, as do own builds."""
+
+    def unknown(name: str) -> str:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr("escnet_runtime.verify_checks.importlib.metadata.version", unknown)
+    check = library_check({"onnxruntime": VERSION})
+    assert check.passed
+    assert check.detail.startswith(f"ONNX Runtime {VERSION} is here")
 
 
 def test_a_golden_prompt_that_the_device_would_not_choose_is_counted(bundle_copy: Path) -> None:
