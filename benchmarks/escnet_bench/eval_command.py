@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -307,3 +308,7 @@ def _report(document: Mapping[str, Any], found: Evaluation) -> list[Table | str]
 
 def _percent(value: float | None) -> str:
     return "none: no pixel is labelled" if value is None else f"{value:.2%}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import logging
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -167,3 +168,7 @@ def _draw(arguments: argparse.Namespace, console: Console) -> tuple[Mapping[str,
         samples = ShapesImages(scenes=scenes)
         written = write_samples(samples, arguments.output, about, progress=advance)
     return about, written
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -5,6 +5,7 @@ import importlib
 import re
 import shutil
 import subprocess
+import sys
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
@@ -139,6 +140,31 @@ def test_console_scripts_exist(script: str, target: str) -> None:
     module, _, function = target.partition(":")
     assert callable(getattr(importlib.import_module(module), function))
     assert shutil.which(script), f"{script} is not installed in this environment"
+
+
+@pytest.mark.parametrize(
+    ("script", "module"),
+    [
+        ("escnet-bench", "escnet_bench"),
+        ("escnet-build", "escnet_engines"),
+        ("escnet-eval", "escnet_bench.eval_command"),
+        ("escnet-export", "escnet_export"),
+        ("escnet-prepare", "escnet_bench.prepare_command"),
+        ("escnet-segment", "escnet_runtime.commands.segment"),
+        ("escnet-train", "escnet.train"),
+        ("escnet-verify", "escnet_runtime.commands.verify"),
+    ],
+)
+def test_commands_run_as_modules(script: str, module: str) -> None:
+    """Where the folder of scripts is not on the path, as of pip's on Windows."""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-m", module, "--version"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.stdout == f"{script} {WORKSPACE['escnet'].project['version']}\n", done.stderr
 
 
 def test_files_name_no_registry_and_no_folder_of_one_machine() -> None:

@@ -4,6 +4,7 @@ import argparse
 import hashlib
 import json
 import logging
+import sys
 import tempfile
 import time
 from collections.abc import Iterable, Sequence
@@ -372,3 +373,7 @@ def _show(document: dict[str, Any], output: Path, console: Console) -> None:
         console.print(Text(printable(f"The pictures are in {output.resolve()}")))
     if "note" in document:
         console.print(Text(f"Note: {document['note']}.", "yellow"))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

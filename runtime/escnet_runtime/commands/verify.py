@@ -1,6 +1,7 @@
 """``escnet-verify``: is a bundle whole, and does it compute on this device what it should?"""
 
 import argparse
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -187,3 +188,7 @@ def _show_layers(layers: "LayersReport", console: Console) -> None:
                 style=style,
             )
     console.print(table)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
