@@ -4,6 +4,7 @@ What no font of this machine draws is written as escapes, so that a name of any 
 control characters in it, is readable and harmless.
 """
 
+import bisect
 import math
 import unicodedata
 from dataclasses import dataclass
@@ -43,9 +44,13 @@ def fit(text: str, width: int, size: int) -> Text:
     whole = Text(characters="".join(characters), font=font)
     if whole.width <= width:
         return whole
-    while characters and font.getlength("".join(characters) + "...") > width:
-        characters.pop()
-    return Text(characters="".join(characters) + "...", font=font)
+    # Halving: a long text is measured a few times, not once for each letter that is left out.
+    kept = bisect.bisect_right(
+        range(1, len(characters) + 1),
+        width,
+        key=lambda count: font.getlength("".join(characters[:count]) + "..."),
+    )
+    return Text(characters="".join(characters[:kept]) + "...", font=font)
 
 
 def wrap(text: str, width: int, size: int) -> list[Text]:
@@ -83,4 +88,11 @@ def _draws(font: ImageFont.FreeTypeFont, character: str) -> bool:
     """Whether the font has a glyph for a character that is not a control character."""
     if unicodedata.category(character) in {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}:
         return False
-    return bytes(font.getmask(character)) != bytes(font.getmask(_NO_CHARACTER))
+    plain = _without_layout(font)
+    return bytes(plain.getmask(character)) != bytes(plain.getmask(_NO_CHARACTER))
+
+
+@lru_cache(maxsize=32)
+def _without_layout(font: ImageFont.FreeTypeFont) -> ImageFont.FreeTypeFont:
+    """The font letter by letter: a layout adds a dotted circle to a mark that stands alone."""
+    return font.font_variant(layout_engine=ImageFont.Layout.BASIC)
