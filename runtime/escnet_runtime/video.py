@@ -21,7 +21,7 @@ from .frames import Nv12Frame
 from .images import ImageArray
 from .newest import Newest
 from .nv12 import YuvEncoding
-from .video_source import camera_number, does_not_wait, is_address, without_secrets
+from .video_source import camera_number, does_not_wait, is_address, is_live, without_secrets
 
 __all__ = ["VideoReader", "VideoWriter"]
 
@@ -41,6 +41,9 @@ _USUAL_RATE: Final = Fraction(30)  # frames a second, where a source does not sa
 _PATIENCE: Final = (10.0, 30.0)
 #: The first that the installed FFmpeg has. All of them take yuv420p and go into .mp4.
 _CODECS: Final = ("libx264", "libopenh264", "mpeg4")
+#: What a file may lack at its end before that is worth a warning: sound is often a little longer.
+_MISSING_SECONDS: Final = 2
+_MISSING_SHARE: Final = Fraction(1, 100)
 #: Of what is written: 24, 25, 30, 60 and 30000/1001 frames a second last a whole number of it, and
 #: MPEG-4 takes none much shorter.
 _TICK: Final = Fraction(1, 60000)
@@ -74,7 +77,8 @@ class VideoReader(Closing):
             self._container: InputContainer = _opened(source)
         except (OSError, ValueError, av.FFmpegError) as error:
             what = "video" if camera_number(source) is None else "camera"
-            message = f"cannot open the {what} {source}: {_reason(error)}"
+            hint = "; is it a whole video?" if isinstance(error, av.InvalidDataError) else ""
+            message = f"cannot open the {what} {source}: {_reason(error)}{hint}"
             raise ImageError(without_secrets(message, source)) from error
         if not self._container.streams.video:
             self._container.close()
@@ -125,13 +129,35 @@ class VideoReader(Closing):
             frames: Iterator[av.VideoFrame] = self._container.decode(self._stream)
             if does_not_wait(self.source):
                 frames = self._newest = Newest(frames)
+            last: Fraction | None = None
             for frame in frames:
+                last = _time(frame)
                 if self.times is not None:
-                    self.times.append(_time(frame))
+                    self.times.append(last)
                 yield frame
+            self._say_if_cut_off(last)
         except av.FFmpegError as error:
             message = f"cannot read on in {self.source}: {_reason(error)}"
             raise ImageError(without_secrets(message, self.source)) from error
+
+    def _say_if_cut_off(self, last: Fraction | None) -> None:
+        """Warn where a file ends long before the time that its head tells.
+
+        FFmpeg takes the end of a Matroska file that is cut off for the end of the video.
+        """
+        told = self._container.duration
+        if is_live(self.source) or last is None or not told:
+            return
+        begin, whole = (
+            Fraction(each or 0, av.time_base) for each in (self._container.start_time, told)
+        )
+        if begin + whole - last > max(_MISSING_SECONDS, _MISSING_SHARE * whole):
+            _LOG.warning(
+                "%s has no frame behind %.1f s, and says that it lasts %.1f s: is it whole?",
+                self.source,
+                last - begin,
+                whole,
+            )
 
     def close(self) -> None:
         """Let go of the file or the camera."""
@@ -322,4 +348,6 @@ def _open_camera(number: int) -> InputContainer:
 
 
 def _reason(error: Exception) -> str:
-    return str(error).strip() or type(error).__name__
+    """In words: FFmpeg's errors have a number and the path as well."""
+    words = getattr(error, "strerror", None) or str(error)
+    return words.strip() or type(error).__name__

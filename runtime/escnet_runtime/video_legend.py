@@ -46,7 +46,7 @@ class VideoOverlay:
         self._order: list[int] = []  # categories with or without a line, as they came
         self._last = np.full(len(self._names), -self._lingers - 1, np.int64)  # frame it was seen in
         self._frame = 0
-        self._size: tuple[int, int] | None = None
+        self._size = (0, 0)  # of the frames, from the first one on
         self._panel: _Panel | None = None
         self._drawn: tuple[tuple[int, ...], frozenset[int]] | None = None
         self._picture: ImageArray = np.empty((0, 0, 3), np.uint8)
@@ -66,8 +66,8 @@ class VideoOverlay:
             self._panel = _Panel(self._names, width, height, self._note)
         if (height, width) != self._size:
             raise InputError(
-                f"got a frame of {width}×{height} pixels in a video of {self._size}; expected all "
-                "frames to have one size"
+                f"got a frame of {width}×{height} pixels in a video of "
+                f"{self._size[1]}×{self._size[0]}; expected all frames to have one size"
             )
         self._see(labels)
         frame = np.asarray(draw_overlay(image, labels, self._names, legend=False))

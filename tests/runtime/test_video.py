@@ -130,8 +130,10 @@ def test_what_is_no_video_says_so(tmp_path: Path) -> None:
     bad = tmp_path / "bad.mp4"
     bad.write_bytes(b"no video")
     for name in (bad, tmp_path / "none.mp4"):
-        with pytest.raises(ImageError, match=f"cannot open the video .*{name.name}"):
+        with pytest.raises(ImageError, match=f"cannot open the video .*{name.name}") as caught:
             VideoReader(str(name))
+        assert str(caught.value).count(str(name)) == 1
+        assert "Errno" not in str(caught.value)
     with pytest.raises(ImageError, match="cannot open the camera camera:250"):
         VideoReader("camera:250")
     with pytest.raises(InputError, match="cannot write the video"):
@@ -446,6 +448,59 @@ def test_what_ends_a_camera_keeps_what_it_saw(
         assert entry["left_out"] == 0
         assert entry["ended_by"].startswith("cannot read on in")
         assert "what came before is kept" in err
+
+
+@pytest.mark.parametrize("name", ["camera:0", "bar.mp4"])
+def test_what_changes_its_size_ends_there(
+    tiny_bundle: Path,
+    video: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+) -> None:
+    """A stream goes over to another size where its network is slow: what it gave before is kept."""
+
+    class Changing(VideoReader):
+        def __init__(self, _: str) -> None:
+            super().__init__(str(video))
+
+        def __iter__(self) -> Iterator[ImageArray]:
+            for index, pixels in enumerate(super().__iter__()):
+                yield pixels if index < 2 else pixels[:24, :32].copy()
+
+    monkeypatch.setattr("escnet_runtime.video.VideoReader", Changing)
+    source, output = name if name == "camera:0" else str(video), tmp_path / "out"
+    words = [source, "--classes", "sky, car", "--output", str(output), "--json"]
+    code = main([str(tiny_bundle), *words])
+    [entry] = json.loads(capsys.readouterr().out)["videos"]
+    said = entry["ended_by" if name == "camera:0" else "error"]
+    assert said.startswith(f"frame 3 of {source} is 32×24, those before are 64×48")
+    if name == "camera:0":
+        assert (code, entry["frames"]) == (0, 2)
+        with VideoReader(entry["overlay"]) as written:
+            assert len(list(written)) == 2
+    else:
+        assert (code, list(output.iterdir())) == (1, [])
+    assert main([str(tiny_bundle), *words, "--no-overlay"]) == 0
+    [entry] = json.loads(capsys.readouterr().out)["videos"]
+    assert entry["frames"] == 5
+
+
+def test_a_file_that_is_cut_off_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    whole, cut = tmp_path / "whole.mkv", tmp_path / "cut.mkv"
+    with VideoWriter(whole, Fraction(2)) as writer:
+        for index in range(40):
+            writer.write(np.random.default_rng(index).integers(0, 256, (48, 64, 3), np.uint8))
+    content = whole.read_bytes()
+    cut.write_bytes(content[: len(content) // 2])
+    with VideoReader(str(whole)) as reader:
+        assert len(list(reader)) == 40
+    assert not caplog.records
+    with VideoReader(str(cut)) as reader:
+        assert 0 < len(list(reader)) < 35
+    [record] = caplog.records
+    assert "says that it lasts 20.0 s: is it whole?" in record.getMessage()
 
 
 @pytest.mark.parametrize(

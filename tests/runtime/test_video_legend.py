@@ -80,7 +80,7 @@ def test_all_frames_have_one_size() -> None:
     assert height == 240
     assert width > 320
     assert width % 2 == 0
-    with pytest.raises(InputError, match="expected all frames to have one size"):
+    with pytest.raises(InputError, match="330×240 pixels in a video of 320×240; expected all"):
         drawn.draw(result_of(labels_of(0, height=240, width=330)))
     with pytest.raises(InputError, match="other categories"):
         drawn.draw(result_of(labels_of(0), ("sky",)))

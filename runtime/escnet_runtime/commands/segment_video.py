@@ -17,7 +17,8 @@ import numpy as np
 from ..atomic import atomic_file
 from ..console import Console, printable
 from ..errors import BackendError, EscNetError, ImageError, InputError
-from ..images import IMAGE_SUFFIXES
+from ..frames import Nv12Frame
+from ..images import IMAGE_SUFFIXES, ImageArray
 from ..pictures import draw_overlay, save_picture
 from ..result import Segmentation
 from ..segmenter import Segmenter
@@ -180,6 +181,8 @@ def _run(
         reader.times = times
         # A GPU converts colours itself.
         frames = iter(reader) if segmenter.device_pipeline is None else reader.nv12()
+        if overlay is not None:
+            frames = _of_one_size(frames, _shown(name))
         results = segmenter.stream(
             itertools.islice(frames, most),
             vocabulary,
@@ -203,6 +206,23 @@ def _run(
             raise InputError(f"{_shown(name)} has no frame")
         left_out = {"left_out": reader.left_out} if live else {}
     return {"path": _shown(name), **seen.entry(legend=overlay is not None), **left_out}, end
+
+
+def _of_one_size(
+    frames: Iterable[ImageArray | Nv12Frame], shown: str
+) -> Iterator[ImageArray | Nv12Frame]:
+    """Pass frames on as long as one video may hold them; a stream may go over to another size."""
+    first: tuple[int, int] | None = None
+    for number, frame in enumerate(frames, 1):
+        size = frame.size if isinstance(frame, Nv12Frame) else frame.shape[:2]
+        first = first or size
+        if size != first:
+            raise ImageError(
+                f"frame {number} of {shown} is {size[1]}×{size[0]}, those before are "
+                f"{first[1]}×{first[0]}; an overlay has one size: cut the video there, or use "
+                "--no-overlay"
+            )
+        yield frame
 
 
 def _write(
