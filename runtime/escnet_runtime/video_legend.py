@@ -17,7 +17,7 @@ from .images import ImageArray
 from .legend import INK, LONGEST_NAME, PAPER, WARNING, font_size, stands_below
 from .lettering import Text, fit, wrap
 from .palette import palette
-from .pictures import Labels, draw_overlay, enlarged
+from .pictures import Labels, draw_overlay, enlarged, label_counts
 from .result import Segmentation
 
 __all__ = ["VideoOverlay"]
@@ -76,7 +76,7 @@ class VideoOverlay:
 
     def _see(self, labels: Labels) -> None:
         """Take note of what is in a frame."""
-        shares = np.bincount(labels.ravel(), minlength=len(self._names)) / labels.size
+        shares = label_counts(labels, len(self._names)) / labels.size
         known = set(self._order)
         for index in np.argsort(-shares, kind="stable").tolist():
             if shares[index] < _ENTERS:

@@ -1,6 +1,7 @@
 import os
 import struct
 import time
+import tracemalloc
 import zlib
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from escnet_runtime.pictures import (
     Labels,
     draw_overlay,
     is_own_picture,
+    label_counts,
     label_image,
     label_png_origin,
     read_label_png,
@@ -137,6 +139,44 @@ def test_overlay_blends_colours_and_draws_outlines() -> None:
     np.testing.assert_allclose(half[5, 5], (palette(2)[0].astype(int) + 100) / 2, atol=1)
     none = np.asarray(draw_overlay(image, labels, names, alpha=0, legend=False))
     assert (none[5, 5] == 100).all()
+
+
+@pytest.mark.parametrize("size", [(1500, 700), (1, 300_000), (300_000, 1), (3, 2)])
+@pytest.mark.parametrize("alpha", [0, 0.3, 1])
+def test_a_large_overlay_is_made_in_strips_that_do_not_show(
+    size: tuple[int, int], alpha: float
+) -> None:
+    image = RNG.integers(0, 256, (*size, 3), np.uint8)
+    cells = RNG.integers(0, 300, [-(-side // 50) for side in size])
+    labels = np.kron(cells, np.ones((50, 50), int))[: size[0], : size[1]].astype(np.uint16)
+    share = round(256 * alpha)
+    mixed = palette(300)[labels].astype(int) * share + image.astype(int) * (256 - share)
+    expected = ((mixed + 128) >> 8).astype(np.uint8)
+    edges = np.zeros(size, bool)
+    for d in range(1, max(1, round(np.sqrt(labels.size) / 800)) + 1):
+        edges[:, d:] |= labels[:, d:] != labels[:, :-d]
+        edges[d:] |= labels[d:] != labels[:-d]
+    if edges.mean() <= 0.25:
+        expected[edges] = (expected[edges] * 0.3).astype(np.uint8)
+    found = draw_overlay(image, labels, ["thing"] * 300, alpha=alpha, legend=False)
+    assert np.array_equal(np.asarray(found), expected)
+    assert np.array_equal(label_counts(labels, 300), np.bincount(labels.ravel(), minlength=300))
+
+
+def test_a_large_photo_takes_little_memory_for_its_overlay_and_areas() -> None:
+    size = 2000, 1500
+    image, labels = np.zeros((*size, 3), np.uint8), np.zeros(size, np.uint8)
+    result = Segmentation(
+        labels=labels, confidence=np.ones(size, np.float16), names=("sky", "sea"), image=image
+    )
+    for most, made in ((0.5, result.area), (10.0, lambda: result.overlay(legend=False))):
+        tracemalloc.start()
+        try:
+            made()
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert peak / labels.size < most  # bytes a pixel; the pixels of the overlay itself are 3
 
 
 def test_regions_too_small_for_outlines_are_not_blackened() -> None:
@@ -369,3 +409,14 @@ def test_pictures_are_saved_whole_or_not_at_all(tmp_path: Path) -> None:
         save_picture(Image.new("RGB", (20000, 10)), tmp_path / "a.webp")  # WebP ends at 16383
     assert (tmp_path / "a.webp").read_bytes() == before
     assert sorted(os.listdir(tmp_path)) == ["a.png", "a.webp", "b.JPG", "c.webp"]
+
+
+def test_an_overlay_is_packed_quickly(tmp_path: Path) -> None:
+    """With Pillow's own level, writing a large overlay took longer than segmenting the photo."""
+    pixels = RNG.integers(0, 256, (60, 80, 3), np.uint8)
+    save_picture(Image.fromarray(pixels), tmp_path / "overlay.png")
+    content = (tmp_path / "overlay.png").read_bytes()
+    flags = content[content.index(b"IDAT") + 5]
+    assert flags >> 6 < 2  # of RFC 1950: packed fast, or fastest
+    with Image.open(tmp_path / "overlay.png") as read:
+        assert np.array_equal(np.asarray(read), pixels)

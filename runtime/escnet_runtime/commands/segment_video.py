@@ -19,7 +19,7 @@ from ..console import Console, printable
 from ..errors import BackendError, EscNetError, ImageError, InputError
 from ..frames import Nv12Frame
 from ..images import IMAGE_SUFFIXES, ImageArray
-from ..pictures import draw_overlay, save_picture
+from ..pictures import draw_overlay, label_counts, save_picture
 from ..result import Segmentation
 from ..segmenter import Segmenter
 from ..video_source import is_live, source_stem, without_secrets
@@ -257,7 +257,7 @@ class _Seen:
             self._frames += 1
             self._kept = max(self._kept, result.kept or 0)
             self._seconds = time.perf_counter() - self._start
-            self._pixels += np.bincount(result.labels.ravel(), minlength=len(self._names))
+            self._pixels += label_counts(result.labels, len(self._names))
             self.last = result
             yield result
 
