@@ -46,11 +46,12 @@ def example_inputs(
 
     Features have unit norm; points, labels and regions are in the ranges that the prompt generator
     gives; weights are 1/N in groups; all else is normally distributed. There are one or two images
-    and texts of nine to eleven tokens: every dynamic axis varies with the number of categories, so
-    that a size that was baked in shows.
+    and texts of nine to eleven tokens, or as long as a shorter context lets them be: every dynamic
+    axis varies with the number of categories, so that a size that was baked in shows.
     """
     generator = torch.Generator().manual_seed(seed)
-    axes = {"n": categories, "t": categories, "b": min(categories, 2), "l": 9 + categories % 3}
+    axes = {"n": categories, "t": categories, "b": min(categories, 2)}
+    axes["l"] = min(11, config.clip.context_length) - 2 + categories % 3
     axes["g"] = whole_groups(categories, GROUP) // GROUP
     return tuple(_example(port, config, axes, dtype, generator) for port in graph.inputs)
 

@@ -158,6 +158,20 @@ def test_example_inputs_follow_the_ports_and_the_seed(mini: EscNet) -> None:
         assert tensor.dtype == port.dtype(torch.float32)
 
 
+@pytest.mark.parametrize("length", [3, 10])
+def test_example_texts_fit_a_short_context(length: int, mini: EscNet) -> None:
+    """They are as long as the text encoder reads, and no longer."""
+    clip = dataclasses.replace(mini.config.clip, context_length=length)
+    net = build_model(dataclasses.replace(mini.config, clip=clip)).requires_grad_(False)
+    encoder, found = graph_called(net, "text_encoder"), set()
+    for categories in (1, 2, 19, 300):
+        (tokens,) = example_inputs(encoder, net.config, categories=categories)
+        found.add(tokens.shape[1])
+        assert encoder.module(tokens)[0].shape == (categories, clip.embed_dim)
+    assert max(found) == length
+    assert len(found) > 1
+
+
 @pytest.mark.parametrize("part", ["sam", "fuse", "image", "text"])
 def test_blocks_are_of_one_kind(part: str, tiny_bundle: Path) -> None:
     graphs = tiny_bundle / "graphs"
