@@ -11,12 +11,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal, TypeAlias, get_args
 
-from escnet_runtime.errors import BundleFormatError, InputError
+from escnet_runtime.errors import BundleFormatError, InputError, VocabularyError
+from escnet_runtime.manifest import MAX_IMAGE_SIZE, MAX_TEMPLATES
 from escnet_runtime.ppg import PpgConstants
 from escnet_runtime.preprocess import Preprocessing
 from escnet_runtime.strict_json import typed
+from escnet_runtime.vocabulary import checked_templates
 
 __all__ = [
+    "VOCABULARY_SIZES",
     "ClipConfig",
     "DecoderConfig",
     "EscNetConfig",
@@ -29,12 +32,19 @@ __all__ = [
 #: What of a category's pseudo prompts goes into SAM; see :class:`SamConfig`.
 SamPrompts: TypeAlias = Literal["points+masks", "points", "masks", "boxes"]
 
+#: Ids that CLIP's tokenizer can have: those of all bytes, inside a word and at its end, with start
+#: and end of a text; and with all of its merges.
+VOCABULARY_SIZES: Final = range(2 * 256 + 2, 49408 + 1)
+
 _MOST_TOKENS: Final = 1024  # a prompt generator's kernel has a thread for each
 
 # Far above every real model: a checkpoint says how many layers to build before any is compared.
 _LAYERS: Final = frozenset({"vision_layers", "text_layers", "depth"})
 _MOST_LAYERS: Final = 256
 _MOST_SIZE: Final = 2**20
+#: Of a text: start, end and one between. A model holds a mask [length, length], a file does not.
+_CONTEXT_LENGTHS: Final = range(3, 4096 + 1)
+_MOST_LOGIT: Final = 1e4  # of a mask prompt: what float16 holds, and far above every real one
 
 # Fields of SamConfig that configurations written before they existed do not have, with the value
 # that was the only one then: the paper's form.
@@ -151,7 +161,9 @@ class EscNetConfig:
         _check_plausible(self)
         _check_divisions(self)
         _check_skips(self)
+        _check_texts(self)
         self._check_grid()
+        self._check_inputs()
 
     def _check_grid(self) -> None:
         size, patch = self.clip.image_size, self.clip.patch_size
@@ -170,6 +182,25 @@ class EscNetConfig:
                 f"configuration {self.name!r}: the grid has {self.grid**2} tokens, expected at "
                 f"most {_MOST_TOKENS} (the prompt generator's limit); lower image_size or raise "
                 "patch_size"
+            )
+
+    def _check_inputs(self) -> None:
+        if self.clip.image_size > MAX_IMAGE_SIZE:
+            raise InputError(
+                f"configuration {self.name!r}: clip.image_size is {self.clip.image_size}, expected "
+                f"at most {MAX_IMAGE_SIZE:,}"
+            )
+        try:
+            _ = self.preprocessing
+        except InputError as error:
+            raise InputError(
+                f"configuration {self.name!r}: image_mean and image_std: {error}"
+            ) from error
+        scale = self.sam.mask_logit_scale
+        if not abs(scale) <= _MOST_LOGIT:
+            raise InputError(
+                f"configuration {self.name!r}: sam.mask_logit_scale is {scale}, expected a number "
+                f"within ±{_MOST_LOGIT:,.0f}"
             )
 
     @property
@@ -288,6 +319,11 @@ def _check_divisions(config: EscNetConfig) -> None:
 
 def _check_skips(config: EscNetConfig) -> None:
     layers, last = config.clip.skip_layers, config.clip.vision_layers - 2
+    if last < 0:
+        raise InputError(
+            f"configuration {config.name!r}: clip.vision_layers is {config.clip.vision_layers}, "
+            "expected at least 2: skip features come from blocks before the last one"
+        )
     if not all(0 <= layer <= last for layer in layers):
         raise InputError(
             f"configuration {config.name!r}: clip.skip_layers is {layers}, expected blocks from 0 "
@@ -300,3 +336,25 @@ def _check_skips(config: EscNetConfig) -> None:
                 f"configuration {config.name!r}: decoder.skip_channels has {skip}, expected less "
                 f"than the {width} channels of the stage it guides"
             )
+
+
+def _check_texts(config: EscNetConfig) -> None:
+    """What the tokenizer and a bundle refuse is refused before anything is built or trained."""
+    for name, value, sizes in (
+        ("clip.vocab_size", config.clip.vocab_size, VOCABULARY_SIZES),
+        ("clip.context_length", config.clip.context_length, _CONTEXT_LENGTHS),
+    ):
+        if value not in sizes:
+            raise InputError(
+                f"configuration {config.name!r}: {name} is {value}, expected {sizes[0]} to "
+                f"{sizes[-1]:,}"
+            )
+    if len(config.templates) > MAX_TEMPLATES:
+        raise InputError(
+            f"configuration {config.name!r}: there are {len(config.templates):,} templates, "
+            f"expected at most {MAX_TEMPLATES:,}"
+        )
+    try:
+        checked_templates(config.templates)
+    except VocabularyError as error:
+        raise InputError(f"configuration {config.name!r}: templates: {error}") from error

@@ -23,13 +23,12 @@ from escnet_runtime.errors import InputError
 from escnet_runtime.tokenizer import END, START, WORDS
 from escnet_runtime.tokenizer import Tokenizer as RuntimeTokenizer
 
-from .config import ClipConfig
+from .config import VOCABULARY_SIZES, ClipConfig
 
 __all__ = ["build_tokenizer", "clip_tokenizer", "write_tokenizer"]
 
 _MERGES_FILE = "bpe_simple_vocab_16e6.txt.gz"
-_FULL_SIZE = 49408
-_FIXED_IDS = 512 + 2  # bytes, bytes that end a word, start and end
+_FIXED_IDS, _FULL_SIZE = VOCABULARY_SIZES[0], VOCABULARY_SIZES[-1]
 _END_OF_WORD = "</w>"
 
 

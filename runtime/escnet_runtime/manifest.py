@@ -22,6 +22,8 @@ from .preprocess import Preprocessing
 from .strict_json import parse_object, typed
 
 __all__ = [
+    "MAX_IMAGE_SIZE",
+    "MAX_TEMPLATES",
     "SCHEMA_VERSION",
     "Constants",
     "DType",
@@ -47,10 +49,10 @@ DType = Literal["float32", "float16", "bfloat16", "int32", "int8", "uint8"]
 # Far above every real bundle, and low enough that nothing large is allocated for a made-up one.
 _MAX_DIMENSION = 2**20
 _MAX_ELEMENTS = 2**28
-_MAX_IMAGE_SIZE = 4096  # px
+MAX_IMAGE_SIZE = 4096  # px
 _MAX_FILE_BYTES = 2**40
 _MAX_SMALL_FILE_BYTES = 64 * 2**20  # what is read whole: tokenizer, golden files
-_MAX_TEMPLATES = 1024
+MAX_TEMPLATES = 1024
 _MAX_GOLDEN_CATEGORIES = 512
 _AGAIN = "Copy or export the bundle again."
 # Names of devices on Windows, in every folder and with any suffix.
@@ -325,10 +327,10 @@ def _check_sizes(manifest: Manifest) -> None:
                 if type(number) is int:
                     _in_range(number, 1, _MAX_DIMENSION, field.name)
     for size in (manifest.model.image_size, manifest.constants.preprocessing.size):
-        _in_range(size, 1, _MAX_IMAGE_SIZE, "image size")
+        _in_range(size, 1, MAX_IMAGE_SIZE, "image size")
     _in_range(math.prod(manifest.model.grid), 1, MAX_PIXELS, "pixels of the grid")
-    _in_range(max(manifest.model.logits), 1, _MAX_IMAGE_SIZE, "logits")
-    _in_range(len(manifest.constants.templates), 1, _MAX_TEMPLATES, "number of templates")
+    _in_range(max(manifest.model.logits), 1, MAX_IMAGE_SIZE, "logits")
+    _in_range(len(manifest.constants.templates), 1, MAX_TEMPLATES, "number of templates")
     _in_range(
         len(manifest.golden.categories), 0, _MAX_GOLDEN_CATEGORIES, "number of golden categories"
     )

@@ -17,6 +17,7 @@ change is left alone (the formula then gives the identity). Which axis Pillow it
 depends on its version (13 changed it) and moves results by 1/255, so each pass is asked for alone.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -46,10 +47,13 @@ class Preprocessing:
             raise InputError(f"got image size {self.size}; expected at least 1 pixel")
         # Both come from a file. The bounds keep pixels within what float16 holds.
         three = {len(self.mean), len(self.std)} == {3}
-        if not three or max(map(abs, self.mean)) > _MOST_MEAN or min(self.std) < _LEAST_STD:
+        usable = all(abs(mean) <= _MOST_MEAN for mean in self.mean) and all(
+            _LEAST_STD <= std < math.inf for std in self.std
+        )
+        if not three or not usable:  # in this form, so that NaN is not
             raise InputError(
                 f"got mean {self.mean} and std {self.std}; expected three numbers each, those of "
-                f"mean within ±{_MOST_MEAN:g}, those of std at least {_LEAST_STD:g}"
+                f"mean within ±{_MOST_MEAN:g}, those of std finite and at least {_LEAST_STD:g}"
             )
 
 

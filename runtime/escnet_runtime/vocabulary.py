@@ -20,6 +20,7 @@ __all__ = [
     "TextPlan",
     "Vocabulary",
     "assemble",
+    "checked_templates",
     "find_duplicates",
     "parse_classes",
     "plan_texts",
@@ -179,7 +180,7 @@ def plan_texts(names: Iterable[str], templates: Iterable[str]) -> TextPlan:
         VocabularyError: if there are too few or too many, or one cannot be used.
     """
     given = _checked_names(names)
-    templates = _checked_templates(templates)
+    templates = checked_templates(templates)
     prompts: dict[str, int] = {}
     members: list[int] = []
     starts: list[int] = []
@@ -210,6 +211,26 @@ def plan_texts(names: Iterable[str], templates: Iterable[str]) -> TextPlan:
         members=_read_only(np.array(members, dtype=np.int64)),
         starts=_read_only(np.array(starts, dtype=np.int64)),
     )
+
+
+def checked_templates(templates: Iterable[str]) -> tuple[str, ...]:
+    """The templates, if each can be used.
+
+    Raises:
+        VocabularyError: there is none, or one has not exactly one "{}" or is no text.
+    """
+    if isinstance(templates, str):
+        raise VocabularyError(f"Expected a list of templates; got a text: pass [{templates!r}].")
+    given = _taken(templates, "templates")
+    if not given:
+        raise VocabularyError('Expected at least one template, such as "A photo of a {}".')
+    for template in given:
+        if not isinstance(template, str) or template.count("{}") != 1:
+            raise VocabularyError(
+                f'A template holds exactly one "{{}}", where the name goes; got {template!r:.80}.'
+            )
+        _require_text(template, "A template")
+    return given
 
 
 def assemble(
@@ -318,21 +339,6 @@ def _checked_names(names: Iterable[str]) -> tuple[str, ...]:
             raise VocabularyError(f"Category {index}: expected a name; got {name!r:.60}.")
         _require_text(name, f"Category {index}")
     return tuple(name.strip() for name in given)
-
-
-def _checked_templates(templates: Iterable[str]) -> tuple[str, ...]:
-    if isinstance(templates, str):
-        raise VocabularyError(f"Expected a list of templates; got a text: pass [{templates!r}].")
-    given = _taken(templates, "templates")
-    if not given:
-        raise VocabularyError('Expected at least one template, such as "A photo of a {}".')
-    for template in given:
-        if not isinstance(template, str) or template.count("{}") != 1:
-            raise VocabularyError(
-                f'A template holds exactly one "{{}}", where the name goes; got {template!r:.80}.'
-            )
-        _require_text(template, "A template")
-    return given
 
 
 def _require_text(text: str, what: str) -> None:

@@ -49,6 +49,19 @@ def test_prompts_are_checked_without_json_too() -> None:
         dataclasses.replace(preset("tiny"), sam=sam)
 
 
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_numbers_that_are_none_are_refused_without_json_too(number: float) -> None:
+    """JSON has none of them, so a checkpoint with one could be written and not be read."""
+    tiny = preset("tiny")
+    for changes in (
+        {"image_mean": (0.0, number, 0.0)},
+        {"image_std": (1.0, number, 1.0)},
+        {"sam": dataclasses.replace(tiny.sam, mask_logit_scale=number)},
+    ):
+        with pytest.raises(InputError, match=f"configuration 'tiny': .*{number}.*expected"):
+            dataclasses.replace(tiny, **changes)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -100,6 +113,23 @@ def test_what_is_no_configuration_is_refused(change: Change, message: str) -> No
         (lambda d: d["sam"].update(depth=10**30), r"sam\.depth is 1.*at most 256"),
         (lambda d: d["clip"].update(vocab_size=10**30), r"vocab_size is 1.*at most 1,048,576"),
         (lambda d: d["decoder"].update(channels=[32, 10**12]), "channels is 1.*at most 1,048,576"),
+        # A mask [length, length] that no file holds: 40 GB for a checkpoint of a few megabytes.
+        (lambda d: d["clip"].update(context_length=10**5), "length is 100000, expected 3 to 4,096"),
+        # What would be refused later: by the tokenizer, by a bundle, by nobody while it trains.
+        (lambda d: d["clip"].update(context_length=2), "context_length is 2, expected 3 to"),
+        (lambda d: d["clip"].update(vocab_size=513), "vocab_size is 513, expected 514 to 49,408"),
+        (lambda d: d["clip"].update(vocab_size=49409), "vocab_size is 49409, expected 514 to"),
+        (lambda d: d["clip"].update(vision_layers=1), "vision_layers is 1, expected at least 2"),
+        (
+            lambda d: d["clip"].update(image_size=8192, patch_size=512),
+            r"clip\.image_size is 8192, expected at most 4,096",
+        ),
+        (lambda d: d.update(image_std=[1.0, 0.0, 1.0]), "image_std: got .*std finite and at"),
+        (lambda d: d.update(image_mean=[11.0, 0.0, 0.0]), "image_mean .*within ±10"),
+        (lambda d: d["sam"].update(mask_logit_scale=1e5), r"scale is 100000\.0.*within ±10,000"),
+        (lambda d: d.update(templates=[]), "templates: Expected at least one template"),
+        (lambda d: d.update(templates=["{}", "a cat"]), 'templates: .*exactly one "{}".*a cat'),
+        (lambda d: d.update(templates=["{}"] * 1025), "1,025 templates, expected at most 1,024"),
     ],
 )
 def test_sizes_that_do_not_fit_are_refused(change: Change, message: str) -> None:
