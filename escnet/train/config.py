@@ -12,7 +12,7 @@ import typing
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from escnet.presets import PRESETS
 from escnet_runtime.errors import BundleFormatError, InputError
@@ -40,6 +40,7 @@ __all__ = [
 
 _SHIPPED: Final = Path(__file__).resolve().parent.parent / "configs"
 _SUFFIX: Final = ".toml"
+_Section = TypeVar("_Section", "ModelSection", "DataSection", "TrainConfig")
 #: Keys that a resumed run may change, because the weights do not depend on them.
 _CHANGEABLE: Final = frozenset(
     {
@@ -218,9 +219,9 @@ def parse_config(text: str, source: str, overrides: Sequence[str] = ()) -> Train
 def _from_home(config: TrainConfig) -> TrainConfig:
     """``~`` in front of a path as a shell reads it, which sees none in a file or behind a key."""
 
-    def expanded(section: Any, *names: str) -> Any:
+    def expanded(section: _Section, *names: str) -> _Section:
         values = {name: getattr(section, name) for name in names}
-        given = {name: os.path.expanduser(value) for name, value in values.items() if value}
+        given: dict[str, Any] = {name: os.path.expanduser(v) for name, v in values.items() if v}
         return dataclasses.replace(section, **given)
 
     return dataclasses.replace(

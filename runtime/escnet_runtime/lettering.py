@@ -45,10 +45,10 @@ def fit(text: str, width: int, size: int) -> Text:
     if whole.width <= width:
         return whole
     # Halving: a long text is measured a few times, not once for each letter that is left out.
-    kept = bisect.bisect_right(
+    kept = bisect.bisect_left(
         range(1, len(characters) + 1),
-        width,
-        key=lambda count: font.getlength("".join(characters[:count]) + "..."),
+        True,
+        key=lambda count: font.getlength("".join(characters[:count]) + "...") > width,
     )
     return Text(characters="".join(characters[:kept]) + "...", font=font)
 

@@ -148,10 +148,11 @@ class VideoReader(Closing):
         told = self._container.duration
         if is_live(self.source) or last is None or not told:
             return
-        begin, whole = (
-            Fraction(each or 0, av.time_base) for each in (self._container.start_time, told)
-        )
-        if begin + whole - last > max(_MISSING_SECONDS, _MISSING_SHARE * whole):
+        begin = Fraction(self._container.start_time or 0, av.time_base)
+        whole = Fraction(told, av.time_base)
+        # The last frame is shown for a while, which a slide show has longest.
+        missing = begin + whole - last - 2 / self.rate
+        if missing > _MISSING_SECONDS and missing > _MISSING_SHARE * whole:
             _LOG.warning(
                 "%s has no frame behind %.1f s, and says that it lasts %.1f s: is it whole?",
                 self.source,

@@ -487,6 +487,19 @@ def test_what_changes_its_size_ends_there(
     assert entry["frames"] == 5
 
 
+@pytest.mark.parametrize("suffix", ["mkv", "mp4"])
+def test_a_slide_show_is_not_called_cut_off(
+    suffix: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / f"slides.{suffix}"
+    with VideoWriter(path, Fraction(1, 8)) as writer:
+        for _ in range(3):
+            writer.write(np.zeros((48, 64, 3), np.uint8))
+    with VideoReader(str(path)) as reader:
+        assert len(list(reader)) == 3
+    assert not caplog.records
+
+
 def test_a_file_that_is_cut_off_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     whole, cut = tmp_path / "whole.mkv", tmp_path / "cut.mkv"
     with VideoWriter(whole, Fraction(2)) as writer:
