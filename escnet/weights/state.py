@@ -64,6 +64,8 @@ def fitted(
             problems += [] if problem is None else [problem]
     if problems or missing or surplus:
         layout = _layout(list(tensors)) if 4 * len(missing) > len(expected) else ""
+        if layout == _layout(list(expected)):
+            layout = ""  # of another size
         problems = [
             *missing[:_OF_A_KIND],
             *surplus[:_OF_A_KIND],

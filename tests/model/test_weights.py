@@ -443,6 +443,15 @@ def test_a_clip_in_which_one_tensor_is_missing_is_not_called_something_else(
         load_clip(net, str(write(state, tmp_path / "w.pt")))
 
 
+def test_a_clip_of_other_sizes_is_not_called_something_else(tmp_path: Path) -> None:
+    net = build_model(
+        dataclasses.replace(TINY, clip=dataclasses.replace(TINY.clip, vision_layers=6))
+    )
+    message = "does not fit the model: missing visual.transformer.resblocks.3.ln_1.weight"
+    with pytest.raises(WeightsError, match=message):
+        load_clip(net, str(write(clip_state(), tmp_path / "w.pt")))
+
+
 @pytest.mark.parametrize("name", ["text_projection", "visual.positional_embedding"])
 def test_tensors_without_numbers_are_refused(name: str, net: EscNet, tmp_path: Path) -> None:
     state = clip_state()
