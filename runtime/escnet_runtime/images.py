@@ -100,9 +100,9 @@ def load_oriented(path: Path) -> tuple[ImageArray, int]:
 def find_images(inputs: Sequence[str]) -> list[Path]:
     """The image files that files, folders and glob patterns (``**`` included) stand for.
 
-    Folders are not searched recursively; folders and patterns give files with a suffix of
-    IMAGE_SUFFIXES, sorted; a warning tells of HEIF pictures among them. A file found twice is
-    returned once. Raises ImageError for an input which gives nothing.
+    Folders are not searched recursively, nor for hidden files; folders and patterns give files with
+    a suffix of IMAGE_SUFFIXES, sorted; a warning tells of HEIF pictures among them. A file found
+    twice is returned once. Raises ImageError for an input which gives nothing.
     """
     found: dict[Path, None] = {}
     for name in inputs:
@@ -115,7 +115,10 @@ def _find(name: str) -> list[Path]:
     if path.is_file():
         return [path]
     if path.is_dir():
-        candidates = [entry for entry in path.iterdir() if entry.is_file()]
+        # Hidden files are no data: some systems leave "._NAME.jpg" beside every file. A pattern's
+        # "*" does not match them either.
+        visible = (entry for entry in path.iterdir() if not entry.name.startswith("."))
+        candidates = [entry for entry in visible if entry.is_file()]
         where = f"no image directly in the folder {name!r}"
     elif glob.has_magic(name):
         candidates = [Path(match) for match in glob.glob(name, recursive=True)]

@@ -407,6 +407,19 @@ def test_a_phones_pictures_are_not_left_out_in_silence(
     assert "1.HEIC and 1 more left out" in record.getMessage()
 
 
+def test_hidden_files_of_a_folder_are_no_images(tmp_path: Path) -> None:
+    """A Mac leaves "._NAME.jpg" beside every file of a stick or an archive."""
+    for name in ("._photo.jpg", ".hidden.png"):
+        (tmp_path / name).write_bytes(b"no picture")
+    with pytest.raises(ImageError, match="no image directly in the folder"):
+        find_images([str(tmp_path)])
+    Image.new("RGB", (2, 2)).save(tmp_path / "photo.jpg")
+    assert find_images([str(tmp_path)]) == [tmp_path / "photo.jpg"]
+    assert find_images([str(tmp_path / "*.jpg")]) == [tmp_path / "photo.jpg"]
+    named = tmp_path / ".hidden.png"
+    assert find_images([str(named)]) == [named]
+
+
 @pytest.mark.parametrize("name", ["none.png", "*.bmp", "deep/d/../x", "folder.png", ""])
 def test_find_images_names_an_input_without_images(folder: Path, name: str) -> None:
     wanted = str(folder / name) if name else ""
