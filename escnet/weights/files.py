@@ -59,7 +59,11 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             raise no_safetensors(path, error) from error
     if path.suffix in _PICKLED:
         return _tensors_of(_unpickled(path), path)
-    raise WeightsError(f"{path} has the suffix {path.suffix!r}, expected {', '.join(SUFFIXES)}.")
+    kind = kind_of_file(path)
+    raise WeightsError(
+        f"{path} has the suffix {path.suffix!r}, expected {', '.join(SUFFIXES)}"
+        f"{f'; {kind}' if kind else ''}."
+    )
 
 
 def write_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str]) -> None:
@@ -115,7 +119,7 @@ def _unpickled(path: Path) -> object:
         raise WeightsError(
             f"{path} is refused: it holds more than plain tensors, or is damaged "
             f"({_reason(error)}). A pickle can run any program, so nothing else is read; convert "
-            "it to safetensors where you trust it."
+            "it to safetensors where you trust it (docs/training.md has the lines)."
         ) from error
     except Exception as error:  # a damaged file can make the unpickler stumble anywhere
         raise WeightsError(

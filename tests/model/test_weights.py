@@ -1076,3 +1076,6 @@ def test_other_suffixes_are_refused(net: EscNet, tmp_path: Path) -> None:
     path.write_bytes(b"")
     with pytest.raises(WeightsError, match=r"suffix '\.npz', expected \.safetensors, \.pt"):
         load_clip(net, str(path))
+    path = write(clip_state(), tmp_path / "best.pt").rename(tmp_path / "best.pth.tar")
+    with pytest.raises(WeightsError, match=r"suffix '\.tar', .*; it is a file of PyTorch, whose"):
+        load_clip(net, str(path))
