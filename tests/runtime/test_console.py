@@ -214,6 +214,7 @@ def test_printable(text: str, shown: str) -> None:
 
 # --- In a process of its own ---------------------------------------------------------------------
 
+#: It sleeps in pieces: Python sees a signal that comes just before time.sleep after it.
 PROGRAM = """
 import sys, time
 from pathlib import Path
@@ -222,7 +223,8 @@ def command(arguments, console):
     try:
         print("started", file=sys.stderr, flush=True)
         if arguments.wait:
-            time.sleep(60)
+            for _ in range(600):
+                time.sleep(0.1)
         console.print("x" * 200_000)
         return 0, {"text": "x" * 200_000}
     finally:
