@@ -80,7 +80,10 @@ class HostImages:
             for start in range(0, count, chunk):
                 where = slice(start, min(start + chunk, count))
                 self._reduce(reduced, where, canvas.chunk(where))
-        return Labelled(*reduced.result(), kept)
+        began = time.perf_counter()
+        labels, confidence = reduced.result()
+        self._pipeline.clock.add("upsample_argmax", began)
+        return Labelled(labels, confidence, kept)
 
     def kept(
         self, pixels: ImageArray, text: _Floats, shortlist: Shortlist, *, window: Window, chunk: int

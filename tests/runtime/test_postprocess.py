@@ -1,7 +1,10 @@
+import tracemalloc
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from escnet_runtime import postprocess
 from escnet_runtime.errors import InputError
 from escnet_runtime.postprocess import UpsampleArgmax, bilinear_taps, resize_bilinear
 
@@ -82,6 +85,41 @@ def test_labels_do_not_depend_on_chunks_or_threads(
         others = run(logits, height, width, chunk, threads)
         np.testing.assert_array_equal(labels, others[0])
         np.testing.assert_allclose(confidence, others[1], atol=1e-3)
+
+
+@pytest.mark.parametrize(("height", "width", "grid", "classes"), SIZES)
+@pytest.mark.parametrize("threads", [1, 3])
+def test_a_large_image_has_the_bits_of_a_small_one(
+    height: int, width: int, grid: int, classes: int, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its logits wait for each other, while there are no more of them than pixels."""
+    logits = field(classes, grid, step=2)
+    labels, confidence = run(logits, height, width, chunk=16, threads=threads)
+    monkeypatch.setattr(postprocess, "_LARGE", 1)
+    again = run(logits, height, width, chunk=16, threads=threads)
+    np.testing.assert_array_equal(again[0], labels)
+    assert again[0].dtype == labels.dtype
+    np.testing.assert_array_equal(again[1], confidence)
+
+
+def test_a_large_image_takes_little_memory_and_can_be_asked_for_twice() -> None:
+    height, width = 2000, 2200
+    logits = field(3, 24)
+    tracemalloc.start()
+    try:
+        upsample = UpsampleArgmax(height, width, (24, 24), 3, threads=1)
+        given = logits.copy()
+        upsample.add(0, given)
+        given[:] = 0  # it is the caller's own again
+        labels, confidence = upsample.result()
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 4.5 * height * width  # 3 bytes a pixel are labels and confidence
+    np.testing.assert_array_equal(labels, run(logits, height, width, chunk=2)[0])
+    labels[:] = 9
+    assert upsample.result()[0].max() < 3
+    np.testing.assert_array_equal(upsample.result()[1], confidence)
 
 
 def test_labels_are_the_argmax_of_resize_bilinear() -> None:
