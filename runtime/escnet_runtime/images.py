@@ -60,6 +60,11 @@ _TURNS: Final = {
     8: Image.Transpose.ROTATE_90,
 }
 
+# Of these, those that make rows of columns, and those by which the first row comes last.
+_TURNED: Final = frozenset(_TURNS[each] for each in (5, 6, 7, 8))
+_FROM_THE_END: Final = frozenset(_TURNS[each] for each in (3, 4, 6, 7))
+_STRIP_PIXELS: Final = 1 << 18
+
 # warnings.catch_warnings changes the filters of the whole process.
 _WARNING_FILTERS = threading.Lock()
 
@@ -219,8 +224,7 @@ def _from_pillow(image: Image.Image, name: str) -> tuple[ImageArray, int]:
         # Of TIFF, loading applies it and forgets it; of PNG, it may be known only then.
         left = _orientation(image)
         # Not by ImageOps.exif_transpose: it writes all of EXIF anew, and fails at a foreign entry.
-        turned = image.transpose(_TURNS[left]) if left in _TURNS else image
-        return np.ascontiguousarray(_to_rgb(turned)), first if first != 1 else left
+        return _in_strips(image, _TURNS.get(left)), first if first != 1 else left
     except ImageError as error:
         raise ImageError(f"cannot use {name}: {error}") from None
     except Exception as error:  # decoders raise nearly anything for damaged pixel data
@@ -255,6 +259,26 @@ def _orientation(image: Image.Image) -> int:
 
 def _reason(error: Exception) -> str:
     return str(error) or type(error).__name__
+
+
+def _in_strips(image: Image.Image, turn: Image.Transpose | None) -> ImageArray:
+    """A loaded image of any mode, turned, as uint8 [H,W,3].
+
+    Pillow copies an image at each step, four bytes a pixel: of a large one, a strip at a time.
+    """
+    step = max(1, _STRIP_PIXELS // max(1, image.width))
+    # Whole numbers of 32 bits and floats have to lie in a range, all of them.
+    if image.height <= step or image.mode.startswith(("I", "F")):
+        return np.ascontiguousarray(_to_rgb(image.transpose(turn) if turn is not None else image))
+    turned_size = image.size[::-1] if turn in _TURNED else image.size
+    pixels = np.empty((turned_size[1], turned_size[0], 3), np.uint8)
+    lines = pixels.swapaxes(0, 1) if turn in _TURNED else pixels  # what the file's rows become
+    for top in range(0, image.height, step):
+        strip = image.crop((0, top, image.width, min(top + step, image.height)))
+        part = _to_rgb(strip.transpose(turn) if turn is not None else strip)
+        first = image.height - top - strip.height if turn in _FROM_THE_END else top
+        lines[first : first + strip.height] = part.swapaxes(0, 1) if turn in _TURNED else part
+    return pixels
 
 
 def _to_rgb(image: Image.Image) -> ImageArray:

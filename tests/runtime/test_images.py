@@ -2,6 +2,7 @@ import contextlib
 import io
 import os
 import struct
+import tracemalloc
 import warnings
 import zlib
 from collections.abc import Callable
@@ -12,8 +13,9 @@ import numpy as np
 import PIL
 import pytest
 from packaging.version import Version
-from PIL import Image
+from PIL import ExifTags, Image
 
+from escnet_runtime import images
 from escnet_runtime.errors import ImageError
 from escnet_runtime.images import find_images, load_image, load_oriented
 
@@ -248,6 +250,46 @@ def test_damaged_exif_is_no_rotation(tmp_path: Path, suffix: str, exif: bytes) -
     path = saved(tmp_path, Image.new("RGB", (6, 4), "red"), f"image.{suffix}", exif=exif)
     image, orientation = load_oriented(path)
     assert (image.shape, orientation) == ((4, 6, 3), 1)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize(
+    "mode", ["1", "L", "P", "RGB", "RGBA", "LA", "La", "CMYK", "LAB", "I", "F"]
+)
+def test_strips_of_a_large_image_do_not_show(
+    mode: str, orientation: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn = np.random.default_rng(0).integers(0, 256, (61, 47, 4), np.uint8)
+    if mode in ("I", "F"):
+        drawn_as = np.int32 if mode == "I" else np.float32
+        image = Image.fromarray((drawn[:, :, 0] / 255).astype(drawn_as))
+    elif mode == "LAB":
+        image = Image.merge("LAB", Image.fromarray(drawn[:, :, :3].copy()).split())
+    else:
+        between = Image.fromarray(drawn).convert({"La": "LA", "CMYK": "RGB"}.get(mode, mode))
+        image = between.convert(mode)
+    if mode in ("1", "L", "P"):
+        image.info["transparency"] = 0
+    image.getexif()[ExifTags.Base.Orientation] = orientation
+    whole = load_image(image)
+    monkeypatch.setattr(images, "_STRIP_PIXELS", 700)
+    np.testing.assert_array_equal(load_image(image), whole)
+    assert load_image(image).flags.c_contiguous
+
+
+def test_a_large_file_takes_little_more_memory_than_its_pixels(tmp_path: Path) -> None:
+    path = tmp_path / "large.jpg"
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    Image.new("RGB", (2400, 1800), (9, 90, 200)).save(path, exif=exif)
+    tracemalloc.start()
+    try:
+        pixels = load_image(path)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert pixels.shape == (2400, 1800, 3)
+    assert peak < 1.6 * pixels.nbytes  # without Pillow's own, which holds the file's
 
 
 def test_first_frame_of_an_animation(tmp_path: Path) -> None:
