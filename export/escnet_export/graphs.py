@@ -140,8 +140,9 @@ def _require_contract(config: EscNetConfig) -> None:
         if not good:
             raise InputError(
                 f"configuration {config.name!r}: {field} is {got}, expected {expected}: this "
-                "variant is for comparison and runs in PyTorch alone: the bundle format has no "
-                "graphs for it"
+                "variant is for comparison and runs in PyTorch alone, where escnet-train validates "
+                "it (data.validation): the bundle format, by which escnet-export and escnet-eval "
+                "run a model, has no graphs for it"
             )
 
 

@@ -252,7 +252,10 @@ def test_sam_has_no_place_in_a_model_without_its_block(name: str, tmp_path: Path
     ],
 )
 def test_a_bundle_of_a_variant_without_graphs_is_refused(name: str, message: str) -> None:
-    with pytest.raises(InputError, match=f"configuration 'small': {message}.* in PyTorch alone"):
+    with pytest.raises(
+        InputError,
+        match=f"configuration 'small': {message}.* in PyTorch alone, where escnet-train validates",
+    ):
         model_graphs(variant(name))
 
 
