@@ -315,6 +315,12 @@ def _check_divisions(config: EscNetConfig) -> None:
                 f"configuration {config.name!r}: {name} is {whole}, expected a multiple of "
                 f"{divisor} ({of})"
             )
+    if sam.mask_channels == 4:
+        raise InputError(
+            f"configuration {config.name!r}: sam.mask_channels is 4, expected at least 8: the norm "
+            "behind SAM's first mask convolution would be over one channel, which is the same for "
+            "every mask"
+        )
 
 
 def _check_skips(config: EscNetConfig) -> None:

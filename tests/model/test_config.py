@@ -101,6 +101,7 @@ def test_what_is_no_configuration_is_refused(change: Change, message: str) -> No
         (lambda d: d["clip"].update(text_heads=5), "multiple of 5"),
         (lambda d: d["sam"].update(heads=64), r"sam\.embed_dim is 64, expected a multiple of 128"),
         (lambda d: d["sam"].update(mask_channels=6), "multiple of 4"),
+        (lambda d: d["sam"].update(mask_channels=4), "mask_channels is 4, expected at least 8"),
         (lambda d: d["decoder"].update(channels=[48, 36]), r"channels\[1\] is 36"),
         (lambda d: d["decoder"].update(channels=[-48, 32]), "expected at least 1"),
         (lambda d: d["decoder"].update(skip_channels=[32, 16]), "less than the 32 channels"),
