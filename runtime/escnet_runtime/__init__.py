@@ -8,6 +8,12 @@
         result.overlay().save("photo_overlay.png")
 """
 
+import os
+
+# ONNX Runtime reports sessions and models to its maker from 1.29 on, also on Linux, and looks for
+# this once, when it is imported: here, before any module of ours does. Whoever wants that sets it.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
 from .errors import (
     BackendError,
     BundleError,

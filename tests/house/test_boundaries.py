@@ -86,6 +86,18 @@ for name in sys.argv[1:]:
     importlib.import_module(name)
 """
 
+# Imports a module and says what ONNX Runtime finds in the environment when it is imported.
+WATCH_ONNXRUNTIME = """
+import os, sys
+from importlib.abc import MetaPathFinder
+class Watching(MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name == "onnxruntime":
+            print(os.environ.get("ORT_DISABLE_TELEMETRY"))
+sys.meta_path.insert(0, Watching())
+__import__(sys.argv[1])
+"""
+
 
 def imports_of(source: str) -> set[str]:
     """Top-level names a module imports anywhere in it, relative imports left out."""
@@ -165,6 +177,27 @@ def test_commands_of_a_device_import_what_windows_has(package: str) -> None:
     scripts = WORKSPACE[package].project["scripts"]
     done = _python(IMPORT_AS_ON_WINDOWS, *(each.partition(":")[0] for each in scripts.values()))
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("module", "wish"),
+    [
+        ("escnet_runtime.backends.onnxruntime", None),
+        ("escnet_runtime.backends.onnxruntime", "0"),
+        ("escnet_runtime.gpu.onnxruntime", None),
+        ("escnet_runtime.layers_compare", None),
+        pytest.param("escnet_export", None, marks=pytest.mark.slow),
+    ],
+)
+def test_onnx_runtime_reports_nothing_unless_that_is_wished(
+    module: str, wish: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("ORT_DISABLE_TELEMETRY", raising=False)
+    if wish is not None:
+        monkeypatch.setenv("ORT_DISABLE_TELEMETRY", wish)
+    done = _python(WATCH_ONNXRUNTIME, module)
+    # The last time that it was looked for is when it was imported; torch asks whether it is there.
+    assert done.stdout.split()[-1:] == [wish or "1"], done.stderr
 
 
 def test_hiding_torch_works() -> None:
