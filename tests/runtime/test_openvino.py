@@ -279,3 +279,21 @@ def test_without_the_library_the_extra_is_named(
         Segmenter(tiny_bundle, "openvino")
     found = {one.name: one.lacks for one in backends_here(tiny_bundle, [], [Precision.FP32])}
     assert "escnet-runtime[openvino]" in (found["openvino"] or "")
+
+
+def test_openvino_does_not_report_that_it_is_imported(tmp_path: Path) -> None:
+    program = """
+import sys
+import escnet_runtime.backends.openvino
+print(sorted(name for name in sys.modules if name.startswith("openvino_telemetry")))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.stdout.strip() == "[]", done.stderr
+    assert not list(tmp_path.iterdir())  # it keeps an identifier of the user there

@@ -159,8 +159,11 @@ def _onnxruntime_product(a: _Matrix, b: _Matrix) -> _Product:
 
 
 def _openvino_product(a: _Matrix, b: _Matrix) -> _Product:
-    import openvino
-    from openvino import opset13 as ops
+    from escnet_runtime.backends.unreported import unreported
+
+    with unreported():
+        import openvino
+        from openvino import opset13 as ops
 
     given = ops.parameter(list(a.shape), np.float32)
     model = openvino.Model([ops.matmul(given, ops.constant(b), False, False)], [given])

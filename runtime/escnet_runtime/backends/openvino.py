@@ -21,8 +21,6 @@ from typing import Any, Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-import openvino
-from openvino.frontend import FrontEndManager
 
 from ..errors import BackendError, BundleIntegrityError
 from ..forks import not_freed_in_children
@@ -32,6 +30,11 @@ from ..order import by_chunk
 from .arrays import ArrayPool
 from .base import Array, GraphFile, Tensor
 from .graph_cache import GraphCache
+from .unreported import unreported
+
+with unreported():
+    import openvino
+    from openvino.frontend import FrontEndManager
 
 __all__ = ["VERSION", "OpenVinoBackend", "computes_bf16"]
 
