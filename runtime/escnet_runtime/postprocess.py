@@ -130,7 +130,9 @@ class UpsampleArgmax:
         return label, confidence
 
     def _no_labels(self) -> _Labels:
-        return np.zeros(self._size, np.uint8 if self._added.size <= 256 else np.uint16)
+        if self._added.size <= 256:
+            return np.zeros(self._size, np.uint8)
+        return np.zeros(self._size, np.uint16)
 
     def _rows_of(self, band: range, label: _Labels) -> _Rows:
         """What reduces some rows of pixels, of which nothing is known yet, into ``label``."""

@@ -42,7 +42,7 @@ _PATIENCE: Final = (10.0, 30.0)
 #: The first that the installed FFmpeg has. All of them take yuv420p and go into .mp4.
 _CODECS: Final = ("libx264", "libopenh264", "mpeg4")
 #: What a file may lack at its end before that is worth a warning: sound is often a little longer.
-_MISSING_SECONDS: Final = 2
+_MISSING_SECONDS: Final = Fraction(2)
 _MISSING_SHARE: Final = Fraction(1, 100)
 #: Of what is written: 24, 25, 30, 60 and 30000/1001 frames a second last a whole number of it, and
 #: MPEG-4 takes none much shorter.
