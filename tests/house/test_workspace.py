@@ -108,6 +108,21 @@ def test_floors_are_the_lowest_versions_that_devices_accept() -> None:
     assert accepted == {name: {version} for name, version in pins("floors.txt").items()}
 
 
+@pytest.mark.parametrize("python", ["3.10", "3.11", "3.12"])
+@pytest.mark.parametrize("machine", ["x86_64", "AMD64", "aarch64"])
+def test_the_extra_of_gpus_brings_a_compiler_of_kernels(python: str, machine: str) -> None:
+    """Windows calls x86-64 AMD64. On a Jetson with JetPack 6 the compiler is JetPack's own."""
+    place = {"python_version": python, "python_full_version": f"{python}.0"}
+    lines = map(Requirement, WORKSPACE["escnet_runtime"].extras["cuda"])
+    taken = [
+        one.name
+        for one in lines
+        if one.marker is None or one.marker.evaluate({**place, "platform_machine": machine})
+    ]
+    on_jetpack = python == "3.10" and machine == "aarch64"
+    assert len([name for name in taken if "nvrtc" in name]) == (0 if on_jetpack else 1)
+
+
 def test_what_is_imported_is_required(one: Distribution) -> None:
     """A package must not live off what another one happens to bring along."""
     tables = one.requirements()
