@@ -136,7 +136,7 @@ def in_chunks(net: EscNet, picture: Tensor, words: Tensor, base: Trace, size: in
     chunks = list(zip(index.split(size), weight.reshape(-1, 1, size), strict=True))
     encoded = net.encode_image(picture)
     features = encoded.block_features
-    states = [net.correlate(encoded.features, words[rows]) for rows, _ in chunks]
+    states = [net.correlate(encoded.features, words[chosen]) for chosen, _ in chunks]
     for block, prompts in zip(net.esc_blocks, base.prompts, strict=True):
         parts = [(rows(prompts, chosen), share) for chosen, share in chunks]
         enhanced = sum_of(
