@@ -9,7 +9,9 @@ a compiler (:mod:`escnet_runtime.native`).
 """
 
 import math
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import pairwise
 from typing import TypeAlias
 
@@ -92,7 +94,8 @@ class UpsampleArgmax:
         if not len(logits):
             return
         if self._rows is None:
-            self._waiting.append((first_category, logits.copy()))
+            kind = NumpyRows if self._library is None else NativeRows
+            self._waiting.append((first_category, kind.prepared(logits.copy())))
         else:
             self._reduce(self._rows, first_category, logits)
         self._added[first_category : first_category + len(logits)] = True
@@ -116,17 +119,10 @@ class UpsampleArgmax:
             where = slice(band.start, band.stop)
             rows = self._rows_of(band, label[where])
             for first, logits in self._waiting:
-                rows.reduce(first, rows.prepared(logits), range(len(band)))
+                rows.reduce(first, logits, range(len(band)))
             confidence[where] = rows.confidence()
 
-        bands = _bands(self._edges, len(self._edges))
-        if self._threads == 1:
-            for band in bands:
-                reduce(band)
-        else:
-            with ThreadPoolExecutor(self._threads) as pool:
-                for done in [pool.submit(reduce, band) for band in bands]:
-                    done.result()
+        self._each(_bands(self._edges, len(self._edges)), reduce)
         return label, confidence
 
     def _no_labels(self) -> _Labels:
@@ -153,11 +149,17 @@ class UpsampleArgmax:
         prepared = rows.prepared(logits)
         bands = _bands(self._edges, 4 * self._threads)
         work = math.prod(self._size) * len(logits)
-        if self._threads == 1 or len(bands) == 1 or work < rows.least_parallel:
-            rows.reduce(first, prepared, range(self._size[0]))
+        if self._threads == 1 or work < rows.least_parallel:
+            bands = [range(self._size[0])]
+        self._each(bands, partial(rows.reduce, first, prepared))
+
+    def _each(self, bands: list[range], work: Callable[[range], None]) -> None:
+        if self._threads == 1 or len(bands) == 1:
+            for band in bands:
+                work(band)
             return
         with ThreadPoolExecutor(self._threads) as pool:
-            for done in [pool.submit(rows.reduce, first, prepared, band) for band in bands]:
+            for done in [pool.submit(work, band) for band in bands]:
                 done.result()
 
     def _check(self, first: int, logits: Float32) -> None:

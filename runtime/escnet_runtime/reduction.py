@@ -59,7 +59,8 @@ class NumpyRows:
         self._rows, self._columns = state.rows, state.columns
         self._width = state.best.shape[1]
 
-    def prepared(self, logits: Float32) -> Float32:
+    @staticmethod
+    def prepared(logits: Float32) -> Float32:
         """A copy of logits that interpolation leaves finite, for `reduce`.
 
         Values far below any real logit, not −inf: interpolating those would give inf − inf.

@@ -57,7 +57,8 @@ class NativeRows:
         }
         self._label_bytes, self._width = state.label.itemsize, state.best.shape[1]
 
-    def prepared(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    @staticmethod
+    def prepared(logits: NDArray[np.float32]) -> NDArray[np.float32]:
         """The logits themselves if they are contiguous, for `reduce`, which cleans as it reads."""
         return np.require(logits, requirements=["C", "A"])
 
